@@ -1,0 +1,233 @@
+//! Entries: what is known of each block, in a slab that is allocated up front.
+
+use std::collections::HashMap;
+
+use crate::chain::Link;
+use crate::hash::{BlockHash, Namespace};
+use crate::key::{CopyKey, GroupId};
+use crate::manager::event::Ticket;
+use crate::miss::MissReason;
+use crate::units::Tier;
+
+/// Index of an entry in its shard. Good as long as its holder keeps the entry live, or a copy of it is on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EntryId(pub(crate) u32);
+
+/// State of a block's copy in one tier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CopyState {
+    /// No copy.
+    None,
+    /// Being written.
+    Arriving,
+    /// Committed.
+    Resident,
+    /// Device: being demoted, still readable. Host: being dropped, no longer readable.
+    Leaving,
+}
+
+impl CopyState {
+    /// True for a copy that takes a slot and is not about to free it.
+    pub(crate) fn stays(self) -> bool {
+        matches!(self, CopyState::Arriving | CopyState::Resident)
+    }
+}
+
+/// An intrusive list that an entry can stand in, one per tier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Listed {
+    /// In none.
+    No,
+    /// Idle copies, least recently used first.
+    Idle,
+    /// Live device copies of one depth.
+    Live,
+    /// Live host copies beside a resident device copy.
+    Redundant,
+}
+
+/// Neighbours in a list.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Neighbours {
+    pub(crate) listed: Listed,
+    pub(crate) before: Option<EntryId>,
+    pub(crate) after: Option<EntryId>,
+}
+
+/// One block of one form and provenance.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub(crate) key: CopyKey,
+    pub(crate) parent_hash: Option<BlockHash>,
+    pub(crate) depth: u32,
+    pub(crate) parent: Option<EntryId>,
+    pub(crate) next_variant: Option<EntryId>,
+    /// Sequences that read it.
+    pub(crate) live: u32,
+    /// Child entries, whatever copies they have.
+    pub(crate) children: u32,
+    /// Child entries with a copy that stays, per tier.
+    pub(crate) children_in: [u32; 2],
+    pub(crate) copies: [CopyState; 2],
+    pub(crate) lists: [Neighbours; 2],
+    /// The request for room that waits for this demotion.
+    pub(crate) demoted_for: Option<Ticket>,
+    /// Why it has no copy, while it has none.
+    pub(crate) loss: Option<MissReason>,
+    /// A lease stood in the way of its eviction: no candidate until the next request for room.
+    pub(crate) parked: bool,
+}
+
+impl Entry {
+    /// The nearest tier with a copy that can be read.
+    pub(crate) fn readable(&self) -> Option<Tier> {
+        match self.copies {
+            [CopyState::Resident | CopyState::Leaving, _] => Some(Tier::Device),
+            [_, CopyState::Resident] => Some(Tier::Host),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn is_bare(&self) -> bool {
+        self.copies == [CopyState::None; 2]
+    }
+}
+
+/// What a shard tells of an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryView {
+    /// Its key.
+    pub key: CopyKey,
+    /// Its place in the chain.
+    pub link: Link,
+    /// Sequences that read it.
+    pub live: u32,
+    /// Its copies: device, host.
+    pub copies: [CopyState; 2],
+    /// Why it has no copy, while it has none.
+    pub loss: Option<MissReason>,
+}
+
+/// What copies of one block share, whatever their form and provenance.
+type BlockName = (Namespace, BlockHash, GroupId);
+
+fn name(key: &CopyKey) -> BlockName {
+    (key.namespace, key.hash, key.group)
+}
+
+/// The entries of a shard and the index over them.
+#[derive(Clone, Debug)]
+pub(crate) struct Slab {
+    entries: Vec<Option<Entry>>,
+    free: Vec<EntryId>,
+    by_name: HashMap<BlockName, EntryId>,
+}
+
+impl Slab {
+    /// Bytes of an entry, its free-list place and its index slot at the map's worst load.
+    pub(crate) const BYTES_PER_ENTRY: u64 =
+        (size_of::<Option<Entry>>() + size_of::<EntryId>()) as u64 + 2 * (size_of::<(BlockName, EntryId)>() as u64 + 1);
+
+    pub(crate) fn new(capacity: u32) -> Slab {
+        Slab {
+            entries: vec![None; capacity as usize],
+            free: (0..capacity).rev().map(EntryId).collect(),
+            by_name: HashMap::with_capacity(capacity as usize),
+        }
+    }
+
+    pub(crate) fn free_entries(&self) -> u32 {
+        self.free.len() as u32
+    }
+
+    pub(crate) fn used(&self) -> u32 {
+        (self.entries.len() - self.free.len()) as u32
+    }
+
+    pub(crate) fn get(&self, id: EntryId) -> Option<&Entry> {
+        self.entries.get(id.0 as usize)?.as_ref()
+    }
+
+    pub(crate) fn ids(&self) -> impl Iterator<Item = EntryId> + '_ {
+        (0..self.entries.len() as u32).map(EntryId).filter(|id| self.get(*id).is_some())
+    }
+
+    /// The variants of a block: one entry per form and provenance.
+    pub(crate) fn variants(&self, namespace: Namespace, hash: BlockHash, group: GroupId) -> impl Iterator<Item = EntryId> + '_ {
+        let first = self.by_name.get(&(namespace, hash, group)).copied();
+        std::iter::successors(first, |id| self[*id].next_variant)
+    }
+
+    pub(crate) fn find(&self, key: &CopyKey) -> Option<EntryId> {
+        self.variants(key.namespace, key.hash, key.group).find(|id| self[*id].key == *key)
+    }
+
+    /// Adds an entry without copies. The caller has made sure that one is free.
+    pub(crate) fn insert(&mut self, key: CopyKey, link: Link) -> EntryId {
+        let id = self.free.pop().expect("room is granted only while entries are free");
+        let parent_key = link.parent.map(|hash| CopyKey { hash, ..key });
+        let parent = parent_key.and_then(|parent| self.find(&parent));
+        if let Some(parent) = parent {
+            self[parent].children += 1;
+        }
+        let nowhere = Neighbours { listed: Listed::No, before: None, after: None };
+        self.entries[id.0 as usize] = Some(Entry {
+            key,
+            parent_hash: link.parent,
+            depth: link.depth,
+            parent,
+            next_variant: self.by_name.insert(name(&key), id),
+            live: 0,
+            children: 0,
+            children_in: [0; 2],
+            copies: [CopyState::None; 2],
+            lists: [nowhere; 2],
+            demoted_for: None,
+            loss: None,
+            parked: false,
+        });
+        id
+    }
+
+    /// Removes an entry without copies, readers or children; returns its parent.
+    pub(crate) fn remove(&mut self, id: EntryId) -> Option<EntryId> {
+        let entry = self.entries[id.0 as usize].take().expect("only a known entry is removed");
+        debug_assert!(entry.is_bare() && entry.live == 0 && entry.children == 0);
+        self.free.push(id);
+        self.unlink_variant(&entry, id);
+        if let Some(parent) = entry.parent {
+            self[parent].children -= 1;
+        }
+        entry.parent
+    }
+
+    fn unlink_variant(&mut self, entry: &Entry, id: EntryId) {
+        let block = name(&entry.key);
+        let first = self.by_name[&block];
+        if first != id {
+            let mut before = first;
+            while self[before].next_variant != Some(id) {
+                before = self[before].next_variant.expect("a known entry stands among its variants");
+            }
+            self[before].next_variant = entry.next_variant;
+        } else if let Some(next) = entry.next_variant {
+            self.by_name.insert(block, next);
+        } else {
+            self.by_name.remove(&block);
+        }
+    }
+}
+
+impl std::ops::Index<EntryId> for Slab {
+    type Output = Entry;
+
+    fn index(&self, id: EntryId) -> &Entry {
+        self.entries[id.0 as usize].as_ref().expect("an entry id is used only while its entry is held")
+    }
+}
+
+impl std::ops::IndexMut<EntryId> for Slab {
+    fn index_mut(&mut self, id: EntryId) -> &mut Entry {
+        self.entries[id.0 as usize].as_mut().expect("an entry id is used only while its entry is held")
+    }
+}

@@ -1,0 +1,28 @@
+//! End-to-end sums: XXH3-64 per section, computed once when the section is encoded and carried unchanged through every tier.
+
+use std::hash::Hasher;
+
+use twox_hash::XxHash3_64;
+use zerocopy::IntoBytes;
+
+use crate::form::Lineage;
+use crate::key::CopyKey;
+
+/// XXH3-64 of one section.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SectionSum(pub u64);
+
+/// Sum over a section's bytes together with everything that says whose bytes they are: key (with form and provenance), lineage and
+/// section index. The identity is folded into the seed, so that the bytes are hashed in one run.
+pub fn section_sum(key: &CopyKey, lineage: Lineage, section: u32, bytes: &[u8]) -> SectionSum {
+    let mut identity = XxHash3_64::with_seed(0x6b76_7469_6572_0001);
+    identity.write(key.as_bytes());
+    identity.write(lineage.as_bytes());
+    identity.write(&section.to_le_bytes());
+    SectionSum(XxHash3_64::oneshot_with_seed(identity.finish(), bytes))
+}
+
+/// Sum over a header's bytes.
+pub fn header_sum(bytes: &[u8]) -> u64 {
+    XxHash3_64::oneshot_with_seed(0x6b76_7469_6572_0002, bytes)
+}

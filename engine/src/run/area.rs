@@ -1,0 +1,206 @@
+//! How the device budget is divided: one **step area** (queries, outputs, accumulators, paging slots) and block slots for the rest.
+//!
+//! ```text
+//! step area = q | k | v | out          f32, rows x (heads + 2 kv_heads + heads) x head_dim
+//!           | accumulators             running state for every row, or partials for every span of a decode step
+//!           | paging slots             one layer of 64 tokens (or of one block, if larger) each
+//! ```
+//! Bits do not depend on the division: a small budget only means smaller chunks and more copies.
+
+use cache_core::slots::SlotTable;
+use gpu_tier::attention::{Accumulator, Geometry, SPAN_TOKENS};
+use gpu_tier::device::DeviceRange;
+
+use crate::error::EngineError;
+
+/// What one row keeps in the area, and where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AreaPlan {
+    /// Rows of the largest step.
+    pub rows: u32,
+    /// Bytes for accumulators.
+    pub accumulator_bytes: u64,
+    /// Paging slots.
+    pub paging_slots: u32,
+    /// Bytes of one paging slot.
+    pub paging_slot_bytes: u64,
+    /// Bytes of the whole area, in pages.
+    pub area_bytes: u64,
+    /// Block slots.
+    pub block_slots: u32,
+}
+
+/// What the division depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct AreaInput {
+    /// Shapes of attention.
+    pub geometry: Geometry,
+    /// Bytes of one block slot.
+    pub slot_bytes: u64,
+    /// Device budget in bytes.
+    pub device_bytes: u64,
+    /// Largest step that is wanted, in rows.
+    pub chunk: u32,
+    /// Longest context, in tokens.
+    pub context: u32,
+}
+
+/// Paging slots that are worth having: enough for copies to run ahead of attention.
+const PAGING_SLOTS: u32 = 16;
+
+impl AreaPlan {
+    /// Divides the budget: the area takes at most a quarter of it if it can, with at least one row, two paging slots and two blocks
+    /// (one to fill, one to straddle into), or one block when a step computes one row.
+    ///
+    /// Errors: [`EngineError::Budget`] with the minimum.
+    pub fn divide(input: &AreaInput) -> Result<AreaPlan, EngineError> {
+        let mut rows = input.chunk.max(1);
+        let mut paging_slots = PAGING_SLOTS;
+        loop {
+            let plan = AreaPlan::with(input, rows, paging_slots);
+            let blocks_needed = rows.div_ceil(input.geometry.block_tokens);
+            let modest = plan.area_bytes <= input.device_bytes / 4 || (rows == 1 && paging_slots == 2);
+            if modest && plan.block_slots >= blocks_needed.max(1) {
+                return Ok(plan);
+            }
+            if rows == 1 && paging_slots == 2 {
+                return Err(EngineError::Budget {
+                    what: "--device-mem",
+                    given_bytes: input.device_bytes,
+                    minimum_bytes: plan.area_bytes + slots_bytes(1, input.slot_bytes),
+                });
+            }
+            (rows, paging_slots) = (rows.div_ceil(2), (paging_slots / 2).max(2));
+        }
+    }
+
+    fn with(input: &AreaInput, rows: u32, paging_slots: u32) -> AreaPlan {
+        let geometry = &input.geometry;
+        let state = u64::from(geometry.heads) * geometry.partial_bytes();
+        let spans = u64::from(input.context.div_ceil(SPAN_TOKENS));
+        // Partials of one row over the whole context let a decode step use every thread; a small budget does without.
+        let partials = state * spans;
+        let running = state * u64::from(rows);
+        let accumulator_bytes = if partials <= input.device_bytes / 16 { running.max(partials) } else { running };
+        let paging_slot_bytes = geometry.section_bytes() * u64::from(blocks_per_group(geometry));
+        let area = row_bytes(geometry) * u64::from(rows) + accumulator_bytes + paging_slot_bytes * u64::from(paging_slots);
+        let area_bytes = cache_core::buffer::round_to_pages(area);
+        let left = input.device_bytes.saturating_sub(area_bytes);
+        let most = u64::from(input.context.div_ceil(geometry.block_tokens)).saturating_mul(4).max(8);
+        let mut block_slots = (left / input.slot_bytes).min(most) as u32;
+        while block_slots > 0 && slots_bytes(block_slots, input.slot_bytes) > left {
+            block_slots -= 1;
+        }
+        AreaPlan { rows, accumulator_bytes, paging_slots, paging_slot_bytes, area_bytes, block_slots }
+    }
+}
+
+/// Bytes of so many slots and of the table that keeps them.
+fn slots_bytes(slots: u32, slot_bytes: u64) -> u64 {
+    u64::from(slots) * slot_bytes + SlotTable::bytes_for(slots)
+}
+
+/// Blocks that are paged together: as many as fill one span, at least one.
+pub fn blocks_per_group(geometry: &Geometry) -> u32 {
+    (SPAN_TOKENS / geometry.block_tokens).max(1)
+}
+
+/// Spans of a group.
+pub fn spans_per_group(geometry: &Geometry) -> u32 {
+    (geometry.block_tokens / SPAN_TOKENS).max(1)
+}
+
+fn row_bytes(geometry: &Geometry) -> u64 {
+    4 * u64::from(geometry.head_dim) * u64::from(2 * geometry.heads + 2 * geometry.kv_heads)
+}
+
+/// The parts of the area in one step of `rows` rows.
+#[derive(Clone, Copy, Debug)]
+pub struct StepArea {
+    /// f32 `[rows][heads][head_dim]`.
+    pub queries: DeviceRange,
+    /// f32 `[rows][kv_heads][head_dim]`.
+    pub keys: DeviceRange,
+    /// f32 `[rows][kv_heads][head_dim]`.
+    pub values: DeviceRange,
+    /// f32 `[rows][heads][head_dim]`.
+    pub output: DeviceRange,
+    /// Accumulators.
+    pub accumulators: DeviceRange,
+    /// Paging slots.
+    pub paging: DeviceRange,
+}
+
+impl StepArea {
+    /// Lays out `rows` rows in `area`, which was allocated with `plan.area_bytes`.
+    pub fn new(plan: &AreaPlan, geometry: &Geometry, area: DeviceRange, rows: u32) -> StepArea {
+        let mut offset = 0;
+        let mut take = |bytes: u64| {
+            let part = area.slice(offset, bytes);
+            offset += bytes;
+            part
+        };
+        let per_head = 4 * u64::from(geometry.head_dim) * u64::from(rows);
+        StepArea {
+            paging: take(plan.paging_slot_bytes * u64::from(plan.paging_slots)),
+            accumulators: take(plan.accumulator_bytes),
+            queries: take(per_head * u64::from(geometry.heads)),
+            keys: take(per_head * u64::from(geometry.kv_heads)),
+            values: take(per_head * u64::from(geometry.kv_heads)),
+            output: take(per_head * u64::from(geometry.heads)),
+        }
+    }
+
+    /// Gives each (rows, spans) its accumulator: partials where they all fit, else running state.
+    pub fn accumulators(&self, geometry: &Geometry, sequences: &[(u32, u32)]) -> Vec<Accumulator> {
+        let state = |rows: u32| u64::from(rows) * u64::from(geometry.heads) * geometry.partial_bytes();
+        let partials: u64 = sequences.iter().map(|(rows, spans)| state(*rows) * u64::from(*spans)).sum();
+        let few_rows = sequences.iter().all(|(rows, _)| *rows <= 4);
+        let mut offset = 0;
+        sequences
+            .iter()
+            .map(|(rows, spans)| {
+                let as_partials = few_rows && partials <= self.accumulators.bytes;
+                let bytes = if as_partials { state(*rows) * u64::from(*spans) } else { state(*rows) };
+                let range = self.accumulators.slice(offset, bytes);
+                offset += bytes;
+                if as_partials { Accumulator::Partials { range, spans: *spans } } else { Accumulator::Running { range } }
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gpu_tier::attention::Element;
+
+    fn input(device_bytes: u64, block_tokens: u32) -> AreaInput {
+        let geometry =
+            Geometry { heads: 9, kv_heads: 3, head_dim: 64, block_tokens, element: Element::Bf16, scale: 0.125 };
+        let slot_bytes = 4096 + 30 * geometry.section_bytes();
+        AreaInput { geometry, slot_bytes, device_bytes, chunk: 512, context: 8192 }
+    }
+
+    #[test]
+    fn every_budget_from_the_minimum_up_is_kept() {
+        for block_tokens in [16, 64, 256] {
+            let EngineError::Budget { minimum_bytes, .. } = AreaPlan::divide(&input(1, block_tokens)).unwrap_err() else {
+                panic!("a byte is no budget")
+            };
+            assert!(AreaPlan::divide(&input(minimum_bytes - 1, block_tokens)).is_err());
+            for device_bytes in (0..40).map(|step| minimum_bytes + step * step * 100_003) {
+                let input = input(device_bytes, block_tokens);
+                let plan = AreaPlan::divide(&input).unwrap();
+                assert!(plan.area_bytes + slots_bytes(plan.block_slots, input.slot_bytes) <= device_bytes);
+                assert!(plan.block_slots >= 1 && plan.paging_slots >= 2 && plan.rows >= 1);
+            }
+        }
+    }
+
+    #[test]
+    fn a_large_budget_keeps_the_chunk() {
+        let plan = AreaPlan::divide(&input(1 << 30, 64)).unwrap();
+        assert_eq!((plan.rows, plan.paging_slots), (512, PAGING_SLOTS));
+    }
+}

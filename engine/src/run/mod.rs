@@ -1,0 +1,15 @@
+//! Running sequences: what a step needs, how it is computed, and how blocks are paged in for it.
+
+pub mod area;
+pub mod engine;
+mod paging;
+pub mod request;
+pub mod sampler;
+mod sequence;
+mod step;
+
+pub use cache_core::form::Form;
+pub use cache_core::hash::WeightsId;
+pub use cache_core::miss::MissReason;
+pub use gpu_tier::cpu::Link;
+pub use gpu_tier::cpu::isa::Isa;

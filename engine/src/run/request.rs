@@ -1,0 +1,83 @@
+//! What is asked of the engine, and what it answers.
+
+use std::time::Duration;
+
+use crate::run::sampler::Sampling;
+
+/// One question: a prompt and how to continue it.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Named in the answer.
+    pub id: String,
+    /// Token ids of the rendered prompt; at least one.
+    pub prompt: Vec<u32>,
+    /// Tokens to generate at most; at least one.
+    pub max_tokens: u32,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Tokens that end the continuation; empty to go on regardless.
+    pub end_tokens: Vec<u32>,
+    /// Salt of the tenant; `None` is the default tenant.
+    pub salt: Option<String>,
+}
+
+/// Blocks found in the cache, in tokens by tier.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CachedTokens {
+    /// In device memory.
+    pub device: u32,
+    /// In the host arena.
+    pub host: u32,
+}
+
+/// A finished request.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// The request's.
+    pub id: String,
+    /// Generated token ids.
+    pub tokens: Vec<u32>,
+    /// SHA-256 over the f32 little-endian logits of every generated token.
+    pub logits_digest: [u8; 32],
+    /// Tokens of the prompt.
+    pub prompt_tokens: u32,
+    /// Of those, found in the cache.
+    pub cached_tokens: CachedTokens,
+    /// Positions computed, prompt and continuation, recomputed ones not counted.
+    pub computed_tokens: u32,
+    /// Positions computed again because their block was lost.
+    pub recomputed_tokens: u32,
+    /// From submission to the first token.
+    pub first_token: Duration,
+    /// From the first token to the last.
+    pub decode: Duration,
+    /// Of the prompt's tokens, those that had to be computed.
+    pub prefill_tokens: u32,
+    /// Bytes copied from host to device on the request's behalf.
+    pub loaded_host_bytes: u64,
+    /// Misses by reason, in the order of `MissReason::ALL`.
+    pub misses: [u64; 11],
+    /// True when the continuation ended with an end token.
+    pub ended: bool,
+}
+
+/// What the engine is doing, for whoever watches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// So many positions of the prompt of request `index` are there.
+    Prefill {
+        /// Index of the request.
+        index: usize,
+        /// Positions done.
+        done: u32,
+        /// Positions of the prompt.
+        total: u32,
+    },
+    /// Request `index` got a token.
+    Token {
+        /// Index of the request.
+        index: usize,
+        /// The token.
+        token: u32,
+    },
+}

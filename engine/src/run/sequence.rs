@@ -1,0 +1,157 @@
+//! One running request: its tokens, how far they are computed, and what it has measured so far.
+
+use std::time::Instant;
+
+use cache_core::chain::{Chain, Link};
+use cache_core::hash::Namespace;
+use cache_core::units::Tier;
+use kvtier_sdk::cache::{Acquired, SequenceId};
+use sha2::{Digest, Sha256};
+
+use crate::run::request::{Answer, CachedTokens, Request};
+use crate::run::sampler::Sampler;
+
+/// A request in the course of being answered.
+pub(crate) struct Sequence {
+    pub(crate) request: Request,
+    pub(crate) id: SequenceId,
+    pub(crate) namespace: Namespace,
+    /// Prompt, then continuation.
+    pub(crate) tokens: Vec<u32>,
+    /// Positions whose keys and values are in blocks.
+    pub(crate) computed: u32,
+    /// Blocks the sequence holds, open ones included.
+    pub(crate) blocks: u32,
+    /// Blocks that are committed (or were found).
+    pub(crate) committed: u32,
+    chain: Chain,
+    sampler: Sampler,
+    digest: Sha256,
+    started: Instant,
+    first_token: Option<Instant>,
+    cached: CachedTokens,
+    computed_tokens: u32,
+    prefill_tokens: u32,
+    pub(crate) recomputed_tokens: u32,
+    pub(crate) loaded_host_bytes: u64,
+    pub(crate) misses: [u64; 11],
+    ended: bool,
+}
+
+impl Sequence {
+    pub(crate) fn new(request: Request, id: SequenceId, namespace: Namespace, block_tokens: u32) -> Sequence {
+        let chain = Chain::over(namespace, block_tokens, &request.prompt);
+        Sequence {
+            tokens: request.prompt.clone(),
+            sampler: Sampler::new(request.sampling),
+            request,
+            id,
+            namespace,
+            computed: 0,
+            blocks: 0,
+            committed: 0,
+            chain,
+            digest: Sha256::new(),
+            started: Instant::now(),
+            first_token: None,
+            cached: CachedTokens::default(),
+            computed_tokens: 0,
+            prefill_tokens: 0,
+            recomputed_tokens: 0,
+            loaded_host_bytes: 0,
+            misses: [0; 11],
+            ended: false,
+        }
+    }
+
+    /// Links of the full blocks from `from` on whose keys a lookup may bring: the last known token is always computed, for its logits.
+    pub(crate) fn links_from(&self, from: u32, block_tokens: u32) -> &[Link] {
+        let most = (self.tokens.len() as u32 - 1) / block_tokens;
+        let links = self.chain.links();
+        &links[(from as usize).min(links.len())..(most as usize).min(links.len()).max(from as usize)]
+    }
+
+    /// Link of a full block; `None` while its tokens are not all known.
+    pub(crate) fn link(&self, block: u32) -> Option<Link> {
+        self.chain.links().get(block as usize).copied()
+    }
+
+    /// Takes blocks that were found.
+    pub(crate) fn found(&mut self, acquired: &Acquired, block_tokens: u32) {
+        let blocks = acquired.tiers.len() as u32;
+        self.blocks += blocks;
+        self.committed += blocks;
+        self.computed += blocks * block_tokens;
+        for tier in &acquired.tiers {
+            match tier {
+                Tier::Device => self.cached.device += block_tokens,
+                _ => self.cached.host += block_tokens,
+            }
+        }
+        if let Some(reason) = acquired.miss {
+            self.misses[reason as usize] += 1;
+        }
+    }
+
+    /// Counts positions that a step computed for the first time.
+    pub(crate) fn advanced(&mut self, rows: u32) {
+        self.computed += rows;
+        self.computed_tokens += rows;
+        if self.first_token.is_none() {
+            self.prefill_tokens += rows;
+        }
+    }
+
+    /// Forgets everything that was computed, as after a suspension.
+    pub(crate) fn restart(&mut self, id: SequenceId) {
+        (self.id, self.computed, self.blocks, self.committed) = (id, 0, 0, 0);
+    }
+
+    /// Chooses the next token from the logits of the last one; returns it.
+    pub(crate) fn sample(&mut self, logits: &[f32], block_tokens: u32) -> u32 {
+        for logit in logits {
+            self.digest.update(logit.to_le_bytes());
+        }
+        let token = self.sampler.choose(logits);
+        self.tokens.push(token);
+        self.first_token.get_or_insert_with(Instant::now);
+        if self.tokens.len() as u32 % block_tokens == 0 {
+            self.chain.push(&self.tokens[self.tokens.len() - block_tokens as usize..]);
+        }
+        token
+    }
+
+    /// Notes that the last token was an end token.
+    pub(crate) fn end(&mut self) {
+        self.ended = true;
+    }
+
+    /// True when no further token is wanted.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.ended || self.generated() >= self.request.max_tokens
+    }
+
+    /// Tokens generated so far.
+    pub(crate) fn generated(&self) -> u32 {
+        (self.tokens.len() - self.request.prompt.len()) as u32
+    }
+
+    pub(crate) fn into_answer(self) -> Answer {
+        let first = self.first_token.unwrap_or_else(Instant::now);
+        Answer {
+            id: self.request.id,
+            tokens: self.tokens[self.request.prompt.len()..].to_vec(),
+            logits_digest: self.digest.finalize().into(),
+            prompt_tokens: self.request.prompt.len() as u32,
+            cached_tokens: self.cached,
+            computed_tokens: self.computed_tokens,
+            recomputed_tokens: self.recomputed_tokens,
+            first_token: first - self.started,
+            decode: first.elapsed(),
+            prefill_tokens: self.prefill_tokens,
+            loaded_host_bytes: self.loaded_host_bytes,
+            misses: self.misses,
+            ended: self.ended,
+        }
+    }
+}

@@ -1,0 +1,423 @@
+//! One step: the rows of several sequences through every layer.
+
+use std::sync::{Arc, Mutex};
+
+use cache_core::payload::BlockShape;
+use gpu_tier::attention::{Accumulator, Append, Attend, Attention, Finish, Geometry, SPAN_TOKENS, SectionPlace};
+use gpu_tier::cpu::math;
+use gpu_tier::device::{DeviceBuffer, Stream};
+use kvtier_sdk::cache::{BlockPlace, KvCache, SequenceId};
+use zerocopy::IntoBytes;
+
+use crate::error::EngineError;
+use crate::matrix::Activations;
+use crate::model::Model;
+use crate::model::weights::{Compute, Layer};
+use crate::run::area::{AreaPlan, StepArea};
+use crate::run::paging::Pager;
+
+/// Rows of the head computed at once: bounds the memory of `[rows, vocabulary]` logits.
+const HEAD_ROWS: usize = 16;
+
+/// Which rows' logits are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Logits {
+    /// None.
+    None,
+    /// Of the last row.
+    Last,
+    /// Of every row.
+    All,
+}
+
+/// Consecutive positions of one sequence to compute in a step. Their blocks are open on the device.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Segment<'a> {
+    pub(crate) sequence: SequenceId,
+    pub(crate) tokens: &'a [u32],
+    pub(crate) first_position: u32,
+    pub(crate) logits: Logits,
+}
+
+/// How a step ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum StepEnd {
+    /// Everything was computed; logits were handed out. Bytes copied to the device for each segment.
+    Done(Vec<u64>),
+    /// Blocks were lost, so the results were thrown away: (index of the segment, block).
+    Lost(Vec<(usize, u32)>),
+}
+
+/// What a step computes with.
+pub(crate) struct Stepper {
+    pub(crate) model: Arc<Model>,
+    pub(crate) compute: Compute,
+    pub(crate) device: Arc<dyn Attention>,
+    pub(crate) cache: Arc<dyn KvCache>,
+    pub(crate) geometry: Geometry,
+    pub(crate) shape: BlockShape,
+    pub(crate) plan: AreaPlan,
+    pub(crate) area: DeviceBuffer,
+    activations: Activations,
+    buffers: Buffers,
+}
+
+/// Host-side activations, `[rows, ...]`, grown to the largest step.
+#[derive(Default)]
+struct Buffers {
+    hidden: Vec<f32>,
+    normed: Vec<f32>,
+    queries: Vec<f32>,
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    attended: Vec<f32>,
+    projected: Vec<f32>,
+    gate: Vec<f32>,
+    up: Vec<f32>,
+    logits: Vec<f32>,
+    angles: Vec<(f32, f32)>,
+}
+
+impl Stepper {
+    pub(crate) fn new(
+        model: Arc<Model>,
+        compute: Compute,
+        device: Arc<dyn Attention>,
+        cache: Arc<dyn KvCache>,
+        geometry: Geometry,
+        plan: AreaPlan,
+        area: DeviceBuffer,
+    ) -> Stepper {
+        let shape = cache.shape();
+        let (activations, buffers) = (Activations::new(), Buffers::default());
+        Stepper { model, compute, device, cache, geometry, shape, plan, area, activations, buffers }
+    }
+
+    /// Runs all segments through the model. `deliver(segment, row, logits)` gets the wanted rows once it is certain that no block
+    /// changed under the computation.
+    pub(crate) fn run(
+        &mut self,
+        segments: &[Segment<'_>],
+        deliver: &mut dyn FnMut(usize, u32, &[f32]),
+    ) -> Result<StepEnd, EngineError> {
+        let rows: usize = segments.iter().map(|segment| segment.tokens.len()).sum();
+        let places = segments.iter().map(|segment| self.cache.places(segment.sequence)).collect::<Result<Vec<_>, _>>()?;
+        let lost = lost_blocks(segments, &places, self.shape.block_tokens);
+        if !lost.is_empty() {
+            return Ok(StepEnd::Lost(lost));
+        }
+        self.embed(segments);
+        let area = StepArea::new(&self.plan, &self.geometry, self.area.range(), rows as u32);
+        let device = Arc::clone(&self.device);
+        let mut run = LayerRun::new(&*device, self, segments, &places, area);
+        for layer in 0..self.model.config.layers {
+            self.layer(layer, rows, &mut run)?;
+        }
+        let loaded = run.pagers.iter().map(Pager::loaded_bytes).collect();
+        drop(run);
+        let moved = self.moved_blocks(segments, &places);
+        if !moved.is_empty() {
+            return Ok(StepEnd::Lost(moved));
+        }
+        self.deliver_logits(segments, deliver);
+        Ok(StepEnd::Done(loaded))
+    }
+
+    fn embed(&mut self, segments: &[Segment<'_>]) {
+        let width = self.model.config.width as usize;
+        let rope = &self.model.config.rope;
+        let buffers = &mut self.buffers;
+        buffers.hidden.clear();
+        buffers.angles.clear();
+        for segment in segments {
+            for (index, token) in segment.tokens.iter().enumerate() {
+                let start = buffers.hidden.len();
+                buffers.hidden.resize(start + width, 0.0);
+                self.model.embeddings.row(*token as usize, &mut buffers.hidden[start..]);
+                rope.angles(segment.first_position + index as u32, &mut buffers.angles);
+            }
+        }
+    }
+
+    fn layer(&mut self, index: u32, rows: usize, run: &mut LayerRun<'_>) -> Result<(), EngineError> {
+        let model = Arc::clone(&self.model);
+        let layer = &model.layers[index as usize];
+        self.project_attention(layer, rows);
+        run.attend(index, &self.buffers)?;
+        self.buffers.attended.resize(rows * model.config.query_width(), 0.0);
+        run.device.download(Stream::Compute, run.area.output, self.buffers.attended.as_mut_bytes())?;
+        self.project_output(layer, rows);
+        self.feed_forward(layer, rows);
+        Ok(())
+    }
+
+    /// Norm, query, key and value projections, rotation.
+    fn project_attention(&mut self, layer: &Layer, rows: usize) {
+        let config = &self.model.config;
+        let buffers = &mut self.buffers;
+        norm_rows(&self.compute, &buffers.hidden, &layer.attention_norm, config.norm_epsilon, &mut buffers.normed);
+        buffers.queries.resize(rows * config.query_width(), 0.0);
+        buffers.keys.resize(rows * config.kv_width(), 0.0);
+        buffers.values.resize(rows * config.kv_width(), 0.0);
+        self.compute.project(
+            &buffers.normed,
+            rows,
+            &mut self.activations,
+            &mut [
+                (&layer.query, &mut buffers.queries),
+                (&layer.key, &mut buffers.keys),
+                (&layer.value, &mut buffers.values),
+            ],
+        );
+        let pairs = config.rope.dimensions() as usize / 2;
+        let head_dim = config.head_dim as usize;
+        for (heads, width) in [(&mut buffers.queries, config.query_width()), (&mut buffers.keys, config.kv_width())] {
+            for (row, angles) in heads.chunks_exact_mut(width).zip(buffers.angles.chunks_exact(pairs)) {
+                row.chunks_exact_mut(head_dim).for_each(|head| config.rope.rotate(head, angles));
+            }
+        }
+    }
+
+    fn project_output(&mut self, layer: &Layer, rows: usize) {
+        let buffers = &mut self.buffers;
+        buffers.projected.resize(rows * self.model.config.width as usize, 0.0);
+        let targets = &mut [(&layer.output, buffers.projected.as_mut_slice())];
+        self.compute.project(&buffers.attended, rows, &mut self.activations, targets);
+        add(&mut buffers.hidden, &buffers.projected);
+    }
+
+    fn feed_forward(&mut self, layer: &Layer, rows: usize) {
+        let config = &self.model.config;
+        let buffers = &mut self.buffers;
+        norm_rows(&self.compute, &buffers.hidden, &layer.feed_forward_norm, config.norm_epsilon, &mut buffers.normed);
+        let width = config.feed_forward as usize;
+        buffers.gate.resize(rows * width, 0.0);
+        buffers.up.resize(rows * width, 0.0);
+        self.compute.project(
+            &buffers.normed,
+            rows,
+            &mut self.activations,
+            &mut [(&layer.gate, &mut buffers.gate), (&layer.up, &mut buffers.up)],
+        );
+        gate_rows(&self.compute, width, &mut buffers.gate, &buffers.up);
+        let targets = &mut [(&layer.down, buffers.projected.as_mut_slice())];
+        self.compute.project(&buffers.gate, rows, &mut self.activations, targets);
+        add(&mut buffers.hidden, &buffers.projected);
+    }
+
+    /// Blocks whose slot changed hands while the step read them.
+    fn moved_blocks(&self, segments: &[Segment<'_>], places: &[Vec<BlockPlace>]) -> Vec<(usize, u32)> {
+        let mut moved = Vec::new();
+        for (index, (segment, places)) in segments.iter().zip(places).enumerate() {
+            for (block, place) in places.iter().enumerate() {
+                if matches!(place, BlockPlace::Host(..)) && !self.cache.check(segment.sequence, block as u32, place) {
+                    moved.push((index, block as u32));
+                }
+            }
+        }
+        moved
+    }
+
+    fn deliver_logits(&mut self, segments: &[Segment<'_>], deliver: &mut dyn FnMut(usize, u32, &[f32])) {
+        let config = &self.model.config;
+        let (width, vocabulary) = (config.width as usize, config.vocabulary as usize);
+        let mut wanted = Vec::new();
+        let mut first = 0;
+        for (index, segment) in segments.iter().enumerate() {
+            let rows = segment.tokens.len();
+            let from = match segment.logits {
+                Logits::None => rows,
+                Logits::Last => rows - 1,
+                Logits::All => 0,
+            };
+            wanted.extend((from..rows).map(|row| (index, row as u32, first + row)));
+            first += rows;
+        }
+        for batch in wanted.chunks(HEAD_ROWS) {
+            let buffers = &mut self.buffers;
+            let hidden: Vec<f32> =
+                batch.iter().flat_map(|(_, _, row)| &buffers.hidden[row * width..(row + 1) * width]).copied().collect();
+            norm_rows(&self.compute, &hidden, &self.model.output_norm, config.norm_epsilon, &mut buffers.normed);
+            buffers.logits.resize(batch.len() * vocabulary, 0.0);
+            let targets = &mut [(&self.model.head, buffers.logits.as_mut_slice())];
+            self.compute.project(&buffers.normed, batch.len(), &mut self.activations, targets);
+            for ((segment, row, _), logits) in batch.iter().zip(buffers.logits.chunks_exact(vocabulary)) {
+                deliver(*segment, *row, logits);
+            }
+        }
+    }
+}
+
+/// What stays the same over the layers of one step.
+struct LayerRun<'a> {
+    device: &'a dyn Attention,
+    geometry: Geometry,
+    area: StepArea,
+    jobs: Vec<Job>,
+    pagers: Vec<Pager<'a>>,
+}
+
+/// One segment's rows in the step area.
+struct Job {
+    first_row: u64,
+    rows: u32,
+    first_position: u32,
+    into: Accumulator,
+}
+
+impl<'a> LayerRun<'a> {
+    fn new(
+        device: &'a dyn Attention,
+        stepper: &Stepper,
+        segments: &[Segment<'_>],
+        places: &'a [Vec<BlockPlace>],
+        area: StepArea,
+    ) -> LayerRun<'a> {
+        let geometry = stepper.geometry;
+        let plan = &stepper.plan;
+        let tokens = |segment: &Segment<'_>| segment.first_position + segment.tokens.len() as u32;
+        let sizes: Vec<(u32, u32)> = segments
+            .iter()
+            .map(|segment| (segment.tokens.len() as u32, tokens(segment).div_ceil(SPAN_TOKENS)))
+            .collect();
+        let mut first_row = 0;
+        let jobs = segments.iter().zip(area.accumulators(&geometry, &sizes)).map(|(segment, into)| {
+            let rows = segment.tokens.len() as u32;
+            let job = Job { first_row, rows, first_position: segment.first_position, into };
+            first_row += u64::from(rows);
+            job
+        });
+        let jobs = jobs.collect();
+        let slots_each = u64::from(plan.paging_slots / segments.len() as u32) * plan.paging_slot_bytes;
+        let pagers = segments.iter().zip(places).enumerate().map(|(index, (segment, places))| {
+            let needed = tokens(segment).div_ceil(stepper.shape.block_tokens) as usize;
+            let slots = area.paging.slice(index as u64 * slots_each, slots_each);
+            let places = &places[..needed];
+            Pager::new(device, geometry, stepper.shape, places, slots, plan.paging_slot_bytes, tokens(segment))
+        });
+        let pagers = pagers.collect();
+        LayerRun { device, geometry, area, jobs, pagers }
+    }
+
+    /// Writes the new keys and values of `layer` into their blocks and attends; the result is in the area's output.
+    fn attend(&mut self, layer: u32, buffers: &Buffers) -> Result<(), EngineError> {
+        self.device.upload(Stream::Compute, buffers.queries.as_bytes(), self.area.queries)?;
+        self.device.upload(Stream::Compute, buffers.keys.as_bytes(), self.area.keys)?;
+        self.device.upload(Stream::Compute, buffers.values.as_bytes(), self.area.values)?;
+        self.pagers.iter_mut().for_each(|pager| pager.begin_layer(layer));
+        let kv_row = 4 * u64::from(self.geometry.kv_heads) * u64::from(self.geometry.head_dim);
+        let appends: Vec<Append<'_>> = self
+            .jobs
+            .iter()
+            .zip(&self.pagers)
+            .map(|(job, pager)| Append {
+                keys: self.area.keys.slice(job.first_row * kv_row, u64::from(job.rows) * kv_row),
+                values: self.area.values.slice(job.first_row * kv_row, u64::from(job.rows) * kv_row),
+                rows: job.rows,
+                first_position: job.first_position,
+                sections: pager.sections(),
+            })
+            .collect();
+        self.device.append(Stream::Compute, &self.geometry, &appends)?;
+        self.attend_resident()?;
+        for index in 0..self.jobs.len() {
+            if !self.pagers[index].is_resident() {
+                let attend = self.attend_job(index, &[], &[]);
+                self.pagers[index].attend(layer, &attend)?;
+            }
+        }
+        let query_row = self.query_row();
+        let finishes: Vec<Finish> = self
+            .jobs
+            .iter()
+            .map(|job| Finish {
+                from: job.into,
+                rows: job.rows,
+                first_position: job.first_position,
+                output: self.area.output.slice(job.first_row * query_row, u64::from(job.rows) * query_row),
+            })
+            .collect();
+        Ok(self.device.finish(Stream::Compute, &self.geometry, &finishes)?)
+    }
+
+    /// All sequences of which nothing must travel, in one launch.
+    fn attend_resident(&self) -> Result<(), EngineError> {
+        let resident: Vec<usize> = (0..self.jobs.len()).filter(|index| self.pagers[*index].is_resident()).collect();
+        let spans: Vec<Vec<u32>> = resident.iter().map(|index| self.pagers[*index].all_spans()).collect();
+        let jobs: Vec<Attend<'_>> = resident
+            .iter()
+            .zip(&spans)
+            .map(|(index, spans)| self.attend_job(*index, self.pagers[*index].sections(), spans))
+            .collect();
+        if jobs.is_empty() {
+            return Ok(());
+        }
+        Ok(self.device.attend(Stream::Compute, &self.geometry, &jobs)?)
+    }
+
+    fn attend_job<'j>(&self, index: usize, sections: &'j [Option<SectionPlace>], spans: &'j [u32]) -> Attend<'j> {
+        let job = &self.jobs[index];
+        let query_row = self.query_row();
+        Attend {
+            queries: self.area.queries.slice(job.first_row * query_row, u64::from(job.rows) * query_row),
+            rows: job.rows,
+            first_position: job.first_position,
+            sections,
+            spans,
+            into: job.into,
+        }
+    }
+
+    fn query_row(&self) -> u64 {
+        4 * u64::from(self.geometry.heads) * u64::from(self.geometry.head_dim)
+    }
+}
+
+/// Blocks that a segment needs and that have no copy left.
+fn lost_blocks(segments: &[Segment<'_>], places: &[Vec<BlockPlace>], block_tokens: u32) -> Vec<(usize, u32)> {
+    let mut lost = Vec::new();
+    for (index, (segment, places)) in segments.iter().zip(places).enumerate() {
+        let needed = (segment.first_position as usize + segment.tokens.len()).div_ceil(block_tokens as usize);
+        let gone = places[..needed].iter().enumerate().filter(|(_, place)| matches!(place, BlockPlace::Lost(_)));
+        lost.extend(gone.map(|(block, _)| (index, block as u32)));
+    }
+    lost
+}
+
+/// RMS norm of every row of `x` (`[rows, weight.len()]`).
+fn norm_rows(compute: &Compute, x: &[f32], weight: &[f32], epsilon: f32, out: &mut Vec<f32>) {
+    out.resize(x.len(), 0.0);
+    for_rows(compute, weight.len(), out, &|first, out| {
+        let x = &x[first..first + out.len()];
+        for (x, out) in x.chunks_exact(weight.len()).zip(out.chunks_exact_mut(weight.len())) {
+            math::rms_norm(compute.isa, x, weight, epsilon, out);
+        }
+    });
+}
+
+/// `gate = silu(gate) * up`.
+fn gate_rows(compute: &Compute, width: usize, gate: &mut [f32], up: &[f32]) {
+    for_rows(compute, width, gate, &|first, gate| math::silu_multiply(compute.isa, gate, &up[first..first + gate.len()]));
+}
+
+/// Hands whole rows of `out` to the workers; `work(index of the first element, part)`. A few rows stay on the caller.
+fn for_rows(compute: &Compute, width: usize, out: &mut [f32], work: &(dyn Fn(usize, &mut [f32]) + Sync)) {
+    let rows = out.len() / width;
+    let workers = compute.workers.count();
+    if rows < 4 || workers == 1 {
+        return work(0, out);
+    }
+    let part = rows.div_ceil(workers) * width;
+    let parts: Vec<Mutex<&mut [f32]>> = out.chunks_mut(part).map(Mutex::new).collect();
+    compute.workers.run(&|worker| {
+        if let Some(slot) = parts.get(worker) {
+            let mut rows = slot.lock().expect("each part is one worker's");
+            work(worker * part, &mut rows);
+        }
+    });
+}
+
+/// Residual connection.
+fn add(hidden: &mut [f32], update: &[f32]) {
+    hidden.iter_mut().zip(update).for_each(|(hidden, update)| *hidden += update);
+}

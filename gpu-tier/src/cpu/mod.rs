@@ -1,0 +1,12 @@
+//! The `cpu` device: always there, the embedded default.
+
+mod attention;
+mod device;
+pub mod isa;
+mod link;
+pub mod math;
+mod memory;
+mod streams;
+pub mod workers;
+
+pub use device::{CpuConfig, CpuDevice, Link};

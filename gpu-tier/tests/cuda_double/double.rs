@@ -1,0 +1,211 @@
+//! Builds and loads the driver double, and drives the hooks that a real driver lacks.
+
+use std::ffi::{CString, c_char, c_void};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use libloading::Library;
+
+/// Kinds of stream jobs that [`Double::hold`] can hold back.
+pub const COPY_IN: u32 = 1;
+pub const COPY_OUT: u32 = 2;
+pub const FILL: u32 = 8;
+
+/// Kinds of operations that [`Double::fail`] can fail.
+pub const ALLOCATION: u32 = 0;
+pub const COPY: u32 = 1;
+pub const LAUNCH: u32 = 2;
+
+/// Driver codes used as faults.
+pub const OUT_OF_MEMORY: u32 = 2;
+pub const ECC_UNCORRECTABLE: u32 = 214;
+pub const LAUNCH_FAILED: u32 = 719;
+
+/// An image that the double accepts.
+pub const IMAGE: &str = "cuda-driver-double: host functions";
+
+/// What exists and what has run (`cuda_double_counters`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counters {
+    pub live_bytes: u64,
+    pub peak_bytes: u64,
+    pub live_blocks: u64,
+    pub pinned_bytes: u64,
+    pub streams: u64,
+    pub events: u64,
+    pub modules: u64,
+    pub copies: u64,
+    pub launches: u64,
+}
+
+/// A launch as a host function sees it (`module.rs` of the double).
+#[repr(C)]
+pub struct Launch {
+    pub grid: [u32; 3],
+    pub block: [u32; 3],
+    pub parameters: *const *const c_void,
+    memory: *const c_void,
+    pub resolve: unsafe extern "C" fn(*const Launch, u64, usize) -> *mut u8,
+}
+
+/// A kernel that runs on the host.
+pub type HostFunction = unsafe extern "C" fn(*const Launch) -> u32;
+
+static LIBRARY: OnceLock<Library> = OnceLock::new();
+static TURN: Mutex<()> = Mutex::new(());
+
+/// The loaded double, for one test at a time: its hooks and counters are the process's.
+pub struct Double {
+    library: &'static Library,
+    _turn: MutexGuard<'static, ()>,
+}
+
+/// Lets held jobs go on when it is dropped, also by a failing test.
+pub struct Gate<'a>(&'a Double);
+
+impl Drop for Gate<'_> {
+    fn drop(&mut self) {
+        self.0.call("cuda_double_hold", 0u32);
+    }
+}
+
+/// Builds the library with the cargo that runs this test; nothing to do when it is fresh. Cargo does not hold the build folder's
+/// lock while tests run.
+fn build() -> PathBuf {
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .parent()
+        .expect("cargo's folder for tests has a parent");
+    let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into()))
+        .args([
+            "build",
+            "--package",
+            "cuda-driver-double",
+            "--message-format",
+            "json",
+            "--target-dir",
+        ])
+        .arg(target)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .expect("cargo can be started");
+    assert!(
+        output.status.success(),
+        "build the driver double: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let messages = String::from_utf8(output.stdout).expect("cargo writes UTF-8");
+    let files = messages.lines().filter_map(|line| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        let ours = message["target"]["name"] == "cuda_mock" && message["reason"] == "compiler-artifact";
+        ours.then(|| message["filenames"][0].as_str().map(PathBuf::from))?
+    });
+    files.last().expect("cargo names the library it built")
+}
+
+impl Double {
+    /// Waits for the other tests, loads the double once, and sets it back to its defaults.
+    pub fn take() -> Double {
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: our own library without constructors. It stays loaded, so cudarc's `dlopen("libcuda.so")` finds its soname.
+        let library =
+            LIBRARY.get_or_init(|| unsafe { Library::new(build()) }.expect("the driver double can be loaded"));
+        let double = Double { library, _turn: turn };
+        double.call("cuda_double_reset", ());
+        double
+    }
+
+    fn call<A: Arguments>(&self, name: &str, arguments: A) {
+        // SAFETY: each name is called with its own argument types, all in this file beside control.rs of the double.
+        unsafe { arguments.call(self.library, name) }
+    }
+
+    /// Holds jobs of the kinds in `mask` back until the gate is dropped.
+    pub fn hold(&self, mask: u32) -> Gate<'_> {
+        self.call("cuda_double_hold", mask);
+        Gate(self)
+    }
+
+    pub fn set_jitter_us(&self, limit: u64) {
+        self.call("cuda_double_set_jitter_us", limit);
+    }
+
+    pub fn set_capacity(&self, bytes: usize) {
+        self.call("cuda_double_set_capacity", bytes);
+    }
+
+    pub fn refuse_registration(&self) {
+        self.call("cuda_double_refuse_registration", true);
+    }
+
+    pub fn misalign(&self) {
+        self.call("cuda_double_misalign", true);
+    }
+
+    /// Fails the `nth` operation of a kind from now, 1 is the next.
+    pub fn fail(&self, kind: u32, nth: u64, code: u32) {
+        self.call("cuda_double_fail", (kind, nth, code));
+    }
+
+    /// Offers a kernel; modules loaded later have it.
+    pub fn register(&self, name: &str, run: HostFunction, parameter_bytes: &[usize]) {
+        type Register = unsafe extern "C" fn(*const c_char, HostFunction, *const usize, usize);
+        let name = CString::new(name).unwrap();
+        // SAFETY: the symbol has this type in module.rs of the double, which copies what it is given.
+        unsafe {
+            let register = self.library.get::<Register>("cuda_double_register").unwrap();
+            register(name.as_ptr(), run, parameter_bytes.as_ptr(), parameter_bytes.len());
+        }
+    }
+
+    pub fn counters(&self) -> Counters {
+        // SAFETY: the symbol has this type in control.rs of the double.
+        unsafe {
+            self.library
+                .get::<extern "C" fn() -> Counters>("cuda_double_counters")
+                .unwrap()()
+        }
+    }
+
+    /// Fails when a device that is gone has left something behind.
+    pub fn assert_nothing_left(&self) {
+        let left = self.counters();
+        let none = Counters {
+            live_bytes: 0,
+            live_blocks: 0,
+            pinned_bytes: 0,
+            streams: 0,
+            events: 0,
+            modules: 0,
+            ..left
+        };
+        assert_eq!(left, none, "a dropped device leaves nothing in the driver");
+    }
+}
+
+/// Argument lists of the hooks.
+trait Arguments {
+    /// # Safety
+    /// The symbol is a C function that takes these arguments and returns nothing.
+    unsafe fn call(self, library: &Library, name: &str);
+}
+
+macro_rules! arguments {
+    ($pattern:pat = $type:ty => $function:ty, $($argument:expr),*) => {
+        impl Arguments for $type {
+            unsafe fn call(self, library: &Library, name: &str) {
+                let $pattern = self;
+                // SAFETY: the caller vouches for the type.
+                unsafe { library.get::<$function>(name).unwrap()($($argument),*) }
+            }
+        }
+    };
+}
+
+arguments!(() = () => extern "C" fn(),);
+arguments!(a = u32 => extern "C" fn(u32), a);
+arguments!(a = u64 => extern "C" fn(u64), a);
+arguments!(a = usize => extern "C" fn(usize), a);
+arguments!(a = bool => extern "C" fn(bool), a);
+arguments!((a, b, c) = (u32, u64, u32) => extern "C" fn(u32, u64, u32), a, b, c);

@@ -1,0 +1,460 @@
+//! The host tier: slots in extents, their table, leases and the operations on whole copies.
+//!
+//! Lock order: `table`, then nothing; `completions`, then nothing. Neither is held while the other is taken, while bytes are copied or
+//! verified, or while a [`Lease`] or [`Slot`] is dropped. Generation words change under `table` only, so their order is the table's.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use cache_core::buffer::Buffer;
+use cache_core::completions::Completions;
+use cache_core::header::{CheckFailure, verify_image};
+use cache_core::key::CopyKey;
+use cache_core::miss::MissReason;
+use cache_core::payload::BlockShape;
+use cache_core::slots::{Found, SlotTable};
+use cache_core::store::{
+    Capacity, Completion, Lease, Lend, Lookup, OpId, Outcome, Refused, Resident, Sealed, Slot, SlotOwner, SlotPlace,
+    Store, StoreError, StoreOp,
+};
+use cache_core::units::{Generation, Now, SlotIndex};
+
+use crate::error::HostError;
+use crate::extent::Extent;
+use crate::generation;
+use crate::layout::Layout;
+use crate::sync::AtomicU64;
+
+/// Operations under way or not polled yet; more are refused with [`StoreError::Busy`].
+const OPERATIONS_MAX: usize = 256;
+
+/// Settings of a host tier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostConfig {
+    /// Hard limit in bytes: slots, generation pages, slot table and the tier's own records.
+    pub budget_bytes: u64,
+    /// The one shape of its blocks.
+    pub shape: BlockShape,
+    /// How long a slot that was taken from its readers stays unused, in milliseconds.
+    pub rest_millis: u64,
+    /// A copy whose every lease is older than this is taken back by [`HostTier::expire_leases`], in milliseconds; `None` = never.
+    pub lease_ttl_millis: Option<u64>,
+}
+
+impl HostConfig {
+    /// `rest_millis` 2000, leases without end.
+    pub fn new(budget_bytes: u64, shape: BlockShape) -> HostConfig {
+        HostConfig {
+            budget_bytes,
+            shape,
+            rest_millis: 2000,
+            lease_ttl_millis: None,
+        }
+    }
+}
+
+/// What went wrong so far, and was harmless.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HostCounters {
+    /// Releases of leases that were no longer current.
+    pub stale_releases: u64,
+    /// Copies that did not verify: at commit, or when they were read.
+    pub failed_checks: u64,
+    /// Committed copies taken out because they did not verify.
+    pub quarantined: u64,
+    /// Leases whose slot was taken away under them.
+    pub lost_leases: u64,
+}
+
+/// The host arena. A handle: clones share it.
+#[derive(Clone)]
+pub struct HostTier {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    shape: BlockShape,
+    layout: Layout,
+    budget_bytes: u64,
+    lease_ttl_millis: Option<u64>,
+    extents: Vec<Arc<Extent>>,
+    table: Mutex<Table>,
+    completions: Mutex<Completions>,
+}
+
+struct Table {
+    slots: SlotTable,
+    /// Slots whose pages have been touched. They stay committed when the slot is freed.
+    touched: u64,
+    counters: HostCounters,
+}
+
+impl HostTier {
+    /// Maps and seals the arena; its pages are committed as slots are used. Errors: [`HostError::Budget`] under one block with its
+    /// metadata, [`HostError::Memory`] when the kernel refuses.
+    pub fn open(config: HostConfig) -> Result<HostTier, HostError> {
+        let fixed_bytes = size_of::<Inner>() as u64 + Completions::bytes_for(OPERATIONS_MAX);
+        let bytes_per_extent = (size_of::<Extent>() + 4 * size_of::<usize>()) as u64;
+        let layout = Layout::new(config.budget_bytes, &config.shape, fixed_bytes, bytes_per_extent)?;
+        let extents = (0..layout.extents())
+            .map(|extent| Extent::new(layout.extent_bytes(extent), layout.extent_slots(extent)).map(Arc::new))
+            .collect::<Result<Vec<_>, _>>()?;
+        let slots = SlotTable::new(layout.slots(), config.rest_millis);
+        Ok(HostTier {
+            inner: Arc::new(Inner {
+                shape: config.shape,
+                layout,
+                budget_bytes: config.budget_bytes,
+                lease_ttl_millis: config.lease_ttl_millis,
+                extents,
+                table: Mutex::new(Table {
+                    slots,
+                    touched: 0,
+                    counters: HostCounters::default(),
+                }),
+                completions: Mutex::new(Completions::new(OPERATIONS_MAX)),
+            }),
+        })
+    }
+
+    /// The shape of its blocks.
+    pub fn shape(&self) -> &BlockShape {
+        &self.inner.shape
+    }
+
+    /// How the budget is cut.
+    pub fn layout(&self) -> &Layout {
+        &self.inner.layout
+    }
+
+    /// The extents, by the number that [`SlotPlace::extent`] means.
+    pub fn extents(&self) -> &[Arc<Extent>] {
+        &self.inner.extents
+    }
+
+    /// What went wrong so far.
+    pub fn counters(&self) -> HostCounters {
+        let table = self.inner.table();
+        HostCounters {
+            stale_releases: table.slots.stale_releases(),
+            ..table.counters
+        }
+    }
+
+    /// Moves time on: slots that have rested long enough are free again.
+    pub fn advance(&self, now: Now) {
+        self.inner.table().slots.advance(now);
+    }
+
+    /// Takes back every copy whose leases are all older than the time limit; returns how many. Moves time on as [`HostTier::advance`].
+    pub fn expire_leases(&self, now: Now) -> u32 {
+        let mut table = self.inner.table();
+        table.slots.advance(now);
+        let overdue = self
+            .inner
+            .lease_ttl_millis
+            .map(|ttl| table.slots.overdue(ttl))
+            .unwrap_or_default();
+        for key in &overdue {
+            self.inner.revoke(&mut table, key);
+        }
+        overdue.len() as u32
+    }
+
+    /// Ends the lease of a reader that vanished without saying whether it still reads: the copy stays, but its slot rests before it is
+    /// used for another.
+    pub fn hang_up(&self, lease: Lease) {
+        self.inner
+            .table()
+            .slots
+            .rest_after_removal(lease.slot(), lease.generation());
+        drop(lease);
+    }
+
+    /// Takes a leased copy out because its bytes did not verify where they arrived. Counted; a copy that has moved on is left alone.
+    pub fn quarantine(&self, key: &CopyKey, lease: &Lease) {
+        self.inner.quarantine(key, lease.slot(), lease.generation());
+    }
+
+    /// Copies bytes into a reserved slot; `offset` counts from the start of the slot image, both are multiples of 8.
+    /// Errors: [`StoreError::Stale`] when the slot is not reserved here.
+    pub fn write(&self, slot: &mut Slot, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {
+        self.inner.table().slots.reserved(slot.index(), slot.generation())?;
+        self.inner.write(slot.index(), offset, bytes);
+        Ok(())
+    }
+
+    /// Copies bytes out of a leased slot; returns whether the lease was still current afterwards. If not, the bytes mean nothing.
+    pub fn read(&self, lease: &Lease, offset: u64, target: &mut [u8]) -> bool {
+        self.inner.read(lease.slot(), lease.generation(), offset, target)
+    }
+}
+
+impl fmt::Debug for HostTier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HostTier")
+            .field("layout", &self.inner.layout)
+            .field("capacity", &self.capacity())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    /// No code panics between two changes of the table that belong together, so a poisoned lock guards a sound table.
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn completions(&self) -> MutexGuard<'_, Completions> {
+        self.completions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn word(&self, slot: SlotIndex) -> &AtomicU64 {
+        let (extent, offset) = self.layout.generation_place(slot);
+        self.extents[extent as usize].word((offset / 8) as u32)
+    }
+
+    fn reserve(&self, key: CopyKey) -> Result<(SlotIndex, Generation), StoreError> {
+        let mut table = self.table();
+        let (slot, generation) = table.slots.reserve(Some(key))?;
+        if generation::observe(self.word(slot)) == FIRST {
+            table.touched += 1;
+        }
+        generation::withdraw(self.word(slot), generation);
+        Ok((slot, generation))
+    }
+
+    fn lease(&self, key: &CopyKey) -> Found {
+        self.table().slots.lease(key)
+    }
+
+    fn write(&self, slot: SlotIndex, offset: u64, bytes: &[u8]) {
+        let place = self.inside(slot, offset, bytes.len());
+        generation::begin();
+        self.extents[place.extent as usize].service().store(place.offset, bytes);
+    }
+
+    fn read(&self, slot: SlotIndex, generation: Generation, offset: u64, target: &mut [u8]) -> bool {
+        let place = self.inside(slot, offset, target.len());
+        self.extents[place.extent as usize].service().load(place.offset, target);
+        generation::still(self.word(slot), generation)
+    }
+
+    /// A part of a slot image as a place. Panics when it leaves the image (our bug).
+    fn inside(&self, slot: SlotIndex, offset: u64, bytes: usize) -> SlotPlace {
+        let place = self.layout.place(slot);
+        let end = offset.checked_add(bytes as u64).expect("the end fits u64");
+        assert!(
+            end <= place.bytes,
+            "{offset}+{bytes} leaves a slot image of {} bytes",
+            place.bytes
+        );
+        SlotPlace {
+            offset: place.offset + offset,
+            bytes: bytes as u64,
+            ..place
+        }
+    }
+
+    /// Takes a copy out under its readers.
+    fn revoke(&self, table: &mut Table, key: &CopyKey) {
+        let leases = table.slots.committed(key).map_or(0, |(_, leases)| leases);
+        if let Some(slot) = table.slots.revoke(key) {
+            generation::withdraw(self.word(slot), table.slots.generation(slot));
+            table.counters.lost_leases += u64::from(leases);
+        }
+    }
+
+    fn remove(&self, key: &CopyKey) -> Result<bool, StoreError> {
+        let mut table = self.table();
+        let removed = table.slots.remove(key)?;
+        if let Some(slot) = removed {
+            generation::withdraw(self.word(slot), table.slots.generation(slot));
+        }
+        Ok(removed.is_some())
+    }
+
+    fn quarantine(&self, key: &CopyKey, slot: SlotIndex, generation: Generation) {
+        let mut table = self.table();
+        table.counters.failed_checks += 1;
+        if table.slots.committed(key).is_some_and(|(held, _)| held == slot) && table.slots.is_current(slot, generation)
+        {
+            table.counters.quarantined += 1;
+            self.revoke(&mut table, key);
+        }
+    }
+
+    /// Verifies the tier's own copy of a slot that nobody writes any more.
+    fn check(&self, slot: SlotIndex, key: &CopyKey, sealed: Option<&Sealed>) -> Result<(), CheckFailure> {
+        let place = self.layout.place(slot);
+        let header = self.extents[place.extent as usize]
+            .service()
+            .look(place.offset, place.bytes, |image| verify_image(&self.shape, key, image))?;
+        match sealed {
+            Some(sealed) if header.lineage != sealed.lineage || header.link != sealed.link => {
+                Err(CheckFailure::Identity)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Verifies a written slot and shows it.
+    fn publish(
+        &self,
+        slot: SlotIndex,
+        generation: Generation,
+        key: &CopyKey,
+        sealed: Option<&Sealed>,
+    ) -> Result<(), StoreError> {
+        let reserved = self.table().slots.reserved(slot, generation)?;
+        let checked = match reserved {
+            Some(reserved) if reserved == *key => self.check(slot, key, sealed),
+            _ => Err(CheckFailure::Identity),
+        };
+        let mut table = self.table();
+        if let Err(failure) = checked {
+            table.counters.failed_checks += 1;
+            return Err(StoreError::Check(failure));
+        }
+        let even = table.slots.commit(slot, generation, *key)?;
+        generation::publish(self.word(slot), even);
+        Ok(())
+    }
+
+    fn perform(&self, op: StoreOp, key: &CopyKey, buffer: &mut Buffer) -> Outcome {
+        let done = match op {
+            StoreOp::Write => self.put(key, buffer.as_slice()),
+            StoreOp::Read => match self.get(key, buffer.as_mut_slice()) {
+                None => Ok(()),
+                Some(reason) => return Outcome::Miss(reason),
+            },
+            StoreOp::Delete => match self.remove(key) {
+                Ok(false) => return Outcome::Miss(MissReason::NeverStored),
+                removed => removed.map(|_| ()),
+            },
+        };
+        done.map_or_else(Outcome::Failed, |()| Outcome::Done)
+    }
+
+    fn put(&self, key: &CopyKey, image: &[u8]) -> Result<(), StoreError> {
+        let (slot, generation) = self.reserve(*key)?;
+        self.write(slot, 0, image);
+        self.publish(slot, generation, key, None)
+            .inspect_err(|_| self.table().slots.abandon(slot, generation))
+    }
+
+    fn get(&self, key: &CopyKey, image: &mut [u8]) -> Option<MissReason> {
+        let Found::Leased(slot, generation) = self.lease(key) else {
+            return Some(MissReason::NeverStored);
+        };
+        let reason = if !self.read(slot, generation, 0, image) {
+            Some(MissReason::LeaseLost)
+        } else if verify_image(&self.shape, key, image).is_err() {
+            self.quarantine(key, slot, generation);
+            Some(MissReason::FailedCheck)
+        } else {
+            None
+        };
+        self.table().slots.release(slot, generation);
+        reason
+    }
+}
+
+/// The generation of a slot that was never used.
+const FIRST: Generation = Generation(1);
+
+impl SlotOwner for Inner {
+    fn release(&self, slot: SlotIndex, generation: Generation) {
+        self.table().slots.release(slot, generation);
+    }
+
+    fn commit(&self, slot: SlotIndex, generation: Generation, sealed: &Sealed) -> Result<(), StoreError> {
+        self.publish(slot, generation, &sealed.key, Some(sealed))
+    }
+
+    fn abandon(&self, slot: SlotIndex, generation: Generation) {
+        self.table().slots.abandon(slot, generation);
+    }
+}
+
+impl Store for HostTier {
+    fn submit(&self, op: StoreOp, key: CopyKey, mut buffer: Buffer) -> Result<OpId, Refused> {
+        let (slot_bytes, found_bytes) = (self.inner.layout.slot_bytes(), buffer.as_slice().len() as u64);
+        if op != StoreOp::Delete && found_bytes != slot_bytes {
+            return Err(Refused {
+                error: StoreError::Size {
+                    slot_bytes,
+                    found_bytes,
+                },
+                buffer,
+            });
+        }
+        let op_id = match self.inner.completions().begin() {
+            Ok(op_id) => op_id,
+            Err(error) => return Err(Refused { error, buffer }),
+        };
+        let outcome = self.inner.perform(op, &key, &mut buffer);
+        self.inner.completions().finish(Completion {
+            op: op_id,
+            key,
+            buffer,
+            outcome,
+        });
+        Ok(op_id)
+    }
+
+    fn poll(&self, out: &mut Vec<Completion>) {
+        self.inner.completions().drain(out);
+    }
+
+    fn capacity(&self) -> Capacity {
+        let table = self.inner.table();
+        let slot_bytes = self.inner.layout.slot_bytes();
+        Capacity {
+            slot_bytes,
+            slots: u64::from(table.slots.len()),
+            used_slots: u64::from(table.slots.used()),
+            held_bytes: self.inner.layout.metadata_bytes() + table.touched * slot_bytes,
+            budget_bytes: self.inner.budget_bytes,
+        }
+    }
+}
+
+impl Lend for HostTier {
+    fn lookup(&self, key: &CopyKey) -> Lookup {
+        match self.inner.lease(key) {
+            Found::Leased(slot, generation) => Lookup::Hit(Lease::new(
+                self.inner.layout.place(slot),
+                slot,
+                generation,
+                Arc::clone(&self.inner) as Arc<dyn SlotOwner>,
+            )),
+            Found::Pending => Lookup::Pending,
+            Found::Absent => Lookup::Miss(MissReason::NeverStored),
+        }
+    }
+
+    fn is_current(&self, lease: &Lease) -> bool {
+        generation::still(self.inner.word(lease.slot()), lease.generation())
+    }
+}
+
+impl Resident for HostTier {
+    fn reserve(&self, key: CopyKey) -> Result<Slot, StoreError> {
+        let (slot, generation) = self.inner.reserve(key)?;
+        Ok(Slot::new(
+            self.inner.layout.place(slot),
+            slot,
+            generation,
+            Arc::clone(&self.inner) as Arc<dyn SlotOwner>,
+        ))
+    }
+
+    fn remove(&self, key: &CopyKey) -> Result<(), StoreError> {
+        self.inner.remove(key).map(|_| ())
+    }
+
+    fn revoke(&self, key: &CopyKey) {
+        self.inner.revoke(&mut self.inner.table(), key);
+    }
+}

@@ -1,0 +1,138 @@
+//! Memory of the arena, counted by the kernel and by the allocator, beside what the tier says it holds.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use cache_core::contract::{Random, SHAPE, block};
+use cache_core::form::Form;
+use cache_core::payload::BlockShape;
+use cache_core::store::{Lend, Lookup, Resident, Store};
+use cache_core::units::Now;
+use host_tier::{HostConfig, HostError, HostTier};
+
+struct Counting;
+
+static HEAP_BYTES: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every call is passed on to the system's allocator as it came.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        HEAP_BYTES.fetch_add(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller's promise, passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, address: *mut u8, layout: Layout) {
+        HEAP_BYTES.fetch_sub(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller's promise, passed on.
+        unsafe { System.dealloc(address, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Bytes of the extents' pages that the kernel has committed.
+fn committed_bytes(tier: &HostTier) -> u64 {
+    let committed = |extent: &std::sync::Arc<host_tier::Extent>| {
+        let stat = rustix::fs::fstat(extent.duplicate().unwrap()).unwrap();
+        stat.st_blocks as u64 * 512
+    };
+    tier.extents().iter().map(committed).sum()
+}
+
+/// One test, because the allocator's count is the whole process's.
+#[test]
+fn what_is_held_is_what_is_counted() {
+    let budget_bytes = 600 << 10;
+    drop(HostTier::open(HostConfig::new(budget_bytes, SHAPE)).unwrap());
+    let before = HEAP_BYTES.load(Ordering::Relaxed);
+    let tier = HostTier::open(HostConfig {
+        rest_millis: 1,
+        ..HostConfig::new(budget_bytes, SHAPE)
+    })
+    .unwrap();
+    let heap = HEAP_BYTES.load(Ordering::Relaxed) - before;
+    let pages: u64 = (0..tier.layout().extents())
+        .map(|extent| tier.layout().generation_bytes(extent))
+        .sum();
+    assert!(
+        heap as u64 + pages <= tier.layout().metadata_bytes(),
+        "{heap} + {pages} bytes, counted {:?}",
+        tier.capacity()
+    );
+    assert!(
+        tier.layout().metadata_bytes() - (heap as u64 + pages) < 16 << 10,
+        "and not far more than there is"
+    );
+    assert_eq!(committed_bytes(&tier), pages, "no slot is committed before it is used");
+
+    let mut random = Random::new(11);
+    let (mut leases, mut peak_bytes) = (Vec::new(), 0);
+    for step in 0..4_000u64 {
+        let number = random.below(200) as u32;
+        let (sealed, image) = block(number);
+        match random.below(4) {
+            0 => drop(tier.reserve(sealed.key)),
+            1 => {
+                if let Ok(mut slot) = tier.reserve(sealed.key) {
+                    tier.write(&mut slot, 0, image.as_slice()).unwrap();
+                    slot.commit(&sealed).unwrap();
+                }
+            }
+            2 => tier.revoke(&sealed.key),
+            _ => match tier.lookup(&sealed.key) {
+                Lookup::Hit(lease) if leases.len() < 20 => leases.push(lease),
+                _ => leases.truncate(random.below(20) as usize),
+            },
+        }
+        tier.advance(Now(step * 1_000_000));
+        let capacity = tier.capacity();
+        let slots = committed_bytes(&tier) - pages;
+        assert!(
+            tier.layout().metadata_bytes() + slots <= capacity.held_bytes,
+            "{slots} bytes of slots: {capacity:?}"
+        );
+        assert!(capacity.held_bytes <= budget_bytes, "{capacity:?}");
+        peak_bytes = peak_bytes.max(capacity.held_bytes);
+    }
+    leases.clear();
+    leases.shrink_to_fit();
+    let grown = HEAP_BYTES.load(Ordering::Relaxed) - before;
+    assert_eq!(grown, heap, "the tables were allocated when the tier was opened");
+    assert!(
+        budget_bytes - peak_bytes < SHAPE.slot_bytes(),
+        "a full tier leaves less than a slot of its budget"
+    );
+    drop(tier);
+    report();
+}
+
+/// Bytes of a budget that hold no block of the default model.
+fn report() {
+    let shape = BlockShape {
+        layers: 30,
+        kv_heads: 3,
+        head_dim: 64,
+        block_tokens: 64,
+        form: Form::Raw16,
+    };
+    for budget_bytes in [16u64 << 20, 64 << 20, 1 << 30] {
+        let tier = HostTier::open(HostConfig::new(budget_bytes, shape)).unwrap();
+        let layout = tier.layout();
+        println!(
+            "{} MiB: {} extents, {} slots of {} bytes, {} bytes metadata, {} bytes unused",
+            budget_bytes >> 20,
+            layout.extents(),
+            layout.slots(),
+            layout.slot_bytes(),
+            layout.metadata_bytes(),
+            budget_bytes - layout.held_bytes()
+        );
+        assert!(layout.held_bytes() <= budget_bytes);
+    }
+    match HostTier::open(HostConfig::new(1 << 20, shape)) {
+        Err(error @ HostError::Budget { .. }) => println!("failed to {error}"),
+        other => panic!("1 MiB holds no block, but {other:?}"),
+    }
+}

@@ -1,0 +1,170 @@
+//! What an engine sees of the cache: sequences of blocks, live as long as the sequence runs.
+//!
+//! The order of a step: [`KvCache::acquire`] the prefix that is there; [`KvCache::reserve`] open blocks for what this step computes;
+//! take [`KvCache::places`] and compute; [`KvCache::check`] afterwards that what was read in place had not changed hands;
+//! [`KvCache::commit`] each block that became full.
+
+use cache_core::chain::Link;
+use cache_core::form::Accept;
+use cache_core::hash::Namespace;
+use cache_core::miss::MissReason;
+use cache_core::payload::BlockShape;
+use cache_core::store::Lease;
+use cache_core::units::Tier;
+use gpu_tier::device::{DeviceRange, HostRange};
+
+/// Names a running sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SequenceId(pub u64);
+
+/// What [`KvCache::acquire`] found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Acquired {
+    /// The tier of each block that is there, in order. All of them are live from now on.
+    pub tiers: Vec<Tier>,
+    /// Why the next block is not; `None` when all were there.
+    pub miss: Option<MissReason>,
+}
+
+/// What one sequence wants to open in this step.
+#[derive(Clone, Debug)]
+pub struct Want {
+    /// The sequence.
+    pub sequence: SequenceId,
+    /// A link per block to open after the sequence's last one; `None` where its tokens are not known yet (decode).
+    pub blocks: Vec<Option<Link>>,
+}
+
+/// Answer to one [`Want`]: all of its blocks or none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Grant {
+    /// All blocks are open, zeroed, in device memory.
+    Granted,
+    /// Another sequence computes the first of these blocks: acquire it after that one's commit. Nothing is held.
+    PendingElsewhere,
+    /// There is no room, now that every copy that may go has gone. Nothing is held.
+    NoRoom(NoRoom),
+}
+
+/// The figures behind a refusal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoRoom {
+    /// Slots asked for.
+    pub wanted_slots: u32,
+    /// Device slots in all.
+    pub device_slots: u32,
+    /// Device slots that live sequences hold.
+    pub device_live_slots: u32,
+    /// Host slots in all.
+    pub host_slots: u32,
+    /// Host slots that live sequences hold.
+    pub host_live_slots: u32,
+}
+
+/// Where a block's slot image is for the length of a step.
+#[derive(Debug)]
+pub enum BlockPlace {
+    /// In device memory.
+    Device(DeviceRange),
+    /// In the host arena; the lease keeps it there.
+    Host(HostRange, Lease),
+    /// No copy is left: the block must be computed again ([`KvCache::reopen`]).
+    Lost(MissReason),
+}
+
+/// How a block became visible.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Committed {
+    /// This copy is the block.
+    Inserted,
+    /// An equal block was there first; the sequence reads that one and its own slot is free again.
+    Present,
+}
+
+/// Counters since the cache was opened.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CacheStats {
+    /// Blocks in device memory now (open ones included) and its slots.
+    pub device_slots: (u32, u32),
+    /// Blocks in the host arena now and its slots.
+    pub host_slots: (u32, u32),
+    /// Bytes of the host arena in use, metadata included, and its budget.
+    pub host_bytes: (u64, u64),
+    /// Block hits by tier: device, host.
+    pub hits: [u64; 2],
+    /// Misses by reason, in the order of [`MissReason::ALL`].
+    pub misses: [u64; 11],
+    /// Blocks moved device -> host.
+    pub demoted_blocks: u64,
+    /// Blocks moved host -> device.
+    pub promoted_blocks: u64,
+    /// Copies dropped, by tier: device, host.
+    pub evicted_blocks: [u64; 2],
+    /// Distinct blocks stored now.
+    pub blocks: u64,
+}
+
+/// Errors of the cache. Text reads after "failed to".
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CacheError {
+    /// A budget that cannot hold the least that is needed.
+    #[error("fit {what} into {budget_bytes} bytes: at least {minimum_bytes} are needed")]
+    Budget {
+        /// Which budget.
+        what: &'static str,
+        /// What was given.
+        budget_bytes: u64,
+        /// What is needed.
+        minimum_bytes: u64,
+    },
+    /// The device failed.
+    #[error("use the device")]
+    Device(#[from] gpu_tier::DeviceError),
+    /// The device tier failed.
+    #[error("use the device tier")]
+    DeviceTier(#[source] cache_core::store::StoreError),
+    /// The host arena failed.
+    #[error("use the host arena: {0}")]
+    Host(String),
+    /// A sequence or block that is not there (our bug or the caller's).
+    #[error("use {what}: there is no such thing")]
+    Unknown {
+        /// What was named.
+        what: String,
+    },
+}
+
+/// The cache as an engine uses it. Calls are short, except that `reserve` and `prefetch` may wait for copies.
+pub trait KvCache: Send + Sync {
+    /// Shape of every block.
+    fn shape(&self) -> BlockShape;
+    /// Starts a sequence in a namespace. Its blocks are live until it is closed.
+    fn open(&self, namespace: Namespace) -> SequenceId;
+    /// Ends a sequence: its open blocks are freed, its others become ordinary cache entries.
+    fn close(&self, sequence: SequenceId);
+    /// Longest prefix of `links` that is there, without touching anything.
+    fn lookup(&self, namespace: Namespace, links: &[Link], accept: Accept) -> Acquired;
+    /// Appends to the sequence the blocks of `links` that are there, up to the first miss. `links` continue the sequence's blocks.
+    /// Counts hits and the miss.
+    fn acquire(&self, sequence: SequenceId, links: &[Link], accept: Accept) -> Result<Acquired, CacheError>;
+    /// Opens blocks for one step: per sequence all or none, in the order given.
+    fn reserve(&self, wants: &[Want]) -> Result<Vec<Grant>, CacheError>;
+    /// Opens again a block of the sequence whose copies are lost, so that it can be recomputed in place.
+    fn reopen(&self, sequence: SequenceId, block: u32) -> Result<Grant, CacheError>;
+    /// Where each block of the sequence is, block 0 first. Stays true until the places are dropped.
+    fn places(&self, sequence: SequenceId) -> Result<Vec<BlockPlace>, CacheError>;
+    /// True when what was read from `place` was the block; called after the copy or kernel has completed. False counts a lost lease
+    /// and drops that copy.
+    fn check(&self, sequence: SequenceId, block: u32, place: &BlockPlace) -> bool;
+    /// Seals an open block that has become full (sums over its sections) and makes it visible.
+    fn commit(&self, sequence: SequenceId, block: u32, link: Link) -> Result<Committed, CacheError>;
+    /// Drops open blocks at the sequence's end so that it has `blocks` blocks.
+    fn truncate(&self, sequence: SequenceId, blocks: u32) -> Result<(), CacheError>;
+    /// Copies the sequence's blocks nearer to the device while there is room that no live block needs; returns bytes moved.
+    fn prefetch(&self, sequence: SequenceId) -> Result<u64, CacheError>;
+    /// Counters.
+    fn stats(&self) -> CacheStats;
+    /// Why this block is or is not here: one line per tier.
+    fn explain(&self, namespace: Namespace, link: Link) -> String;
+}

@@ -1,0 +1,293 @@
+//! [`KvCache`] over the embedded tiers.
+
+use cache_core::chain::Link;
+use cache_core::form::{Accept, Form, Lineage};
+use cache_core::hash::Namespace;
+use cache_core::key::CopyKey;
+use cache_core::manager::{CopyState, EntryId, Event};
+use cache_core::miss::MissReason;
+use cache_core::payload::BlockShape;
+use cache_core::store::{Lend, Lookup, Sealed, Store};
+use cache_core::units::Tier;
+use gpu_tier::DeviceError;
+
+use crate::cache::{Acquired, BlockPlace, CacheError, CacheStats, Committed, Grant, KvCache, SequenceId, Want};
+use crate::embedded::driver::{Answer, Driver};
+use crate::embedded::state::{Block, State, owner, unknown};
+use crate::embedded::{Embedded, explain};
+
+impl Embedded {
+    fn drive(&self, state: &mut State, namespace: Namespace, event: Event<'_>) -> (Option<Answer>, Option<DeviceError>) {
+        Driver::new(self, state, namespace).run(event)
+    }
+
+    /// Feeds in an event that has no answer.
+    fn tell(&self, state: &mut State, namespace: Namespace, event: Event<'_>) {
+        let (answer, _) = self.drive(state, namespace, event);
+        debug_assert!(answer.is_none(), "{answer:?} to a question that nobody asked");
+    }
+
+    /// Asks for room for blocks with these keys; opens them at the end of the sequence, or in the place of the lost block `replaced`.
+    fn grant(
+        &self,
+        state: &mut State,
+        sequence: SequenceId,
+        keys: Vec<Option<CopyKey>>,
+        replaced: Option<(u32, EntryId)>,
+    ) -> Result<Grant, CacheError> {
+        let namespace = state.sequence(sequence)?.namespace;
+        let held = u32::from(replaced.is_some());
+        let room = Event::Room { ticket: state.ticket(), owner: owner(sequence), keys: &keys, held };
+        match self.drive(state, namespace, room) {
+            (Some(Answer::Granted), _) => {}
+            (Some(Answer::PendingElsewhere), _) => return Ok(Grant::PendingElsewhere),
+            (_, Some(error)) => return Err(error.into()),
+            (Some(Answer::Refused(no_room)), None) => return Ok(Grant::NoRoom(no_room)),
+            (other, None) => unreachable!("{other:?} to a request for room"),
+        }
+        let slots = keys.iter().map(|_| self.tiers.device.reserve_open()).collect::<Result<Vec<_>, _>>();
+        let slots = match slots {
+            Ok(slots) => slots,
+            Err(error) => {
+                self.tell(state, namespace, Event::Abandon { owner: owner(sequence), keys: &keys, held });
+                return Err(CacheError::DeviceTier(error));
+            }
+        };
+        let blocks = &mut state.sequence_mut(sequence)?.blocks;
+        for (slot, opened_for) in slots.into_iter().zip(keys) {
+            match replaced {
+                Some((index, entry)) => blocks[index as usize] = Block::Open { slot, opened_for, held: Some(entry) },
+                None => blocks.push(Block::Open { slot, opened_for, held: None }),
+            }
+        }
+        Ok(Grant::Granted)
+    }
+
+    /// Takes blocks off the end of a sequence.
+    fn shorten(&self, state: &mut State, sequence: SequenceId, blocks: u32) -> Result<(), CacheError> {
+        let sequence_now = state.sequence_mut(sequence)?;
+        let namespace = sequence_now.namespace;
+        let keep = (blocks as usize).min(sequence_now.blocks.len());
+        let dropped = sequence_now.blocks.split_off(keep);
+        let mut entries = Vec::new();
+        for block in dropped {
+            let (opened_for, held) = match block {
+                Block::Held { entry, .. } => {
+                    entries.push(entry);
+                    continue;
+                }
+                Block::Open { opened_for, held, .. } => (opened_for, held),
+                Block::Private { .. } => (None, None),
+            };
+            entries.extend(held);
+            let event = Event::Abandon { owner: owner(sequence), keys: &[opened_for], held: u32::from(held.is_some()) };
+            self.tell(state, namespace, event);
+        }
+        self.tell(state, namespace, Event::Release { entries: &entries });
+        Ok(())
+    }
+
+    /// Where a cache entry is. Copies that turn out to be gone are reported to the shard on the way.
+    fn locate(&self, state: &mut State, namespace: Namespace, entry: EntryId, key: CopyKey) -> BlockPlace {
+        // Each round ends in a place or takes one of the two copies away.
+        for _ in 0..3 {
+            let view = state.shard().entry(entry).expect("a sequence holds its entries live");
+            let [device, host] = view.copies;
+            let tier = if device == CopyState::Resident {
+                if let Lookup::Hit(lease) = self.tiers.device.lookup(&key) {
+                    return BlockPlace::Device(self.tiers.device.range(lease.place()));
+                }
+                Tier::Device
+            } else if host == CopyState::Resident {
+                if let Some(place) = self.locate_in_host(&key) {
+                    return place;
+                }
+                Tier::Host
+            } else {
+                return BlockPlace::Lost(view.loss.unwrap_or(MissReason::LeaseLost));
+            };
+            self.tell(state, namespace, Event::Lost { entry, tier, reason: MissReason::LeaseLost });
+        }
+        BlockPlace::Lost(MissReason::LeaseLost)
+    }
+
+    fn locate_in_host(&self, key: &CopyKey) -> Option<BlockPlace> {
+        let host = self.tiers.host.as_ref()?;
+        match host.tier.lookup(key) {
+            Lookup::Hit(lease) => Some(BlockPlace::Host(host.range(lease.place()), lease)),
+            Lookup::Pending | Lookup::Miss(_) => None,
+        }
+    }
+
+    fn key_of(&self, namespace: Namespace, link: Link) -> Option<CopyKey> {
+        publishes(&self.shape).then(|| CopyKey::exact(namespace, link.hash))
+    }
+}
+
+/// raw32 is never published.
+fn publishes(shape: &BlockShape) -> bool {
+    shape.form == Form::Raw16
+}
+
+impl KvCache for Embedded {
+    fn shape(&self) -> BlockShape {
+        self.shape
+    }
+
+    fn open(&self, namespace: Namespace) -> SequenceId {
+        self.state().open(namespace)
+    }
+
+    fn close(&self, sequence: SequenceId) {
+        let mut state = self.state();
+        if self.shorten(&mut state, sequence, 0).is_ok() {
+            state.sequences.remove(&sequence);
+        }
+    }
+
+    fn lookup(&self, namespace: Namespace, links: &[Link], accept: Accept) -> Acquired {
+        let (hits, miss) = self.state().shard().peek(namespace, links, accept);
+        Acquired { tiers: hits.into_iter().map(|(_, tier)| tier).collect(), miss }
+    }
+
+    fn acquire(&self, sequence: SequenceId, links: &[Link], accept: Accept) -> Result<Acquired, CacheError> {
+        let mut state = self.state();
+        let namespace = state.sequence(sequence)?.namespace;
+        let (answer, _) = self.drive(&mut state, namespace, Event::Acquire { namespace, links, accept });
+        let Some(Answer::Acquired(hits, miss)) = answer else {
+            unreachable!("{answer:?} to an acquire");
+        };
+        let blocks = &mut state.sequence_mut(sequence)?.blocks;
+        for ((entry, _), link) in hits.iter().zip(links) {
+            blocks.push(Block::Held { entry: *entry, key: CopyKey::exact(namespace, link.hash) });
+        }
+        Ok(Acquired { tiers: hits.into_iter().map(|(_, tier)| tier).collect(), miss })
+    }
+
+    fn reserve(&self, wants: &[Want]) -> Result<Vec<Grant>, CacheError> {
+        let mut state = self.state();
+        let mut grants = Vec::with_capacity(wants.len());
+        for Want { sequence, blocks } in wants {
+            let namespace = state.sequence(*sequence)?.namespace;
+            let keys = blocks.iter().map(|link| link.and_then(|link| self.key_of(namespace, link))).collect();
+            grants.push(if blocks.is_empty() { Grant::Granted } else { self.grant(&mut state, *sequence, keys, None)? });
+        }
+        Ok(grants)
+    }
+
+    fn reopen(&self, sequence: SequenceId, block: u32) -> Result<Grant, CacheError> {
+        let mut state = self.state();
+        let Block::Held { entry, key } = *state.sequence(sequence)?.block(block)? else {
+            return Err(CacheError::Unknown { what: format!("lost block {block} of sequence {}", sequence.0) });
+        };
+        let view = state.shard().entry(entry).expect("a sequence holds its entries live");
+        if view.copies != [CopyState::None; 2] {
+            // Another sequence has computed it meanwhile.
+            return Ok(Grant::PendingElsewhere);
+        }
+        self.grant(&mut state, sequence, vec![Some(key)], Some((block, entry)))
+    }
+
+    fn places(&self, sequence: SequenceId) -> Result<Vec<BlockPlace>, CacheError> {
+        let mut state = self.state();
+        let namespace = state.sequence(sequence)?.namespace;
+        let count = state.sequence(sequence)?.blocks.len();
+        let mut places = Vec::with_capacity(count);
+        for index in 0..count {
+            places.push(match state.sequence(sequence)?.blocks[index] {
+                Block::Open { ref slot, .. } | Block::Private { ref slot } => BlockPlace::Device(self.tiers.device.range(slot.place())),
+                Block::Held { entry, key } => self.locate(&mut state, namespace, entry, key),
+            });
+        }
+        Ok(places)
+    }
+
+    fn check(&self, sequence: SequenceId, block: u32, place: &BlockPlace) -> bool {
+        let lease = match place {
+            BlockPlace::Device(_) => return true,
+            BlockPlace::Lost(_) => return false,
+            BlockPlace::Host(_, lease) => lease,
+        };
+        if self.tiers.host.as_ref().is_some_and(|host| host.tier.is_current(lease)) {
+            return true;
+        }
+        let mut state = self.state();
+        let Ok(sequence) = state.sequence(sequence) else {
+            return false;
+        };
+        let namespace = sequence.namespace;
+        if let Ok(Block::Held { entry, .. }) = sequence.block(block) {
+            let lost = Event::Lost { entry: *entry, tier: Tier::Host, reason: MissReason::LeaseLost };
+            self.tell(&mut state, namespace, lost);
+        }
+        false
+    }
+
+    fn commit(&self, sequence: SequenceId, block: u32, link: Link) -> Result<Committed, CacheError> {
+        let mut state = self.state();
+        let namespace = state.sequence(sequence)?.namespace;
+        let Block::Open { opened_for, held, .. } = *state.sequence(sequence)?.block(block)? else {
+            return Err(CacheError::Unknown { what: format!("open block {block} of sequence {}", sequence.0) });
+        };
+        let Some(key) = self.key_of(namespace, link) else {
+            state.sequence_mut(sequence)?.make_private(block);
+            return Ok(Committed::Inserted);
+        };
+        let sealed = Sealed { key, lineage: Lineage(key.form), link };
+        let event = Event::Commit { owner: owner(sequence), opened_for, key, link, held: held.is_some() };
+        let (Some(Answer::Committed(entry, how)), _) = self.drive(&mut state, namespace, event) else {
+            unreachable!("a commit is answered at once");
+        };
+        let slot = state.sequence_mut(sequence)?.hold(block, entry, key);
+        if how == Committed::Present {
+            return Ok(how);
+        }
+        match self.tiers.device.commit_open(slot, &sealed) {
+            Ok(()) => Ok(how),
+            Err((slot, error)) => {
+                // Freed before the shard hears that the copy is gone.
+                drop(slot);
+                self.tell(&mut state, namespace, Event::Lost { entry, tier: Tier::Device, reason: MissReason::FailedCheck });
+                Err(CacheError::DeviceTier(error))
+            }
+        }
+    }
+
+    fn truncate(&self, sequence: SequenceId, blocks: u32) -> Result<(), CacheError> {
+        self.shorten(&mut self.state(), sequence, blocks)
+    }
+
+    fn prefetch(&self, sequence: SequenceId) -> Result<u64, CacheError> {
+        let mut state = self.state();
+        let known = state.sequence(sequence).map_err(|_| unknown(sequence))?;
+        let (namespace, entries) = (known.namespace, known.entries());
+        let event = Event::Promote { ticket: state.ticket(), entries: &entries };
+        match self.drive(&mut state, namespace, event) {
+            (_, Some(error)) => Err(error.into()),
+            (Some(Answer::Promoted(arrived)), None) => Ok(u64::from(arrived) * self.shape.slot_bytes()),
+            (other, None) => unreachable!("{other:?} to a prefetch"),
+        }
+    }
+
+    fn stats(&self) -> CacheStats {
+        let state = self.state();
+        let shard = state.shard();
+        let counters = shard.counters();
+        let held = self.tiers.host.as_ref().map_or(0, |host| host.tier.capacity().held_bytes + self.index_bytes);
+        CacheStats {
+            device_slots: (shard.device_used(), shard.budgets().device_slots),
+            host_slots: (shard.host_used(), shard.budgets().host_slots),
+            host_bytes: (held, self.host_bytes),
+            hits: counters.hits,
+            misses: counters.misses,
+            demoted_blocks: counters.demoted_blocks,
+            promoted_blocks: counters.promoted_blocks,
+            evicted_blocks: counters.evicted_blocks,
+            blocks: u64::from(shard.blocks()),
+        }
+    }
+
+    fn explain(&self, namespace: Namespace, link: Link) -> String {
+        explain::explain(self.state().shard(), &CopyKey { form: self.shape.form_map(), ..CopyKey::exact(namespace, link.hash) }, self.now())
+    }
+}

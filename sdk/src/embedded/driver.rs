@@ -1,0 +1,242 @@
+//! Performs the shard's actions on the tiers, in order, and feeds their ends back until nothing is left to do.
+//!
+//! Copies are enqueued as they come and awaited together: one event for all demotions, one for all promotions of a round. A demotion is
+//! `reserve` in the host, copy out of the whole slot image, `commit` in the host (which verifies what arrived); the device copy goes when
+//! the shard says so, after that. A promotion is the same the other way round, under a host lease that is validated after the copy.
+
+use std::collections::VecDeque;
+
+use cache_core::form::Lineage;
+use cache_core::hash::Namespace;
+use cache_core::key::CopyKey;
+use cache_core::manager::{Action, CopyEnd, EntryId, Event, Shortage};
+use cache_core::store::{Lease, Lend, Lookup, Resident, Sealed, Slot, StoreError};
+use cache_core::units::{Now, Tier};
+use gpu_tier::DeviceError;
+use gpu_tier::attention::Attention;
+use gpu_tier::device::{CopyPiece, HostRange, Stream};
+
+use crate::cache::{Committed, NoRoom};
+use crate::embedded::state::State;
+use crate::embedded::{Embedded, Host, Tiers};
+
+/// What a shard answered, once all actions on the way there are performed.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    Granted,
+    PendingElsewhere,
+    Refused(NoRoom),
+    Acquired(Vec<(EntryId, Tier)>, Option<cache_core::miss::MissReason>),
+    Committed(EntryId, Committed),
+    Promoted(u32),
+}
+
+struct Demotion {
+    entry: EntryId,
+    sealed: Sealed,
+    slot: Slot,
+}
+
+struct Promotion {
+    entry: EntryId,
+    sealed: Sealed,
+    slot: Slot,
+    lease: Lease,
+}
+
+/// One run of the driver: lives as long as the state lock is held.
+pub(crate) struct Driver<'a> {
+    device: &'a dyn Attention,
+    tiers: &'a Tiers,
+    state: &'a mut State,
+    namespace: Namespace,
+    now: Now,
+    queue: VecDeque<Action>,
+    demotions: Vec<Demotion>,
+    promotions: Vec<Promotion>,
+    answer: Option<Answer>,
+    /// The first device error of the run.
+    failure: Option<DeviceError>,
+}
+
+impl<'a> Driver<'a> {
+    pub(crate) fn new(cache: &'a Embedded, state: &'a mut State, namespace: Namespace) -> Driver<'a> {
+        let now = cache.now();
+        if let Some(host) = &cache.tiers.host {
+            host.tier.advance(now);
+        }
+        Driver {
+            device: &*cache.device,
+            tiers: &cache.tiers,
+            state,
+            namespace,
+            now,
+            queue: VecDeque::new(),
+            demotions: Vec::new(),
+            promotions: Vec::new(),
+            answer: None,
+            failure: None,
+        }
+    }
+
+    /// Feeds one event in and performs everything that follows from it. A device error does not stop the run: its copies have failed.
+    pub(crate) fn run(mut self, event: Event<'_>) -> (Option<Answer>, Option<DeviceError>) {
+        self.feed(event);
+        loop {
+            while let Some(action) = self.queue.pop_front() {
+                self.perform(action);
+            }
+            if self.demotions.is_empty() && self.promotions.is_empty() {
+                return (self.answer, self.failure);
+            }
+            self.finish_demotions();
+            self.finish_promotions();
+        }
+    }
+
+    fn feed(&mut self, event: Event<'_>) {
+        self.queue.extend(self.state.shard_mut(self.namespace).on(event, self.now));
+    }
+
+    fn perform(&mut self, action: Action) {
+        match action {
+            Action::Drop { key, tier: Tier::Device, .. } | Action::Discard { key, tier: Tier::Device } => {
+                // Device leases live as long as one call under the state lock; the slot is free at once.
+                self.tiers.device.revoke(&key);
+                self.tiers.device.advance(self.now);
+            }
+            Action::Drop { entry, key, .. } => {
+                let removed = self.tiers.host.as_ref().map_or(Ok(()), |host| host.tier.remove(&key));
+                self.feed(Event::Dropped { entry, refused: removed.is_err() });
+            }
+            Action::Discard { key, .. } => {
+                if let Some(host) = &self.tiers.host {
+                    host.tier.revoke(&key);
+                }
+            }
+            Action::Demote { entry, key } => match self.start_demotion(entry, key) {
+                Ok(demotion) => self.demotions.push(demotion),
+                Err(end) => self.feed(Event::Demoted { entry, end }),
+            },
+            Action::Promote { entry, key } => match self.start_promotion(entry, key) {
+                Ok(promotion) => self.promotions.push(promotion),
+                Err(end) => self.feed(Event::Onboarded { entry, end }),
+            },
+            Action::Acquired { hits, miss } => self.answer = Some(Answer::Acquired(hits, miss)),
+            Action::Granted { .. } => self.answer = Some(Answer::Granted),
+            Action::PendingElsewhere { .. } => self.answer = Some(Answer::PendingElsewhere),
+            Action::Refused { shortage, .. } => self.answer = Some(Answer::Refused(no_room(shortage))),
+            Action::Committed { entry, inserted } => {
+                let how = if inserted { Committed::Inserted } else { Committed::Present };
+                self.answer = Some(Answer::Committed(entry, how));
+            }
+            Action::Promoted { arrived, .. } => self.answer = Some(Answer::Promoted(arrived)),
+        }
+    }
+
+    fn start_demotion(&mut self, entry: EntryId, key: CopyKey) -> Result<Demotion, CopyEnd> {
+        let host = self.tiers.host.as_ref().ok_or(CopyEnd::Full)?;
+        let sealed = self.sealed(entry, key)?;
+        let Lookup::Hit(lease) = self.tiers.device.lookup(&key) else {
+            return Err(CopyEnd::SourceLost);
+        };
+        let slot = host.tier.reserve(key).map_err(|error| end_of(&error))?;
+        let piece = CopyPiece { host: host.range(slot.place()), device: self.tiers.device.range(lease.place()) };
+        self.enqueue(Stream::CopyOut, piece)?;
+        Ok(Demotion { entry, sealed, slot })
+    }
+
+    fn start_promotion(&mut self, entry: EntryId, key: CopyKey) -> Result<Promotion, CopyEnd> {
+        let host = self.tiers.host.as_ref().ok_or(CopyEnd::SourceLost)?;
+        let sealed = self.sealed(entry, key)?;
+        let Lookup::Hit(lease) = host.tier.lookup(&key) else {
+            return Err(CopyEnd::SourceLost);
+        };
+        let slot = self.tiers.device.reserve(key).map_err(|error| end_of(&error))?;
+        let piece = CopyPiece { host: host.range(lease.place()), device: self.tiers.device.range(slot.place()) };
+        self.enqueue(Stream::CopyIn, piece)?;
+        Ok(Promotion { entry, sealed, slot, lease })
+    }
+
+    /// What the writer states about a copy that is moved: copies are never re-encoded on the way.
+    fn sealed(&self, entry: EntryId, key: CopyKey) -> Result<Sealed, CopyEnd> {
+        let view = self.state.shard().entry(entry).ok_or(CopyEnd::SourceLost)?;
+        Ok(Sealed { key, lineage: Lineage(key.form), link: view.link })
+    }
+
+    /// Copies start after the kernels enqueued so far: the target slot may have been read, the source slot written by one.
+    fn enqueue(&mut self, stream: Stream, piece: CopyPiece) -> Result<(), CopyEnd> {
+        let device = self.device;
+        let enqueued = device.record(Stream::Compute).and_then(|event| device.wait(stream, event)).and_then(|()| match stream {
+            Stream::CopyOut => device.copy_out(stream, &[piece]),
+            _ => device.copy_in(stream, &[piece]),
+        });
+        enqueued.map_err(|error| self.failed(error))
+    }
+
+    fn failed(&mut self, error: DeviceError) -> CopyEnd {
+        self.failure.get_or_insert(error);
+        CopyEnd::Failed
+    }
+
+    /// Waits for everything enqueued on a copy stream.
+    fn wait(&mut self, stream: Stream) -> Result<(), CopyEnd> {
+        let device = self.device;
+        device.record(stream).and_then(|event| device.synchronize(event)).map_err(|error| self.failed(error))
+    }
+
+    fn finish_demotions(&mut self) {
+        let demotions = std::mem::take(&mut self.demotions);
+        if demotions.is_empty() {
+            return;
+        }
+        let copied = self.wait(Stream::CopyOut);
+        for Demotion { entry, sealed, slot } in demotions {
+            let end = copied.err().unwrap_or_else(|| match slot.commit(&sealed) {
+                Ok(()) => CopyEnd::Done,
+                Err((_, error)) => end_of(&error),
+            });
+            self.feed(Event::Demoted { entry, end });
+        }
+    }
+
+    fn finish_promotions(&mut self) {
+        let promotions = std::mem::take(&mut self.promotions);
+        if promotions.is_empty() {
+            return;
+        }
+        let copied = self.wait(Stream::CopyIn);
+        for Promotion { entry, sealed, slot, lease } in promotions {
+            let current = self.tiers.host.as_ref().is_some_and(|host| host.tier.is_current(&lease));
+            let end = match copied {
+                Err(end) => end,
+                Ok(()) if !current => CopyEnd::SourceLost,
+                Ok(()) => match slot.commit(&sealed) {
+                    Ok(()) => CopyEnd::Done,
+                    Err((_, error)) => end_of(&error),
+                },
+            };
+            self.feed(Event::Onboarded { entry, end });
+        }
+    }
+}
+
+impl Host {
+    /// A slot's place as a device knows it.
+    pub(crate) fn range(&self, place: cache_core::store::SlotPlace) -> HostRange {
+        HostRange { extent: self.extents[place.extent as usize], offset: place.offset, bytes: place.bytes }
+    }
+}
+
+fn end_of(error: &StoreError) -> CopyEnd {
+    match error {
+        StoreError::Full { .. } => CopyEnd::Full,
+        StoreError::Check(_) => CopyEnd::Damaged,
+        _ => CopyEnd::Failed,
+    }
+}
+
+fn no_room(shortage: Shortage) -> NoRoom {
+    let Shortage { wanted_slots, device_slots, device_live_slots, host_slots, host_live_slots } = shortage;
+    NoRoom { wanted_slots, device_slots, device_live_slots, host_slots, host_live_slots }
+}

@@ -1,0 +1,38 @@
+//! Host extents as a device sees them: the crate's only unsafe code.
+//!
+//! The host tier vouches for the addresses: an [`Extent`] owns both of its mappings, page-aligned and `bytes()` long, from its making to
+//! its drop, and the memfd under them is sealed against shrinking. [`ArenaExtent`] holds the extent in an `Arc`, and the device holds the
+//! `ArenaExtent` in one, so neither mapping ends while the device can still use it. Bytes of a slot are written through the service
+//! mapping only by the holder of its reservation (see `host_tier`), which here is the driver that enqueues the copy.
+#![expect(unsafe_code, reason = "raw addresses of mapped memory are handed to a device")]
+
+use std::sync::Arc;
+
+use gpu_tier::device::HostExtent;
+use host_tier::Extent;
+
+/// A host extent, kept alive for the device.
+pub(crate) struct ArenaExtent {
+    extent: Arc<Extent>,
+}
+
+impl ArenaExtent {
+    pub(crate) fn new(extent: Arc<Extent>) -> ArenaExtent {
+        ArenaExtent { extent }
+    }
+}
+
+// SAFETY: both addresses are page-aligned starts of mappings of `bytes()` bytes that `self.extent` owns until it is dropped.
+unsafe impl HostExtent for ArenaExtent {
+    fn service_address(&self) -> *mut u8 {
+        self.extent.service_address()
+    }
+
+    fn reader_address(&self) -> *const u8 {
+        self.extent.reader_address()
+    }
+
+    fn bytes(&self) -> u64 {
+        self.extent.bytes()
+    }
+}

@@ -1,0 +1,137 @@
+//! What the mutex guards: the manager and the block tables of the sequences.
+
+use std::collections::HashMap;
+
+use cache_core::hash::Namespace;
+use cache_core::key::CopyKey;
+use cache_core::manager::{Budgets, CacheManager, EntryId, Owner, Shard, Ticket};
+use cache_core::store::Slot;
+
+use crate::cache::{CacheError, SequenceId};
+
+/// One block of a sequence.
+#[derive(Debug)]
+pub(crate) enum Block {
+    /// Being filled, in a device slot of its own.
+    Open {
+        slot: Slot,
+        /// The key it was opened for, if its tokens were known.
+        opened_for: Option<CopyKey>,
+        /// The lost entry that it replaces.
+        held: Option<EntryId>,
+    },
+    /// A cache entry that this sequence keeps live.
+    Held { entry: EntryId, key: CopyKey },
+    /// Full, never published (raw32): the sequence's own.
+    Private { slot: Slot },
+}
+
+/// A running sequence.
+#[derive(Debug)]
+pub(crate) struct Sequence {
+    pub(crate) namespace: Namespace,
+    pub(crate) blocks: Vec<Block>,
+}
+
+impl Sequence {
+    pub(crate) fn block(&self, index: u32) -> Result<&Block, CacheError> {
+        self.blocks.get(index as usize).ok_or_else(|| CacheError::Unknown { what: format!("block {index} of a sequence") })
+    }
+
+    /// Turns an open block into an entry that this sequence reads; gives its slot back. Panics when it is not open.
+    pub(crate) fn hold(&mut self, index: u32, entry: EntryId, key: CopyKey) -> Slot {
+        match std::mem::replace(&mut self.blocks[index as usize], Block::Held { entry, key }) {
+            Block::Open { slot, .. } => slot,
+            other => panic!("{other:?} was to be open"),
+        }
+    }
+
+    /// Closes an open block without publishing it. Panics when it is not open.
+    pub(crate) fn make_private(&mut self, index: u32) {
+        match self.blocks.remove(index as usize) {
+            Block::Open { slot, .. } => self.blocks.insert(index as usize, Block::Private { slot }),
+            other => panic!("{other:?} was to be open"),
+        }
+    }
+
+    /// Its cache entries, in chain order.
+    pub(crate) fn entries(&self) -> Vec<EntryId> {
+        self.blocks.iter().filter_map(|block| if let Block::Held { entry, .. } = block { Some(*entry) } else { None }).collect()
+    }
+}
+
+/// Manager and sequences.
+#[derive(Debug)]
+pub(crate) struct State {
+    manager: CacheManager,
+    pub(crate) sequences: HashMap<SequenceId, Sequence>,
+    next: u64,
+}
+
+impl State {
+    pub(crate) fn new(budgets: Budgets) -> State {
+        State { manager: CacheManager::new(1, budgets), sequences: HashMap::new(), next: 0 }
+    }
+
+    /// The one shard: embedded, all namespaces share the budgets.
+    pub(crate) fn shard(&self) -> &Shard {
+        &self.manager.shards()[0]
+    }
+
+    pub(crate) fn shard_mut(&mut self, namespace: Namespace) -> &mut Shard {
+        self.manager.shard_of(namespace)
+    }
+
+    pub(crate) fn open(&mut self, namespace: Namespace) -> SequenceId {
+        let id = SequenceId(self.number());
+        self.sequences.insert(id, Sequence { namespace, blocks: Vec::new() });
+        id
+    }
+
+    pub(crate) fn ticket(&mut self) -> Ticket {
+        Ticket(self.number())
+    }
+
+    pub(crate) fn sequence(&self, id: SequenceId) -> Result<&Sequence, CacheError> {
+        self.sequences.get(&id).ok_or_else(|| unknown(id))
+    }
+
+    pub(crate) fn sequence_mut(&mut self, id: SequenceId) -> Result<&mut Sequence, CacheError> {
+        self.sequences.get_mut(&id).ok_or_else(|| unknown(id))
+    }
+
+    pub(crate) fn audit(&self) -> Result<(), String> {
+        self.shard().audit()?;
+        let mut readers: HashMap<EntryId, u32> = HashMap::new();
+        let mut open = 0;
+        for block in self.sequences.values().flat_map(|sequence| &sequence.blocks) {
+            match block {
+                Block::Held { entry, .. } | Block::Open { held: Some(entry), .. } => *readers.entry(*entry).or_default() += 1,
+                Block::Open { .. } | Block::Private { .. } => {}
+            }
+            open += u32::from(!matches!(block, Block::Held { .. }));
+        }
+        if self.shard().open_slots() != open {
+            return Err(format!("{open} blocks are open, the shard counts {}", self.shard().open_slots()));
+        }
+        let counted = self.shard().live_entries();
+        if counted != readers {
+            return Err(format!("sequences read {readers:?}, the shard counts {counted:?}"));
+        }
+        Ok(())
+    }
+
+    fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+}
+
+/// Whoever holds a sequence's open blocks, in the shard's words.
+pub(crate) fn owner(sequence: SequenceId) -> Owner {
+    Owner(sequence.0)
+}
+
+pub(crate) fn unknown(sequence: SequenceId) -> CacheError {
+    CacheError::Unknown { what: format!("sequence {}", sequence.0) }
+}

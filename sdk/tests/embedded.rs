@@ -1,0 +1,300 @@
+//! The embedded cache on the real `cpu` device and the real host arena.
+
+mod common;
+
+use cache_core::form::Accept;
+use cache_core::miss::MissReason;
+use cache_core::units::Tier;
+use common::{AWAY, HOME, RAW32, Rig, branch, chain};
+use gpu_tier::cpu::Link as HostLink;
+use gpu_tier::device::Device;
+use kvtier_sdk::cache::{BlockPlace, CacheError, Committed, Grant, KvCache, NoRoom, Want};
+use kvtier_sdk::embedded::{Embedded, EmbeddedConfig};
+
+fn misses(rig: &Rig, reason: MissReason) -> u64 {
+    let index = MissReason::ALL.iter().position(|other| *other == reason).unwrap();
+    rig.cache.stats().misses[index]
+}
+
+#[test]
+fn a_published_prefix_is_read_by_the_next_sequence() {
+    let rig = Rig::new(8, 0);
+    let links = chain(HOME, 1, 5);
+    let (first, hits) = rig.run(HOME, &links);
+    assert_eq!(hits, 0);
+    let (second, hits) = rig.run(HOME, &links);
+    assert_eq!(hits, 5);
+    rig.verify(first, &links);
+    rig.verify(second, &links);
+    let stats = rig.cache.stats();
+    assert_eq!((stats.blocks, stats.device_slots.0, stats.hits), (5, 5, [5, 0]));
+    rig.cache.close(first);
+    rig.cache.close(second);
+    assert_eq!(rig.cache.lookup(HOME, &links, Accept::Exact).tiers, vec![Tier::Device; 5]);
+    rig.check_budgets();
+}
+
+#[test]
+fn a_shared_prefix_is_stored_once_and_an_early_token_ends_it() {
+    let rig = Rig::new(16, 0);
+    let (a, b) = (chain(HOME, 1, 5), branch(HOME, 1, 3, 2, 6));
+    rig.run(HOME, &a);
+    let (second, hits) = rig.run(HOME, &b);
+    assert_eq!(hits, 3);
+    rig.verify(second, &b);
+    assert_eq!(rig.cache.stats().blocks, 5 + 3);
+}
+
+#[test]
+fn another_namespace_shares_nothing() {
+    let rig = Rig::new(16, 0);
+    rig.run(HOME, &chain(HOME, 1, 4));
+    let (_, hits) = rig.run(AWAY, &chain(AWAY, 1, 4));
+    assert_eq!((hits, rig.cache.stats().blocks), (0, 8));
+    assert_eq!(misses(&rig, MissReason::NeverStored), 2);
+}
+
+#[test]
+fn device_pressure_demotes_and_the_bytes_come_back_equal() {
+    let rig = Rig::new(4, 16);
+    let links = chain(HOME, 1, 10);
+    let (sequence, _) = rig.run(HOME, &links);
+    assert_eq!(rig.verify(sequence, &links), 6);
+    assert_eq!(rig.cache.stats().demoted_blocks, 6);
+    // The front of the sequence stays in device memory.
+    let places = rig.cache.places(sequence).unwrap();
+    assert!(places[..3].iter().all(|place| matches!(place, BlockPlace::Device(_))));
+    drop(places);
+    rig.cache.close(sequence);
+    let (again, hits) = rig.run(HOME, &links);
+    assert_eq!(hits, 10);
+    rig.verify(again, &links);
+    assert_eq!(rig.cache.stats().hits, [4, 6]);
+    rig.check_budgets();
+}
+
+#[test]
+fn two_sequences_over_the_device_budget_both_finish() {
+    let rig = Rig::new(5, 16);
+    let (a, b) = (chain(HOME, 1, 7), chain(HOME, 2, 7));
+    let (first, second) = (rig.cache.open(HOME), rig.cache.open(HOME));
+    for index in 0..7 {
+        let wants = [(first, a[index]), (second, b[index])].map(|(sequence, link)| Want { sequence, blocks: vec![Some(link)] });
+        assert_eq!(rig.cache.reserve(&wants).unwrap(), [Grant::Granted, Grant::Granted]);
+        rig.fill(first, index as u32, a[index]);
+        rig.fill(second, index as u32, b[index]);
+        rig.verify(first, &a[..=index]);
+        rig.verify(second, &b[..=index]);
+        rig.check_budgets();
+    }
+}
+
+#[test]
+fn no_room_names_its_figures_and_holds_nothing() {
+    let rig = Rig::new(3, 2);
+    let host_slots = rig.cache.stats().host_slots.1;
+    let links = chain(HOME, 1, 3 + host_slots);
+    let (sequence, _) = rig.run(HOME, &links);
+    let more = chain(HOME, 1, 4 + host_slots);
+    let expected = NoRoom { wanted_slots: 1, device_slots: 3, device_live_slots: 3, host_slots, host_live_slots: host_slots };
+    assert_eq!(rig.reserve(sequence, Some(more[3 + host_slots as usize])), Grant::NoRoom(expected));
+    assert_eq!(rig.reserve(sequence, None), Grant::NoRoom(expected));
+    rig.verify(sequence, &links);
+    rig.check_budgets();
+    rig.cache.close(sequence);
+    let (other, hits) = rig.run(HOME, &chain(HOME, 2, 3));
+    assert_eq!(hits, 0);
+    rig.verify(other, &chain(HOME, 2, 3));
+    rig.check_budgets();
+}
+
+#[test]
+fn more_than_all_slots_is_refused_at_once() {
+    let rig = Rig::new(3, 8);
+    let links = chain(HOME, 1, 3);
+    rig.run(HOME, &links);
+    let sequence = rig.cache.open(HOME);
+    let grants = rig.cache.reserve(&[Want { sequence, blocks: vec![None; 4] }]).unwrap();
+    assert!(matches!(grants[..], [Grant::NoRoom(NoRoom { wanted_slots: 4, device_slots: 3, .. })]));
+    assert_eq!(rig.cache.stats().demoted_blocks, 0);
+}
+
+#[test]
+fn a_wanted_block_that_another_sequence_computes_is_pending() {
+    let rig = Rig::new(8, 0);
+    let links = chain(HOME, 1, 2);
+    let (first, second) = (rig.cache.open(HOME), rig.cache.open(HOME));
+    let wants = [first, second].map(|sequence| Want { sequence, blocks: links.iter().copied().map(Some).collect() });
+    assert_eq!(rig.cache.reserve(&wants).unwrap(), [Grant::Granted, Grant::PendingElsewhere]);
+    assert!(rig.cache.explain(HOME, links[0]).contains("computing it now"));
+    rig.fill(first, 0, links[0]);
+    rig.fill(first, 1, links[1]);
+    assert_eq!(rig.cache.acquire(second, &links, Accept::Exact).unwrap().tiers.len(), 2);
+    rig.verify(second, &links);
+}
+
+#[test]
+fn an_equal_block_that_was_first_wins_and_the_slot_is_free_again() {
+    let rig = Rig::new(4, 0);
+    let links = chain(HOME, 1, 1);
+    let (first, second) = (rig.cache.open(HOME), rig.cache.open(HOME));
+    assert_eq!((rig.reserve(first, None), rig.reserve(second, None)), (Grant::Granted, Grant::Granted));
+    assert_eq!(rig.fill(first, 0, links[0]), Committed::Inserted);
+    assert_eq!(rig.fill(second, 0, links[0]), Committed::Present);
+    assert_eq!(rig.cache.stats().device_slots.0, 1);
+    rig.verify(second, &links);
+    rig.check_budgets();
+}
+
+#[test]
+fn an_open_block_is_zeroed_and_truncate_frees_it() {
+    let rig = Rig::new(2, 0);
+    let links = chain(HOME, 1, 2);
+    let sequence = rig.cache.open(HOME);
+    for _ in 0..3 {
+        assert_eq!(rig.reserve(sequence, None), Grant::Granted);
+        let places = rig.cache.places(sequence).unwrap();
+        assert!(rig.read(&places[0]).unwrap().iter().all(|byte| *byte == 0));
+        rig.write(sequence, 0, links[0]);
+        rig.cache.truncate(sequence, 0).unwrap();
+        assert_eq!(rig.cache.stats().device_slots.0, 0);
+    }
+    rig.check_budgets();
+}
+
+#[test]
+fn a_revoked_block_is_lost_reopened_and_committed_again() {
+    let rig = Rig::new(4, 16);
+    let links = chain(HOME, 1, 8);
+    let (sequence, _) = rig.run(HOME, &links);
+    let places = rig.cache.places(sequence).unwrap();
+    let victim = places.iter().position(|place| matches!(place, BlockPlace::Host(..))).unwrap();
+    assert!(rig.cache.revoke_host(HOME, links[victim]));
+    assert!(!rig.cache.check(sequence, victim as u32, &places[victim]), "the slot was taken away under the reader");
+    assert!(places.iter().enumerate().all(|(index, place)| index == victim || rig.cache.check(sequence, index as u32, place)));
+    drop(places);
+    assert_eq!(misses(&rig, MissReason::LeaseLost), 1);
+    let places = rig.cache.places(sequence).unwrap();
+    assert!(matches!(places[victim], BlockPlace::Lost(MissReason::LeaseLost)));
+    drop(places);
+    assert_eq!(rig.cache.lookup(HOME, &links, Accept::Exact).miss, Some(MissReason::LeaseLost));
+    assert!(rig.cache.explain(HOME, links[victim]).contains("lease_lost"));
+    assert_eq!(rig.cache.reopen(sequence, victim as u32).unwrap(), Grant::Granted);
+    rig.check_budgets();
+    assert_eq!(rig.fill(sequence, victim as u32, links[victim]), Committed::Inserted);
+    rig.verify(sequence, &links);
+    rig.check_budgets();
+}
+
+#[test]
+fn a_revoked_copy_that_nobody_reads_is_a_miss_at_the_next_use() {
+    let rig = Rig::new(2, 8);
+    let links = chain(HOME, 1, 4);
+    let (sequence, _) = rig.run(HOME, &links);
+    rig.cache.close(sequence);
+    rig.run(HOME, &chain(HOME, 2, 2));
+    assert!(rig.cache.revoke_host(HOME, links[1]));
+    let reader = rig.cache.open(HOME);
+    assert_eq!(rig.cache.acquire(reader, &links, Accept::Exact).unwrap().tiers.len(), 4);
+    let places = rig.cache.places(reader).unwrap();
+    assert!(matches!(places[1], BlockPlace::Lost(MissReason::LeaseLost)), "{:?}", places[1]);
+    drop(places);
+    assert!(matches!(rig.cache.reopen(reader, 1).unwrap(), Grant::Granted));
+    rig.fill(reader, 1, links[1]);
+    rig.verify(reader, &links);
+    rig.check_budgets();
+}
+
+#[test]
+fn prefetch_moves_bytes_into_free_room_only() {
+    let rig = Rig::new(4, 16);
+    let links = chain(HOME, 1, 6);
+    let (sequence, _) = rig.run(HOME, &links);
+    assert_eq!(rig.cache.prefetch(sequence).unwrap(), 0, "every slot holds a live block");
+    rig.cache.close(sequence);
+    // Another sequence takes three slots; then it ends, and its idle copies give way to the prefetch.
+    let (other, _) = rig.run(HOME, &chain(HOME, 2, 3));
+    rig.cache.close(other);
+    let sequence = rig.cache.open(HOME);
+    rig.cache.acquire(sequence, &links, Accept::Exact).unwrap();
+    let before = rig.device.traffic().copied_in_bytes;
+    let in_host = rig.verify(sequence, &links);
+    let verified = rig.device.traffic().copied_in_bytes - before;
+    let moved = rig.cache.prefetch(sequence).unwrap();
+    assert!(moved > 0 && in_host > 0);
+    assert_eq!(rig.device.traffic().copied_in_bytes, before + verified + moved);
+    assert_eq!(rig.verify(sequence, &links), 6 - 4, "all four slots hold this sequence's front");
+    assert_eq!(rig.cache.stats().promoted_blocks * rig.cache.shape().slot_bytes(), moved);
+    rig.check_budgets();
+}
+
+#[test]
+fn a_strict_device_works_with_the_reader_mapping_closed() {
+    for bytes_per_second in [None, Some(5e9)] {
+        let rig = Rig::open(HostLink::Strict { bytes_per_second }, common::SHAPE, 3, common::host_bytes(3, 12));
+        rig.cache.protect_host_reader().unwrap();
+        let links = chain(HOME, 1, 9);
+        let (sequence, _) = rig.run(HOME, &links);
+        assert_eq!(rig.verify(sequence, &links), 6);
+        assert_eq!(rig.device.traffic().attended_host_bytes, 0);
+        rig.check_budgets();
+    }
+}
+
+#[test]
+fn eviction_from_the_host_leaves_a_reason() {
+    let rig = Rig::new(2, 2);
+    let host_slots = rig.cache.stats().host_slots.1;
+    let first = chain(HOME, 1, 2 + host_slots);
+    let (sequence, _) = rig.run(HOME, &first);
+    rig.cache.close(sequence);
+    let (sequence, _) = rig.run(HOME, &chain(HOME, 2, 2 + host_slots));
+    let found = rig.cache.lookup(HOME, &first, Accept::Exact);
+    assert_eq!((found.tiers.len(), found.miss), (0, Some(MissReason::Evicted)));
+    assert!(rig.cache.explain(HOME, first[0]).contains("evicted"));
+    assert!(rig.cache.explain(HOME, chain(HOME, 3, 1)[0]).contains("never stored"));
+    rig.verify(sequence, &chain(HOME, 2, 2 + host_slots));
+    rig.check_budgets();
+}
+
+#[test]
+fn raw32_stays_private_and_on_the_device() {
+    let rig = Rig::open(HostLink::InPlace, RAW32, 3, 0);
+    let links = chain(HOME, 1, 4);
+    let sequence = rig.cache.open(HOME);
+    rig.compute(sequence, &links[..3], 0);
+    rig.verify(sequence, &links[..3]);
+    assert_eq!(rig.cache.stats().blocks, 0);
+    assert!(rig.cache.lookup(HOME, &links, Accept::Exact).tiers.is_empty());
+    assert!(matches!(rig.reserve(sequence, Some(links[3])), Grant::NoRoom(_)));
+    rig.cache.close(sequence);
+    assert_eq!(rig.cache.stats().device_slots.0, 0);
+    rig.check_budgets();
+}
+
+#[test]
+fn budgets_under_one_block_are_refused_with_the_minimum() {
+    let rig = Rig::new(2, 0);
+    let device: std::sync::Arc<dyn gpu_tier::attention::Attention> = rig.device.clone();
+    let open = |device_slots, host_bytes| {
+        Embedded::open(EmbeddedConfig { device: device.clone(), shape: common::SHAPE, device_slots, host_bytes }).map(|_| ())
+    };
+    assert!(matches!(open(0, 0), Err(CacheError::Budget { .. })));
+    let Err(CacheError::Budget { minimum_bytes, .. }) = open(1, 5000) else { panic!("5000 bytes hold a block") };
+    drop(rig);
+    let rig = Rig::open(HostLink::InPlace, common::SHAPE, 1, minimum_bytes);
+    assert_eq!(rig.cache.stats().host_slots.1, 1);
+}
+
+#[test]
+fn what_is_not_there_is_an_error() {
+    let rig = Rig::new(2, 0);
+    let sequence = rig.cache.open(HOME);
+    let link = chain(HOME, 1, 1)[0];
+    assert!(matches!(rig.cache.commit(sequence, 0, link), Err(CacheError::Unknown { .. })));
+    assert!(matches!(rig.cache.reopen(sequence, 0), Err(CacheError::Unknown { .. })));
+    rig.cache.close(sequence);
+    rig.cache.close(sequence);
+    assert!(matches!(rig.cache.places(sequence), Err(CacheError::Unknown { .. })));
+    assert!(matches!(rig.cache.reserve(&[Want { sequence, blocks: vec![None] }]), Err(CacheError::Unknown { .. })));
+}

