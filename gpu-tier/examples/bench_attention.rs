@@ -1,6 +1,6 @@
 //! Decode bandwidth and prefill arithmetic of the `cpu` device's attention, beside the machine's own read bandwidth.
 //!
-//! `cargo run --release -p gpu-tier --example bench_attention -- [THREADS] [TOKENS]`
+//! `cargo run --release -p gpu-tier --example bench_attention -- [THREADS] [TOKENS] [decode|prefill]`
 //!
 //! With one thread times are CPU time of that thread, so that other load on the machine counts less; with more, wall time.
 //! Shape: SmolLM2-135M (30 layers, 9 heads over 3 KV heads, 64 channels, raw16: 22.5 KiB a token). Medians of several runs.
@@ -31,10 +31,11 @@ fn clock() -> f64 {
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let mut arguments = std::env::args().skip(1).map(|argument| argument.parse::<u32>());
-    let threads = arguments.next().transpose()?.unwrap_or(2) as usize;
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let number = |i: usize, default| arguments.get(i).map_or(Ok(default), |argument| argument.parse::<u32>());
+    let (threads, tokens) = (number(0, 2)? as usize, number(1, 8192)?);
+    let only = |what| arguments.get(2).is_none_or(|argument| argument == what);
     ONE_THREAD.store(threads == 1, Ordering::Relaxed);
-    let tokens = arguments.next().transpose()?.unwrap_or(8192);
     let workers = Arc::new(Workers::new(threads));
     println!("{threads} threads, {tokens} tokens");
     for block_tokens in [64, 16, 256] {
@@ -43,8 +44,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             if block_tokens == 64 && isa == Isa::Scalar {
                 println!("plain read of the same bytes: {:.1} GB/s", bench.read_gb_s(&workers)?);
             }
-            bench.decode()?;
-            bench.prefill(if isa == Isa::Scalar { 8 } else { 512 }, threads)?;
+            if only("decode") {
+                bench.decode()?;
+            }
+            if only("prefill") {
+                bench.prefill(if isa == Isa::Scalar { 8 } else { 512 }, threads)?;
+            }
         }
     }
     Ok(())
@@ -60,29 +65,58 @@ struct Bench {
 
 impl Bench {
     fn new(isa: Isa, workers: &Arc<Workers>, tokens: u32, block_tokens: u32) -> Result<Bench, DeviceError> {
-        let geometry =
-            Geometry { heads: 9, kv_heads: 3, head_dim: 64, block_tokens, element: Element::Bf16, scale: 0.125 };
+        let geometry = Geometry {
+            heads: 9,
+            kv_heads: 3,
+            head_dim: 64,
+            block_tokens,
+            element: Element::Bf16,
+            scale: 0.125,
+        };
         let workers = Arc::clone(workers);
-        let device = CpuDevice::open(CpuConfig { budget_bytes: 2 << 30, link: Link::InPlace, workers, isa })?;
+        let device = CpuDevice::open(CpuConfig {
+            budget_bytes: 2 << 30,
+            link: Link::InPlace,
+            workers,
+            isa,
+        })?;
         let (section, blocks) = (geometry.section_bytes(), u64::from(tokens.div_ceil(block_tokens)));
         let arena = device.allocate(blocks * LAYERS * section)?;
         // Ordinary numbers: bf16 around 1, from a small generator.
         let mut state = 1u64;
         let mut bytes = vec![0u8; 1 << 20];
         for pair in bytes.chunks_exact_mut(2) {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            state = state
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
             let value = half::bf16::from_f32((state >> 40) as f32 / (1u64 << 23) as f32 - 1.0);
             pair.copy_from_slice(&value.to_bits().to_ne_bytes());
         }
         let total = arena.range().bytes;
         for offset in (0..total).step_by(bytes.len()) {
             let part = (total - offset).min(bytes.len() as u64);
-            device.upload(Stream::Compute, &bytes[..part as usize], arena.range().slice(offset, part))?;
+            device.upload(
+                Stream::Compute,
+                &bytes[..part as usize],
+                arena.range().slice(offset, part),
+            )?;
         }
         // As in the cache: a block holds its layers one after the other.
-        let place = |layer, block| Some(SectionPlace::Device(arena.range().slice((block * LAYERS + layer) * section, section)));
-        let sections = (0..LAYERS).map(|layer| (0..blocks).map(|block| place(layer, block)).collect()).collect();
-        Ok(Bench { device, geometry, tokens, arena, sections })
+        let place = |layer, block| {
+            Some(SectionPlace::Device(
+                arena.range().slice((block * LAYERS + layer) * section, section),
+            ))
+        };
+        let sections = (0..LAYERS)
+            .map(|layer| (0..blocks).map(|block| place(layer, block)).collect())
+            .collect();
+        Ok(Bench {
+            device,
+            geometry,
+            tokens,
+            arena,
+            sections,
+        })
     }
 
     /// Bandwidth of summing the whole arena with all threads.
@@ -113,22 +147,42 @@ impl Bench {
         let spans: Vec<u32> = (0..self.tokens.div_ceil(SPAN_TOKENS)).collect();
         let vectors = u64::from(self.geometry.heads);
         let queries = self.device.allocate(vectors * 256)?;
-        let ones: Vec<u8> = (0..vectors * 64).flat_map(|i| ((i % 7) as f32 * 0.3 - 1.0).to_ne_bytes()).collect();
+        let ones: Vec<u8> = (0..vectors * 64)
+            .flat_map(|i| ((i % 7) as f32 * 0.3 - 1.0).to_ne_bytes())
+            .collect();
         self.device.upload(Stream::Compute, &ones, queries.range())?;
         let output = self.device.allocate(vectors * 256)?;
-        let store = self.device.allocate(vectors * spans.len() as u64 * self.geometry.partial_bytes())?;
-        let into = Accumulator::Partials { range: store.range(), spans: spans.len() as u32 };
+        let store = self
+            .device
+            .allocate(vectors * spans.len() as u64 * self.geometry.partial_bytes())?;
+        let into = Accumulator::Partials {
+            range: store.range(),
+            spans: spans.len() as u32,
+        };
         let (rows, first_position) = (1, self.tokens - 1);
         let mut attend_seconds = Vec::new();
         let mut seconds = Vec::new();
-        for _ in 0..if self.device.isa() == Isa::Scalar { 1 } else { 15 } {
+        let repeats = 15 * 8192_u32.div_ceil(self.tokens);
+        for _ in 0..if self.device.isa() == Isa::Scalar { 1 } else { repeats } {
             let (mut attending, start) = (0.0, clock());
             for sections in &self.sections {
-                let job = Attend { queries: queries.range(), rows, first_position, sections, spans: &spans, into };
+                let job = Attend {
+                    queries: queries.range(),
+                    rows,
+                    first_position,
+                    sections,
+                    spans: &spans,
+                    into,
+                };
                 let before = clock();
                 self.device.attend(Stream::Compute, &self.geometry, &[job])?;
                 attending += clock() - before;
-                let job = Finish { from: into, rows, first_position, output: output.range() };
+                let job = Finish {
+                    from: into,
+                    rows,
+                    first_position,
+                    output: output.range(),
+                };
                 self.device.finish(Stream::Compute, &self.geometry, &[job])?;
             }
             seconds.push(clock() - start);
@@ -152,18 +206,29 @@ impl Bench {
         let spans: Vec<u32> = (0..self.tokens.div_ceil(SPAN_TOKENS)).collect();
         let vectors = u64::from(rows * self.geometry.heads);
         let queries = self.device.allocate(vectors * 256)?;
-        let some: Vec<u8> = (0..vectors * 64).flat_map(|i| ((i % 7) as f32 * 0.3 - 1.0).to_ne_bytes()).collect();
+        let some: Vec<u8> = (0..vectors * 64)
+            .flat_map(|i| ((i % 7) as f32 * 0.3 - 1.0).to_ne_bytes())
+            .collect();
         self.device.upload(Stream::Compute, &some, queries.range())?;
         let store = self.device.allocate(vectors * self.geometry.partial_bytes())?;
         let into = Accumulator::Running { range: store.range() };
         let mut seconds = Vec::new();
         for sections in &self.sections[..if rows < 64 { 1 } else { 7 }] {
-            let job = Attend { queries: queries.range(), rows, first_position, sections, spans: &spans, into };
+            let job = Attend {
+                queries: queries.range(),
+                rows,
+                first_position,
+                sections,
+                spans: &spans,
+                into,
+            };
             let start = clock();
             self.device.attend(Stream::Compute, &self.geometry, &[job])?;
             seconds.push(clock() - start);
         }
-        let visible: u64 = (0..u64::from(rows)).map(|row| u64::from(first_position) + row + 1).sum();
+        let visible: u64 = (0..u64::from(rows))
+            .map(|row| u64::from(first_position) + row + 1)
+            .sum();
         let flops = (4 * 64 * 9 * visible) as f64;
         let seconds = median(seconds);
         println!(

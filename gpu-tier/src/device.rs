@@ -162,6 +162,8 @@ pub struct CopyPiece {
 ///
 /// Errors: every operation checks its ranges against live allocations ([`DeviceError::Range`]) when it is enqueued.
 /// Data handed over as a slice is staged before the call returns.
+/// A failure of work already enqueued is told once, by whichever later call sees it first; everything after that is
+/// [`DeviceError::Lost`].
 pub trait Device: Send + Sync {
     /// What this device is.
     fn info(&self) -> &DeviceInfo;
@@ -185,7 +187,7 @@ pub trait Device: Send + Sync {
     fn copy_in(&self, stream: Stream, pieces: &[CopyPiece]) -> Result<(), DeviceError>;
     /// Scatters device ranges into the host arena, in order.
     fn copy_out(&self, stream: Stream, pieces: &[CopyPiece]) -> Result<(), DeviceError>;
-    /// Copies device memory to device memory, both ranges of one length.
+    /// Copies device memory to device memory, both ranges of one length and apart (overlapping ones may be refused).
     fn copy_within(&self, stream: Stream, source: DeviceRange, target: DeviceRange) -> Result<(), DeviceError>;
     /// Writes host bytes to the start of a device range.
     fn upload(&self, stream: Stream, source: &[u8], target: DeviceRange) -> Result<(), DeviceError>;

@@ -342,19 +342,20 @@ impl<D: Device + ?Sized + 'static> Inner<D> {
             .device
             .download(Stream::CopyOut, self.range(slot), image)
             .map_err(medium);
-        let current = self.table().slots.is_current(slot, generation);
-        let outcome = downloaded.map(|()| {
-            if !current {
-                Some(MissReason::LeaseLost)
-            } else if verify_image(&self.shape, key, image).is_err() {
-                self.quarantine(key, slot, generation);
-                Some(MissReason::FailedCheck)
-            } else {
-                None
-            }
-        });
-        self.table().slots.release(slot, generation);
-        outcome
+        let current = {
+            let mut table = self.table();
+            table.slots.release(slot, generation);
+            table.slots.is_current(slot, generation)
+        };
+        downloaded?;
+        if !current {
+            return Ok(Some(MissReason::LeaseLost));
+        }
+        if verify_image(&self.shape, key, image).is_err() {
+            self.quarantine(key, slot, generation);
+            return Ok(Some(MissReason::FailedCheck));
+        }
+        Ok(None)
     }
 
     fn lease(&self, key: &CopyKey) -> Found {

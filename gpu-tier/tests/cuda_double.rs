@@ -11,7 +11,8 @@ use contract::{Arena, BUDGET, fetch, finish, pattern, piece, settled};
 use cudarc::driver::sys::{CUevent_flags, CUresult};
 use cudarc::driver::{CudaContext, DriverError, result};
 use double::{
-    ALLOCATION, COPY, COPY_IN, COPY_OUT, Double, ECC_UNCORRECTABLE, FILL, LAUNCH, LAUNCH_FAILED, Launch, OUT_OF_MEMORY,
+    ALLOCATION, COPY, COPY_IN, COPY_OUT, Double, ECC_UNCORRECTABLE, FILL, KERNEL, LAUNCH, LAUNCH_FAILED, Launch,
+    OUT_OF_MEMORY,
 };
 use gpu_tier::DeviceError;
 use gpu_tier::cpu::isa::Isa;
@@ -191,6 +192,11 @@ fn in_and_out(double: &Double, waits: bool) -> [Vec<u8>; 3] {
     let device = open(None);
     let arena = Arena::new(2 * PAGE);
     let extent = device.register(arena.clone()).unwrap();
+    assert_eq!(
+        device.is_pinned(extent),
+        Some(true),
+        "a pageable copy out would wait for the gate"
+    );
     let buffer = device.allocate(PAGE as u64).unwrap();
     let (old, new) = (pattern(1, PAGE), pattern(2, PAGE));
     device.upload(Stream::CopyIn, &old, buffer.range()).unwrap();
@@ -268,6 +274,8 @@ fn upload_longer_than_all_staging_memory() {
     .unwrap();
     let buffer = device.allocate(7 << 20).unwrap();
     let data = pattern(4, (6 << 20) + 12345);
+    // Slow copies: a chunk that is reused too early is seen.
+    double.set_jitter_us(5000);
     device.upload(Stream::Compute, &data, buffer.range()).unwrap();
     assert_eq!(
         fetch(&device, Stream::Compute, buffer.range().slice(0, data.len() as u64)),
@@ -398,7 +406,10 @@ fn failure_seen_only_by_a_drop_is_told_to_the_next_caller() {
         piece(extent, 0, buffer.range().slice(0, 8)),
         piece(extent, 8, buffer.range().slice(8, 8)),
     ];
+    // The launch fails only after the call that enqueues it has returned.
+    let gate = double.hold(KERNEL);
     device.copy_in(Stream::CopyIn, &pieces).unwrap();
+    drop(gate);
     while CudaContext::new(0).unwrap().synchronize().is_ok() {
         std::thread::yield_now();
     }

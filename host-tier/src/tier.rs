@@ -347,16 +347,16 @@ impl Inner {
         let Found::Leased(slot, generation) = self.lease(key) else {
             return Some(MissReason::NeverStored);
         };
-        let reason = if !self.read(slot, generation, 0, image) {
-            Some(MissReason::LeaseLost)
-        } else if verify_image(&self.shape, key, image).is_err() {
-            self.quarantine(key, slot, generation);
-            Some(MissReason::FailedCheck)
-        } else {
-            None
-        };
+        let current = self.read(slot, generation, 0, image);
         self.table().slots.release(slot, generation);
-        reason
+        if !current {
+            return Some(MissReason::LeaseLost);
+        }
+        if verify_image(&self.shape, key, image).is_err() {
+            self.quarantine(key, slot, generation);
+            return Some(MissReason::FailedCheck);
+        }
+        None
     }
 }
 

@@ -1,7 +1,7 @@
 //! Memory of the arena, counted by the kernel and by the allocator, beside what the tier says it holds.
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::cell::Cell;
 
 use cache_core::contract::{Random, SHAPE, block};
 use cache_core::form::Form;
@@ -12,18 +12,25 @@ use host_tier::{HostConfig, HostError, HostTier};
 
 struct Counting;
 
-static HEAP_BYTES: AtomicUsize = AtomicUsize::new(0);
+thread_local! {
+    /// Bytes that this thread has allocated less those that it has freed: the test harness allocates on threads of its own.
+    static HEAP_BYTES: Cell<isize> = const { Cell::new(0) };
+}
+
+fn heap_bytes() -> isize {
+    HEAP_BYTES.get()
+}
 
 // SAFETY: every call is passed on to the system's allocator as it came.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        HEAP_BYTES.fetch_add(layout.size(), Ordering::Relaxed);
+        HEAP_BYTES.set(heap_bytes() + layout.size() as isize);
         // SAFETY: the caller's promise, passed on.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, address: *mut u8, layout: Layout) {
-        HEAP_BYTES.fetch_sub(layout.size(), Ordering::Relaxed);
+        HEAP_BYTES.set(heap_bytes() - layout.size() as isize);
         // SAFETY: the caller's promise, passed on.
         unsafe { System.dealloc(address, layout) }
     }
@@ -41,18 +48,17 @@ fn committed_bytes(tier: &HostTier) -> u64 {
     tier.extents().iter().map(committed).sum()
 }
 
-/// One test, because the allocator's count is the whole process's.
 #[test]
 fn what_is_held_is_what_is_counted() {
     let budget_bytes = 600 << 10;
     drop(HostTier::open(HostConfig::new(budget_bytes, SHAPE)).unwrap());
-    let before = HEAP_BYTES.load(Ordering::Relaxed);
+    let before = heap_bytes();
     let tier = HostTier::open(HostConfig {
         rest_millis: 1,
         ..HostConfig::new(budget_bytes, SHAPE)
     })
     .unwrap();
-    let heap = HEAP_BYTES.load(Ordering::Relaxed) - before;
+    let heap = heap_bytes() - before;
     let pages: u64 = (0..tier.layout().extents())
         .map(|extent| tier.layout().generation_bytes(extent))
         .sum();
@@ -98,7 +104,7 @@ fn what_is_held_is_what_is_counted() {
     }
     leases.clear();
     leases.shrink_to_fit();
-    let grown = HEAP_BYTES.load(Ordering::Relaxed) - before;
+    let grown = heap_bytes() - before;
     assert_eq!(grown, heap, "the tables were allocated when the tier was opened");
     assert!(
         budget_bytes - peak_bytes < SHAPE.slot_bytes(),

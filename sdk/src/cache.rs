@@ -64,7 +64,7 @@ pub struct NoRoom {
 /// Where a block's slot image is for the length of a step.
 #[derive(Debug)]
 pub enum BlockPlace {
-    /// In device memory.
+    /// In device memory, until the next `reserve`, `reopen` or `prefetch` of any sequence.
     Device(DeviceRange),
     /// In the host arena; the lease keeps it there.
     Host(HostRange, Lease),
@@ -152,6 +152,8 @@ pub trait KvCache: Send + Sync {
     fn reserve(&self, wants: &[Want]) -> Result<Vec<Grant>, CacheError>;
     /// Opens again a block of the sequence whose copies are lost, so that it can be recomputed in place.
     fn reopen(&self, sequence: SequenceId, block: u32) -> Result<Grant, CacheError>;
+    /// Gives up a block that [`KvCache::reopen`] opened before it could be filled: it is lost again, and its slot is free.
+    fn abandon(&self, sequence: SequenceId, block: u32) -> Result<(), CacheError>;
     /// Where each block of the sequence is, block 0 first. Stays true until the places are dropped.
     fn places(&self, sequence: SequenceId) -> Result<Vec<BlockPlace>, CacheError>;
     /// True when what was read from `place` was the block; called after the copy or kernel has completed. False counts a lost lease

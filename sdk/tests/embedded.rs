@@ -7,7 +7,7 @@ use cache_core::miss::MissReason;
 use cache_core::units::Tier;
 use common::{AWAY, HOME, RAW32, Rig, branch, chain};
 use gpu_tier::cpu::Link as HostLink;
-use gpu_tier::device::Device;
+use gpu_tier::device::{CopyPiece, Device, HostRange, Stream};
 use kvtier_sdk::cache::{BlockPlace, CacheError, Committed, Grant, KvCache, NoRoom, Want};
 use kvtier_sdk::embedded::{Embedded, EmbeddedConfig};
 
@@ -30,7 +30,10 @@ fn a_published_prefix_is_read_by_the_next_sequence() {
     assert_eq!((stats.blocks, stats.device_slots.0, stats.hits), (5, 5, [5, 0]));
     rig.cache.close(first);
     rig.cache.close(second);
-    assert_eq!(rig.cache.lookup(HOME, &links, Accept::Exact).tiers, vec![Tier::Device; 5]);
+    assert_eq!(
+        rig.cache.lookup(HOME, &links, Accept::Exact).tiers,
+        vec![Tier::Device; 5]
+    );
     rig.check_budgets();
 }
 
@@ -79,7 +82,10 @@ fn two_sequences_over_the_device_budget_both_finish() {
     let (a, b) = (chain(HOME, 1, 7), chain(HOME, 2, 7));
     let (first, second) = (rig.cache.open(HOME), rig.cache.open(HOME));
     for index in 0..7 {
-        let wants = [(first, a[index]), (second, b[index])].map(|(sequence, link)| Want { sequence, blocks: vec![Some(link)] });
+        let wants = [(first, a[index]), (second, b[index])].map(|(sequence, link)| Want {
+            sequence,
+            blocks: vec![Some(link)],
+        });
         assert_eq!(rig.cache.reserve(&wants).unwrap(), [Grant::Granted, Grant::Granted]);
         rig.fill(first, index as u32, a[index]);
         rig.fill(second, index as u32, b[index]);
@@ -96,8 +102,17 @@ fn no_room_names_its_figures_and_holds_nothing() {
     let links = chain(HOME, 1, 3 + host_slots);
     let (sequence, _) = rig.run(HOME, &links);
     let more = chain(HOME, 1, 4 + host_slots);
-    let expected = NoRoom { wanted_slots: 1, device_slots: 3, device_live_slots: 3, host_slots, host_live_slots: host_slots };
-    assert_eq!(rig.reserve(sequence, Some(more[3 + host_slots as usize])), Grant::NoRoom(expected));
+    let expected = NoRoom {
+        wanted_slots: 1,
+        device_slots: 3,
+        device_live_slots: 3,
+        host_slots,
+        host_live_slots: host_slots,
+    };
+    assert_eq!(
+        rig.reserve(sequence, Some(more[3 + host_slots as usize])),
+        Grant::NoRoom(expected)
+    );
     assert_eq!(rig.reserve(sequence, None), Grant::NoRoom(expected));
     rig.verify(sequence, &links);
     rig.check_budgets();
@@ -114,8 +129,21 @@ fn more_than_all_slots_is_refused_at_once() {
     let links = chain(HOME, 1, 3);
     rig.run(HOME, &links);
     let sequence = rig.cache.open(HOME);
-    let grants = rig.cache.reserve(&[Want { sequence, blocks: vec![None; 4] }]).unwrap();
-    assert!(matches!(grants[..], [Grant::NoRoom(NoRoom { wanted_slots: 4, device_slots: 3, .. })]));
+    let grants = rig
+        .cache
+        .reserve(&[Want {
+            sequence,
+            blocks: vec![None; 4],
+        }])
+        .unwrap();
+    assert!(matches!(
+        grants[..],
+        [Grant::NoRoom(NoRoom {
+            wanted_slots: 4,
+            device_slots: 3,
+            ..
+        })]
+    ));
     assert_eq!(rig.cache.stats().demoted_blocks, 0);
 }
 
@@ -124,8 +152,14 @@ fn a_wanted_block_that_another_sequence_computes_is_pending() {
     let rig = Rig::new(8, 0);
     let links = chain(HOME, 1, 2);
     let (first, second) = (rig.cache.open(HOME), rig.cache.open(HOME));
-    let wants = [first, second].map(|sequence| Want { sequence, blocks: links.iter().copied().map(Some).collect() });
-    assert_eq!(rig.cache.reserve(&wants).unwrap(), [Grant::Granted, Grant::PendingElsewhere]);
+    let wants = [first, second].map(|sequence| Want {
+        sequence,
+        blocks: links.iter().copied().map(Some).collect(),
+    });
+    assert_eq!(
+        rig.cache.reserve(&wants).unwrap(),
+        [Grant::Granted, Grant::PendingElsewhere]
+    );
     assert!(rig.cache.explain(HOME, links[0]).contains("computing it now"));
     rig.fill(first, 0, links[0]);
     rig.fill(first, 1, links[1]);
@@ -138,7 +172,10 @@ fn an_equal_block_that_was_first_wins_and_the_slot_is_free_again() {
     let rig = Rig::new(4, 0);
     let links = chain(HOME, 1, 1);
     let (first, second) = (rig.cache.open(HOME), rig.cache.open(HOME));
-    assert_eq!((rig.reserve(first, None), rig.reserve(second, None)), (Grant::Granted, Grant::Granted));
+    assert_eq!(
+        (rig.reserve(first, None), rig.reserve(second, None)),
+        (Grant::Granted, Grant::Granted)
+    );
     assert_eq!(rig.fill(first, 0, links[0]), Committed::Inserted);
     assert_eq!(rig.fill(second, 0, links[0]), Committed::Present);
     assert_eq!(rig.cache.stats().device_slots.0, 1);
@@ -168,21 +205,66 @@ fn a_revoked_block_is_lost_reopened_and_committed_again() {
     let links = chain(HOME, 1, 8);
     let (sequence, _) = rig.run(HOME, &links);
     let places = rig.cache.places(sequence).unwrap();
-    let victim = places.iter().position(|place| matches!(place, BlockPlace::Host(..))).unwrap();
+    let victim = places
+        .iter()
+        .position(|place| matches!(place, BlockPlace::Host(..)))
+        .unwrap();
     assert!(rig.cache.revoke_host(HOME, links[victim]));
-    assert!(!rig.cache.check(sequence, victim as u32, &places[victim]), "the slot was taken away under the reader");
-    assert!(places.iter().enumerate().all(|(index, place)| index == victim || rig.cache.check(sequence, index as u32, place)));
+    assert!(
+        !rig.cache.check(sequence, victim as u32, &places[victim]),
+        "the slot was taken away under the reader"
+    );
+    assert!(
+        places
+            .iter()
+            .enumerate()
+            .all(|(index, place)| index == victim || rig.cache.check(sequence, index as u32, place))
+    );
     drop(places);
     assert_eq!(misses(&rig, MissReason::LeaseLost), 1);
     let places = rig.cache.places(sequence).unwrap();
     assert!(matches!(places[victim], BlockPlace::Lost(MissReason::LeaseLost)));
     drop(places);
-    assert_eq!(rig.cache.lookup(HOME, &links, Accept::Exact).miss, Some(MissReason::LeaseLost));
+    assert_eq!(
+        rig.cache.lookup(HOME, &links, Accept::Exact).miss,
+        Some(MissReason::LeaseLost)
+    );
     assert!(rig.cache.explain(HOME, links[victim]).contains("lease_lost"));
+    // Given up half way, it is lost again: nobody reads what was never written.
+    assert_eq!(rig.cache.reopen(sequence, victim as u32).unwrap(), Grant::Granted);
+    rig.cache.abandon(sequence, victim as u32).unwrap();
+    assert!(matches!(
+        rig.cache.places(sequence).unwrap()[victim],
+        BlockPlace::Lost(MissReason::LeaseLost)
+    ));
+    assert!(rig.cache.abandon(sequence, victim as u32).is_err());
+    rig.check_budgets();
     assert_eq!(rig.cache.reopen(sequence, victim as u32).unwrap(), Grant::Granted);
     rig.check_budgets();
     assert_eq!(rig.fill(sequence, victim as u32, links[victim]), Committed::Inserted);
     rig.verify(sequence, &links);
+    rig.check_budgets();
+}
+
+#[test]
+fn a_late_check_spares_the_copy_that_was_made_since() {
+    let rig = Rig::new(4, 16);
+    let links = chain(HOME, 1, 9);
+    let (first, _) = rig.run(HOME, &links[..8]);
+    let (second, _) = rig.run(HOME, &links[..8]);
+    let old = rig.cache.places(first).unwrap();
+    assert!(matches!(old[6], BlockPlace::Host(..)));
+    rig.cache.revoke_host(HOME, links[6]);
+    assert!(matches!(rig.cache.places(second).unwrap()[6], BlockPlace::Lost(_)));
+    assert_eq!(rig.cache.reopen(second, 6).unwrap(), Grant::Granted);
+    rig.fill(second, 6, links[6]);
+    // One more open block sends the new copy to the host.
+    assert_eq!(rig.reserve(second, Some(links[8])), Grant::Granted);
+    assert!(matches!(rig.cache.places(second).unwrap()[6], BlockPlace::Host(..)));
+    assert!(!rig.cache.check(first, 6, &old[6]));
+    drop(old);
+    rig.verify(first, &links[..8]);
+    assert_eq!(misses(&rig, MissReason::LeaseLost), 1);
     rig.check_budgets();
 }
 
@@ -197,10 +279,102 @@ fn a_revoked_copy_that_nobody_reads_is_a_miss_at_the_next_use() {
     let reader = rig.cache.open(HOME);
     assert_eq!(rig.cache.acquire(reader, &links, Accept::Exact).unwrap().tiers.len(), 4);
     let places = rig.cache.places(reader).unwrap();
-    assert!(matches!(places[1], BlockPlace::Lost(MissReason::LeaseLost)), "{:?}", places[1]);
+    assert!(
+        matches!(places[1], BlockPlace::Lost(MissReason::LeaseLost)),
+        "{:?}",
+        places[1]
+    );
     drop(places);
     assert!(matches!(rig.cache.reopen(reader, 1).unwrap(), Grant::Granted));
     rig.fill(reader, 1, links[1]);
+    rig.verify(reader, &links);
+    rig.check_budgets();
+}
+
+/// Damages a copy by overwriting part of it behind the cache's back, as a stray write or a flipped bit would.
+fn damage(rig: &Rig, place: &BlockPlace) {
+    let section = rig.cache.shape().code_section(1);
+    match place {
+        BlockPlace::Device(image) => rig
+            .device
+            .upload(Stream::Compute, &[0x5a; 8], image.slice(section.offset, 8))
+            .unwrap(),
+        BlockPlace::Host(image, _) => {
+            let bytes = rig.device.allocate(4096).unwrap();
+            rig.device.upload(Stream::CopyOut, &[0x5a; 8], bytes.range()).unwrap();
+            let host = HostRange {
+                offset: image.offset + section.offset,
+                bytes: 8,
+                ..*image
+            };
+            let piece = CopyPiece {
+                host,
+                device: bytes.range().slice(0, 8),
+            };
+            rig.device.copy_out(Stream::CopyOut, &[piece]).unwrap();
+            rig.device
+                .synchronize(rig.device.record(Stream::CopyOut).unwrap())
+                .unwrap();
+        }
+        BlockPlace::Lost(reason) => panic!("nothing to damage: {reason:?}"),
+    }
+}
+
+#[test]
+fn a_device_copy_damaged_after_its_commit_never_reaches_the_host() {
+    let rig = Rig::new(3, 8);
+    let links = chain(HOME, 1, 4);
+    let (sequence, _) = rig.run(HOME, &links[..3]);
+    damage(&rig, &rig.cache.places(sequence).unwrap()[2]);
+    assert_eq!(rig.reserve(sequence, Some(links[3])), Grant::Granted);
+    rig.fill(sequence, 3, links[3]);
+    let places = rig.cache.places(sequence).unwrap();
+    assert!(
+        matches!(places[2], BlockPlace::Lost(MissReason::FailedCheck)),
+        "{:?}",
+        places[2]
+    );
+    drop(places);
+    assert_eq!(
+        (misses(&rig, MissReason::FailedCheck), rig.cache.stats().demoted_blocks),
+        (1, 0)
+    );
+    assert_eq!(rig.cache.reopen(sequence, 2).unwrap(), Grant::Granted);
+    rig.fill(sequence, 2, links[2]);
+    rig.verify(sequence, &links);
+    rig.check_budgets();
+}
+
+#[test]
+fn a_damaged_host_copy_never_reaches_the_device() {
+    let rig = Rig::new(3, 8);
+    let links = chain(HOME, 1, 4);
+    let (sequence, _) = rig.run(HOME, &links);
+    rig.cache.close(sequence);
+    let (other, _) = rig.run(HOME, &chain(HOME, 2, 3));
+    rig.cache.close(other);
+    let reader = rig.cache.open(HOME);
+    assert_eq!(rig.cache.acquire(reader, &links, Accept::Exact).unwrap().tiers.len(), 4);
+    let places = rig.cache.places(reader).unwrap();
+    let victim = places
+        .iter()
+        .position(|place| matches!(place, BlockPlace::Host(..)))
+        .unwrap();
+    damage(&rig, &places[victim]);
+    drop(places);
+    let promoted = rig.cache.stats().promoted_blocks;
+    rig.cache.prefetch(reader).unwrap();
+    let places = rig.cache.places(reader).unwrap();
+    assert!(
+        matches!(places[victim], BlockPlace::Lost(MissReason::FailedCheck)),
+        "{:?}",
+        places[victim]
+    );
+    drop(places);
+    assert_eq!(misses(&rig, MissReason::FailedCheck), 1);
+    assert!(rig.cache.stats().promoted_blocks > promoted, "the sound copies arrived");
+    assert_eq!(rig.cache.reopen(reader, victim as u32).unwrap(), Grant::Granted);
+    rig.fill(reader, victim as u32, links[victim]);
     rig.verify(reader, &links);
     rig.check_budgets();
 }
@@ -210,7 +384,11 @@ fn prefetch_moves_bytes_into_free_room_only() {
     let rig = Rig::new(4, 16);
     let links = chain(HOME, 1, 6);
     let (sequence, _) = rig.run(HOME, &links);
-    assert_eq!(rig.cache.prefetch(sequence).unwrap(), 0, "every slot holds a live block");
+    assert_eq!(
+        rig.cache.prefetch(sequence).unwrap(),
+        0,
+        "every slot holds a live block"
+    );
     rig.cache.close(sequence);
     // Another sequence takes three slots; then it ends, and its idle copies give way to the prefetch.
     let (other, _) = rig.run(HOME, &chain(HOME, 2, 3));
@@ -223,15 +401,27 @@ fn prefetch_moves_bytes_into_free_room_only() {
     let moved = rig.cache.prefetch(sequence).unwrap();
     assert!(moved > 0 && in_host > 0);
     assert_eq!(rig.device.traffic().copied_in_bytes, before + verified + moved);
-    assert_eq!(rig.verify(sequence, &links), 6 - 4, "all four slots hold this sequence's front");
-    assert_eq!(rig.cache.stats().promoted_blocks * rig.cache.shape().slot_bytes(), moved);
+    assert_eq!(
+        rig.verify(sequence, &links),
+        6 - 4,
+        "all four slots hold this sequence's front"
+    );
+    assert_eq!(
+        rig.cache.stats().promoted_blocks * rig.cache.shape().slot_bytes(),
+        moved
+    );
     rig.check_budgets();
 }
 
 #[test]
 fn a_strict_device_works_with_the_reader_mapping_closed() {
     for bytes_per_second in [None, Some(5e9)] {
-        let rig = Rig::open(HostLink::Strict { bytes_per_second }, common::SHAPE, 3, common::host_bytes(3, 12));
+        let rig = Rig::open(
+            HostLink::Strict { bytes_per_second },
+            common::SHAPE,
+            3,
+            common::host_bytes(3, 12),
+        );
         rig.cache.protect_host_reader().unwrap();
         let links = chain(HOME, 1, 9);
         let (sequence, _) = rig.run(HOME, &links);
@@ -277,10 +467,18 @@ fn budgets_under_one_block_are_refused_with_the_minimum() {
     let rig = Rig::new(2, 0);
     let device: std::sync::Arc<dyn gpu_tier::attention::Attention> = rig.device.clone();
     let open = |device_slots, host_bytes| {
-        Embedded::open(EmbeddedConfig { device: device.clone(), shape: common::SHAPE, device_slots, host_bytes }).map(|_| ())
+        Embedded::open(EmbeddedConfig {
+            device: device.clone(),
+            shape: common::SHAPE,
+            device_slots,
+            host_bytes,
+        })
+        .map(|_| ())
     };
     assert!(matches!(open(0, 0), Err(CacheError::Budget { .. })));
-    let Err(CacheError::Budget { minimum_bytes, .. }) = open(1, 5000) else { panic!("5000 bytes hold a block") };
+    let Err(CacheError::Budget { minimum_bytes, .. }) = open(1, 5000) else {
+        panic!("5000 bytes hold a block")
+    };
     drop(rig);
     let rig = Rig::open(HostLink::InPlace, common::SHAPE, 1, minimum_bytes);
     assert_eq!(rig.cache.stats().host_slots.1, 1);
@@ -291,10 +489,19 @@ fn what_is_not_there_is_an_error() {
     let rig = Rig::new(2, 0);
     let sequence = rig.cache.open(HOME);
     let link = chain(HOME, 1, 1)[0];
-    assert!(matches!(rig.cache.commit(sequence, 0, link), Err(CacheError::Unknown { .. })));
+    assert!(matches!(
+        rig.cache.commit(sequence, 0, link),
+        Err(CacheError::Unknown { .. })
+    ));
     assert!(matches!(rig.cache.reopen(sequence, 0), Err(CacheError::Unknown { .. })));
     rig.cache.close(sequence);
     rig.cache.close(sequence);
     assert!(matches!(rig.cache.places(sequence), Err(CacheError::Unknown { .. })));
-    assert!(matches!(rig.cache.reserve(&[Want { sequence, blocks: vec![None] }]), Err(CacheError::Unknown { .. })));
+    assert!(matches!(
+        rig.cache.reserve(&[Want {
+            sequence,
+            blocks: vec![None]
+        }]),
+        Err(CacheError::Unknown { .. })
+    ));
 }

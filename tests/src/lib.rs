@@ -1,5 +1,7 @@
 //! What the whole-system scenarios share: the default model, prompts from a real text, and engines over it.
 
+pub mod golden;
+
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use kvtier_engine::gguf::GgufFile;

@@ -1,6 +1,7 @@
 //! Developer commands: `cargo xtask test | soak | bars | peer`.
 #![forbid(unsafe_code)]
 
+mod llama;
 mod peer;
 mod report;
 mod stage;
@@ -31,7 +32,8 @@ enum Command {
         #[arg(last = true)]
         rest: Vec<String>,
     },
-    /// Measurements against stated bars: runs the program `bars_NAME` in release. Without NAME, lists them.
+    /// Measurements against stated bars: runs the program `bars_NAME` in release (`llama`: beside llama.cpp). Without
+    /// NAME, lists them.
     Bars {
         /// The part after `bars_`.
         name: Option<String>,

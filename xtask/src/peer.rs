@@ -43,13 +43,22 @@ const PROGRAMS: [&str; 5] = [
 /// Builds the peer where it isn't built yet and prints the paths of its programs.
 pub fn run(peer: Peer) -> Result<(), String> {
     match peer {
-        Peer::Llama => llama(&stage::target().join("peer").join("llama")),
+        Peer::Llama => llama(&llama_base()),
     }
+}
+
+/// The folder with llama.cpp's programs, once built.
+pub fn llama_programs() -> PathBuf {
+    llama_base().join("build").join("bin")
+}
+
+fn llama_base() -> PathBuf {
+    stage::target().join("peer").join("llama")
 }
 
 /// Folders below `base`: `download` (the archive), `source`, `tools` (a Python environment), `build`.
 fn llama(base: &Path) -> Result<(), String> {
-    let bin = base.join("build").join("bin");
+    let bin = llama_programs();
     if !PROGRAMS.iter().all(|program| bin.join(program).is_file()) {
         let source = unpack(base)?;
         let tools = tools(base)?;

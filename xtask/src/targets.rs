@@ -4,7 +4,7 @@ use std::process::Stdio;
 
 use serde_json::Value;
 
-use crate::stage;
+use crate::{llama, stage};
 
 /// A cargo target whose name starts with the wanted prefix.
 struct Target {
@@ -26,8 +26,11 @@ pub fn soak(name: Option<&str>, rest: &[String]) -> Result<(), String> {
     Ok(())
 }
 
-/// Runs the program `bars_<name>`.
+/// Runs the program `bars_<name>`; `llama` is part of xtask itself.
 pub fn bars(name: Option<&str>, rest: &[String]) -> Result<(), String> {
+    if name == Some("llama") {
+        return llama::run(rest);
+    }
     for target in find("bars", "bin", name)? {
         let mut command = stage::cargo();
         command
@@ -46,6 +49,7 @@ fn find(prefix: &str, kind: &str, name: Option<&str>) -> Result<Vec<Target>, Str
         .iter()
         .map(|target| target.name[prefix.len() + 1..].to_owned())
         .collect();
+    names.extend((prefix == "bars").then(|| "llama".to_owned()));
     names.sort();
     names.dedup();
     let names = if names.is_empty() {

@@ -108,6 +108,16 @@ pub struct EntryView {
     pub loss: Option<MissReason>,
 }
 
+/// A map for at most `keys` keys, made for twice as many: it then clears its tombstones in place and never grows.
+pub(crate) fn map_for<K, V>(keys: u32) -> HashMap<K, V> {
+    HashMap::with_capacity(2 * keys as usize)
+}
+
+/// Bytes per key of [`map_for`]: at most 32/7 buckets (twice the keys, 7/8 full, rounded up to a power of two), each with a control byte.
+pub(crate) const fn map_bytes_per_key(pair_bytes: usize) -> u64 {
+    5 * (pair_bytes as u64 + 1)
+}
+
 /// What copies of one block share, whatever their form and provenance.
 type BlockName = (Namespace, BlockHash, GroupId);
 
@@ -124,15 +134,15 @@ pub(crate) struct Slab {
 }
 
 impl Slab {
-    /// Bytes of an entry, its free-list place and its index slot at the map's worst load.
-    pub(crate) const BYTES_PER_ENTRY: u64 =
-        (size_of::<Option<Entry>>() + size_of::<EntryId>()) as u64 + 2 * (size_of::<(BlockName, EntryId)>() as u64 + 1);
+    /// Bytes of an entry, its free-list place and its part of the index.
+    pub(crate) const BYTES_PER_ENTRY: u64 = (size_of::<Option<Entry>>() + size_of::<EntryId>()) as u64
+        + map_bytes_per_key(size_of::<(BlockName, EntryId)>());
 
     pub(crate) fn new(capacity: u32) -> Slab {
         Slab {
             entries: vec![None; capacity as usize],
             free: (0..capacity).rev().map(EntryId).collect(),
-            by_name: HashMap::with_capacity(capacity as usize),
+            by_name: map_for(capacity),
         }
     }
 
@@ -149,17 +159,25 @@ impl Slab {
     }
 
     pub(crate) fn ids(&self) -> impl Iterator<Item = EntryId> + '_ {
-        (0..self.entries.len() as u32).map(EntryId).filter(|id| self.get(*id).is_some())
+        (0..self.entries.len() as u32)
+            .map(EntryId)
+            .filter(|id| self.get(*id).is_some())
     }
 
     /// The variants of a block: one entry per form and provenance.
-    pub(crate) fn variants(&self, namespace: Namespace, hash: BlockHash, group: GroupId) -> impl Iterator<Item = EntryId> + '_ {
+    pub(crate) fn variants(
+        &self,
+        namespace: Namespace,
+        hash: BlockHash,
+        group: GroupId,
+    ) -> impl Iterator<Item = EntryId> + '_ {
         let first = self.by_name.get(&(namespace, hash, group)).copied();
         std::iter::successors(first, |id| self[*id].next_variant)
     }
 
     pub(crate) fn find(&self, key: &CopyKey) -> Option<EntryId> {
-        self.variants(key.namespace, key.hash, key.group).find(|id| self[*id].key == *key)
+        self.variants(key.namespace, key.hash, key.group)
+            .find(|id| self[*id].key == *key)
     }
 
     /// Adds an entry without copies. The caller has made sure that one is free.
@@ -170,7 +188,11 @@ impl Slab {
         if let Some(parent) = parent {
             self[parent].children += 1;
         }
-        let nowhere = Neighbours { listed: Listed::No, before: None, after: None };
+        let nowhere = Neighbours {
+            listed: Listed::No,
+            before: None,
+            after: None,
+        };
         self.entries[id.0 as usize] = Some(Entry {
             key,
             parent_hash: link.parent,
@@ -191,7 +213,9 @@ impl Slab {
 
     /// Removes an entry without copies, readers or children; returns its parent.
     pub(crate) fn remove(&mut self, id: EntryId) -> Option<EntryId> {
-        let entry = self.entries[id.0 as usize].take().expect("only a known entry is removed");
+        let entry = self.entries[id.0 as usize]
+            .take()
+            .expect("only a known entry is removed");
         debug_assert!(entry.is_bare() && entry.live == 0 && entry.children == 0);
         self.free.push(id);
         self.unlink_variant(&entry, id);
@@ -207,7 +231,9 @@ impl Slab {
         if first != id {
             let mut before = first;
             while self[before].next_variant != Some(id) {
-                before = self[before].next_variant.expect("a known entry stands among its variants");
+                before = self[before]
+                    .next_variant
+                    .expect("a known entry stands among its variants");
             }
             self[before].next_variant = entry.next_variant;
         } else if let Some(next) = entry.next_variant {
@@ -222,12 +248,48 @@ impl std::ops::Index<EntryId> for Slab {
     type Output = Entry;
 
     fn index(&self, id: EntryId) -> &Entry {
-        self.entries[id.0 as usize].as_ref().expect("an entry id is used only while its entry is held")
+        self.entries[id.0 as usize]
+            .as_ref()
+            .expect("an entry id is used only while its entry is held")
     }
 }
 
 impl std::ops::IndexMut<EntryId> for Slab {
     fn index_mut(&mut self, id: EntryId) -> &mut Entry {
-        self.entries[id.0 as usize].as_mut().expect("an entry id is used only while its entry is held")
+        self.entries[id.0 as usize]
+            .as_mut()
+            .expect("an entry id is used only while its entry is held")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_index_never_grows_under_churn() {
+        let mut slab = Slab::new(50);
+        let capacity = slab.by_name.capacity();
+        let mut held = std::collections::VecDeque::new();
+        for number in 0..100_000u32 {
+            let mut hash = [0; 32];
+            hash[..4].copy_from_slice(&number.wrapping_mul(0x9e37_79b9).to_le_bytes());
+            let key = CopyKey::exact(Namespace([0; 32]), BlockHash(hash));
+            held.push_back(slab.insert(
+                key,
+                Link {
+                    hash: key.hash,
+                    parent: None,
+                    depth: 0,
+                },
+            ));
+            if held.len() == 50 {
+                let gone = held.pop_front().expect("50 are held");
+                slab.remove(gone);
+            }
+        }
+        // Tombstones lower what is left; a map that had grown would have more.
+        assert!(slab.by_name.capacity() <= capacity);
+        assert_eq!((slab.used(), slab.free_entries()), (49, 1));
     }
 }

@@ -32,6 +32,10 @@ pub enum CopyEnd {
 }
 
 /// What happened, or what is asked for.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "an event lives on the stack for one call; a box would allocate at every commit"
+)]
 #[derive(Clone, Copy, Debug)]
 pub enum Event<'a> {
     /// Makes the longest run of `links` that is there live. Answer: [`crate::manager::Action::Acquired`].

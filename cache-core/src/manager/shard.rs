@@ -8,7 +8,7 @@ use crate::hash::Namespace;
 use crate::key::{CopyKey, GroupId};
 use crate::manager::action::{Action, Actions, Shortage};
 use crate::manager::counters::{Counters, side};
-use crate::manager::entry::{CopyState, EntryId, EntryView, Slab};
+use crate::manager::entry::{CopyState, EntryId, EntryView, Slab, map_bytes_per_key, map_for};
 use crate::manager::event::{CopyEnd, Event, Owner};
 use crate::manager::eviction::Candidates;
 use crate::manager::ghost::{Ghost, GhostTable};
@@ -32,7 +32,7 @@ impl Budgets {
     /// Metadata per entry in bytes: entry, index, candidate lists, open-block table and four ghost records.
     pub const BYTES_PER_ENTRY: u64 = Slab::BYTES_PER_ENTRY
         + Candidates::BYTES_PER_ENTRY
-        + 2 * (size_of::<(CopyKey, Owner)>() as u64 + 1)
+        + map_bytes_per_key(size_of::<(CopyKey, Owner)>())
         + GHOSTS_PER_ENTRY as u64 * GhostTable::BYTES_PER_RECORD
         + 2 * size_of::<EntryId>() as u64;
 
@@ -43,11 +43,14 @@ impl Budgets {
 
     /// Bytes of metadata that a shard with these budgets allocates when it is made.
     pub fn metadata_bytes(&self) -> u64 {
-        u64::from(self.entries()) * Self::BYTES_PER_ENTRY
+        SHARD_BYTES + u64::from(self.entries()) * Self::BYTES_PER_ENTRY
     }
 }
 
 const GHOSTS_PER_ENTRY: u32 = 4;
+
+/// What a shard takes without entries: itself, the smallest maps, the summary levels of the depth bitmap.
+const SHARD_BYTES: u64 = 4096;
 
 /// One shard of the cache manager: plain state over [device, host]. See [`crate::manager`].
 #[derive(Clone, Debug)]
@@ -91,7 +94,7 @@ impl Shard {
             open: 0,
             open_held: 0,
             aside: 0,
-            opened: HashMap::with_capacity(budgets.device_slots as usize),
+            opened: map_for(budgets.device_slots),
             rooms: Vec::new(),
             promotions: Vec::new(),
             parked: Vec::with_capacity(budgets.host_slots as usize),
@@ -104,11 +107,26 @@ impl Shard {
         self.now = self.now.max(now);
         let mut actions = Actions::new();
         match event {
-            Event::Acquire { namespace, links, accept } => self.acquire(namespace, links, accept, &mut actions),
+            Event::Acquire {
+                namespace,
+                links,
+                accept,
+            } => self.acquire(namespace, links, accept, &mut actions),
             Event::Release { entries } => self.release(entries),
-            Event::Room { ticket, owner, keys, held } => self.room(ticket, owner, keys, held, &mut actions),
+            Event::Room {
+                ticket,
+                owner,
+                keys,
+                held,
+            } => self.room(ticket, owner, keys, held, &mut actions),
             Event::Abandon { owner, keys, held } => self.abandon(owner, keys, held),
-            Event::Commit { owner, opened_for, key, link, held } => {
+            Event::Commit {
+                owner,
+                opened_for,
+                key,
+                link,
+                held,
+            } => {
                 self.close_open(owner, opened_for, held);
                 self.commit(key, link, held, &mut actions);
             }
@@ -122,7 +140,12 @@ impl Shard {
     }
 
     /// The longest run of `links` that is there, and why the next is not. Changes nothing.
-    pub fn peek(&self, namespace: Namespace, links: &[Link], accept: Accept) -> (Vec<(EntryId, Tier)>, Option<MissReason>) {
+    pub fn peek(
+        &self,
+        namespace: Namespace,
+        links: &[Link],
+        accept: Accept,
+    ) -> (Vec<(EntryId, Tier)>, Option<MissReason>) {
         let mut hits = Vec::with_capacity(links.len());
         for link in links {
             match self.find(namespace, link, accept) {
@@ -142,8 +165,18 @@ impl Shard {
     /// What is known of an entry.
     pub fn entry(&self, id: EntryId) -> Option<EntryView> {
         let entry = self.slab.get(id)?;
-        let link = Link { hash: entry.key.hash, parent: entry.parent_hash, depth: entry.depth };
-        Some(EntryView { key: entry.key, link, live: entry.live, copies: entry.copies, loss: entry.loss })
+        let link = Link {
+            hash: entry.key.hash,
+            parent: entry.parent_hash,
+            depth: entry.depth,
+        };
+        Some(EntryView {
+            key: entry.key,
+            link,
+            live: entry.live,
+            copies: entry.copies,
+            loss: entry.loss,
+        })
     }
 
     /// What is known of a copy that is gone.
@@ -208,7 +241,11 @@ impl Shard {
                 (None, false) => {}
             }
         }
-        let ghost = || self.ghosts.find(&CopyKey::exact(namespace, link.hash)).map(|ghost| ghost.reason);
+        let ghost = || {
+            self.ghosts
+                .find(&CopyKey::exact(namespace, link.hash))
+                .map(|ghost| ghost.reason)
+        };
         Err(reason.or_else(ghost).unwrap_or(MissReason::NeverStored))
     }
 
@@ -262,7 +299,11 @@ impl Shard {
     }
 
     fn dropped(&mut self, id: EntryId, refused: bool) {
-        if self.slab.get(id).is_none_or(|entry| entry.copies[HOST] != CopyState::Leaving) {
+        if self
+            .slab
+            .get(id)
+            .is_none_or(|entry| entry.copies[HOST] != CopyState::Leaving)
+        {
             return;
         }
         if refused {
@@ -277,7 +318,12 @@ impl Shard {
     }
 
     pub(crate) fn lost(&mut self, id: EntryId, tier: Tier, reason: MissReason, actions: &mut Actions) {
-        let Some(key) = self.slab.get(id).filter(|entry| entry.copies[side(tier)] != CopyState::None).map(|entry| entry.key) else {
+        let Some(key) = self
+            .slab
+            .get(id)
+            .filter(|entry| entry.copies[side(tier)] != CopyState::None)
+            .map(|entry| entry.key)
+        else {
             return;
         };
         actions.push(Action::Discard { key, tier });
@@ -290,7 +336,11 @@ impl Shard {
     /// Drops a device copy to make room.
     pub(crate) fn evict_device(&mut self, id: EntryId, actions: &mut Actions) {
         self.counters.evicted_blocks[DEVICE] += 1;
-        actions.push(Action::Drop { entry: id, key: self.slab[id].key, tier: Tier::Device });
+        actions.push(Action::Drop {
+            entry: id,
+            key: self.slab[id].key,
+            tier: Tier::Device,
+        });
         self.set_copy(id, DEVICE, CopyState::None);
         self.went(id, Tier::Device, MissReason::Evicted);
     }
@@ -306,7 +356,11 @@ impl Shard {
 
     /// The source of a copy was lost while it ran, and now the copy has failed as well.
     pub(crate) fn went_unnoticed(&mut self, id: EntryId, tier: Tier) {
-        if self.slab.get(id).is_some_and(|entry| entry.is_bare() && entry.loss.is_none()) {
+        if self
+            .slab
+            .get(id)
+            .is_some_and(|entry| entry.is_bare() && entry.loss.is_none())
+        {
             self.went(id, tier, MissReason::LeaseLost);
         }
     }
@@ -328,9 +382,11 @@ impl Shard {
         let before = std::mem::replace(&mut entry.copies[tier], state);
         let (live, parent) = (entry.live > 0, entry.parent);
         self.used[tier] = self.used[tier] + u32::from(state.stays()) - u32::from(before.stays());
-        self.leaving[tier] = self.leaving[tier] + u32::from(state == CopyState::Leaving) - u32::from(before == CopyState::Leaving);
+        self.leaving[tier] =
+            self.leaving[tier] + u32::from(state == CopyState::Leaving) - u32::from(before == CopyState::Leaving);
         if live {
-            self.live_held[tier] = self.live_held[tier] + u32::from(state != CopyState::None) - u32::from(before != CopyState::None);
+            self.live_held[tier] =
+                self.live_held[tier] + u32::from(state != CopyState::None) - u32::from(before != CopyState::None);
         }
         if let Some(parent) = parent {
             let children = &mut self.slab[parent].children_in[tier];
@@ -351,7 +407,12 @@ impl Shard {
     }
 
     pub(crate) fn demoted(&mut self, id: EntryId, end: CopyEnd, actions: &mut Actions) {
-        let Some(ticket) = self.slab.get(id).filter(|entry| entry.copies[HOST] == CopyState::Arriving).map(|entry| entry.demoted_for) else {
+        let Some(ticket) = self
+            .slab
+            .get(id)
+            .filter(|entry| entry.copies[HOST] == CopyState::Arriving)
+            .map(|entry| entry.demoted_for)
+        else {
             return;
         };
         self.slab[id].demoted_for = None;
@@ -359,7 +420,11 @@ impl Shard {
             CopyEnd::Done => self.settle_demotion(id, actions),
             CopyEnd::Full | CopyEnd::Failed => self.undo_demotion(id, actions),
             CopyEnd::Damaged | CopyEnd::SourceLost => {
-                let reason = if end == CopyEnd::Damaged { MissReason::FailedCheck } else { MissReason::LeaseLost };
+                let reason = if end == CopyEnd::Damaged {
+                    MissReason::FailedCheck
+                } else {
+                    MissReason::LeaseLost
+                };
                 self.set_copy(id, HOST, CopyState::None);
                 self.lost(id, Tier::Device, reason, actions);
                 self.went_unnoticed(id, Tier::Device);
@@ -376,7 +441,11 @@ impl Shard {
         self.slab[id].loss = None;
         self.set_copy(id, HOST, CopyState::Resident);
         if self.slab[id].copies[DEVICE] == CopyState::Leaving {
-            actions.push(Action::Drop { entry: id, key: self.slab[id].key, tier: Tier::Device });
+            actions.push(Action::Drop {
+                entry: id,
+                key: self.slab[id].key,
+                tier: Tier::Device,
+            });
             self.set_copy(id, DEVICE, CopyState::None);
         }
     }

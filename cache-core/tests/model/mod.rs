@@ -1,6 +1,6 @@
 //! A naive model of the two tiers: performs a shard's actions on plain maps, with delays and failures, and states what must hold.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use cache_core::chain::{Chain, Link};
 use cache_core::form::Provenance;
@@ -77,10 +77,14 @@ pub struct Model {
     pub parents: BTreeMap<CopyKey, CopyKey>,
     pub open_slots: u32,
     pub sequences: BTreeMap<u64, Sequence>,
-    pub waiting: BTreeMap<Ticket, (u64, usize)>,
+    /// Requests for room: whose, for how many slots, and whether for a lost block.
+    pub waiting: BTreeMap<Ticket, (u64, usize, bool)>,
     pub promoting: BTreeSet<Ticket>,
     pub demotions: Vec<(EntryId, CopyKey)>,
     pub onboards: Vec<(EntryId, CopyKey)>,
+    queue: VecDeque<Action>,
+    /// Blocks whose demotion failed when their parents' was under way already: those may go before them.
+    pub stayed: BTreeSet<CopyKey>,
     pub misses: u64,
     pub failures: bool,
     pub failed_now: bool,
@@ -111,8 +115,11 @@ impl Model {
         let chains: Vec<Vec<Link>> = (0..6)
             .map(|index| {
                 let (root, cut, length) = (index % 3, 1 + random.below(6), 2 + random.below(12));
-                let token = |position: usize| (if position < 4 * cut { root } else { 100 + index } * 1000 + position) as u32;
-                Chain::over(HOME, 4, &(0..4 * length).map(token).collect::<Vec<_>>()).links().to_vec()
+                let token =
+                    |position: usize| (if position < 4 * cut { root } else { 100 + index } * 1000 + position) as u32;
+                Chain::over(HOME, 4, &(0..4 * length).map(token).collect::<Vec<_>>())
+                    .links()
+                    .to_vec()
             })
             .collect();
         let parents = chains.iter().flatten().filter_map(|link| {
@@ -137,6 +144,8 @@ impl Model {
             promoting: BTreeSet::new(),
             demotions: Vec::new(),
             onboards: Vec::new(),
+            queue: VecDeque::new(),
+            stayed: BTreeSet::new(),
             misses: 0,
             failures,
             failed_now: false,
@@ -157,8 +166,16 @@ impl Model {
         self.readers.get(key).copied().unwrap_or(0)
     }
 
-    fn children_in<'a>(&'a self, tier: &'a BTreeMap<CopyKey, Copy>, key: &'a CopyKey) -> impl Iterator<Item = &'a CopyKey> {
-        tier.iter().filter(move |(child, copy)| **copy != Copy::Leaving && self.parents.get(child) == Some(key)).map(|(child, _)| child)
+    fn children_in<'a>(
+        &'a self,
+        tier: &'a BTreeMap<CopyKey, Copy>,
+        key: &'a CopyKey,
+    ) -> impl Iterator<Item = &'a CopyKey> {
+        tier.iter()
+            .filter(move |(child, copy)| {
+                **copy != Copy::Leaving && self.parents.get(child) == Some(key) && !self.stayed.contains(child)
+            })
+            .map(|(child, _)| child)
     }
 
     /// Where a reader would find a block.
@@ -170,30 +187,65 @@ impl Model {
         }
     }
 
+    /// Feeds an event in and performs, in order, everything that follows from it at once. Returns the answers meant for the caller.
     pub fn feed(&mut self, event: Event<'_>) -> Result<Vec<Action>, String> {
-        self.next += 1;
-        let promote_only = matches!(event, Event::Promote { .. });
-        let mut actions = self.shard.on(event, Now(self.next));
-        self.plant(&mut actions);
+        self.enqueue(event)?;
         let mut answers = Vec::new();
-        for action in actions {
-            if promote_only && let Action::Demote { key, .. } | Action::Drop { key, tier: Tier::Device, .. } = &action {
-                must!(self.readers(key) == 0, "a promotion evicts live {key:?}");
-            }
+        while let Some(action) = self.queue.pop_front() {
             self.perform(action, &mut answers)?;
             self.limits()?;
         }
         Ok(answers)
     }
 
+    fn enqueue(&mut self, event: Event<'_>) -> Checked {
+        self.next += 1;
+        let mut actions = self.shard.on(event, Now(self.next));
+        self.plant(&mut actions);
+        if matches!(event, Event::Promote { .. }) {
+            for action in &actions {
+                if let Action::Demote { key, .. }
+                | Action::Drop {
+                    key,
+                    tier: Tier::Device,
+                    ..
+                } = action
+                {
+                    must!(self.readers(key) == 0, "a promotion evicts live {key:?}");
+                }
+            }
+        }
+        self.queue.extend(actions);
+        Ok(())
+    }
+
     fn plant(&mut self, actions: &mut Vec<Action>) {
         let rewrite = |action: &mut Action, model: &Model| match (model.bug, &*action) {
             (Bug::DropInsteadOfDemote, Action::Demote { entry, key }) if model.readers(key) > 0 => {
-                *action = Action::Drop { entry: *entry, key: *key, tier: Tier::Device };
+                *action = Action::Drop {
+                    entry: *entry,
+                    key: *key,
+                    tier: Tier::Device,
+                };
             }
-            (Bug::ParentFirst, Action::Drop { entry, key, tier: Tier::Device }) => {
-                if let Some(parent) = model.parents.get(key).filter(|parent| model.device.contains_key(parent)) {
-                    *action = Action::Drop { entry: *entry, key: *parent, tier: Tier::Device };
+            (
+                Bug::ParentFirst,
+                Action::Drop {
+                    entry,
+                    key,
+                    tier: Tier::Device,
+                },
+            ) => {
+                if let Some(parent) = model
+                    .parents
+                    .get(key)
+                    .filter(|parent| model.device.contains_key(parent))
+                {
+                    *action = Action::Drop {
+                        entry: *entry,
+                        key: *parent,
+                        tier: Tier::Device,
+                    };
                 }
             }
             _ => {}
@@ -208,7 +260,11 @@ impl Model {
             let early: Vec<Action> = actions
                 .iter()
                 .filter_map(|action| match action {
-                    Action::Demote { entry, key } => Some(Action::Drop { entry: *entry, key: *key, tier: Tier::Device }),
+                    Action::Demote { entry, key } => Some(Action::Drop {
+                        entry: *entry,
+                        key: *key,
+                        tier: Tier::Device,
+                    }),
                     _ => None,
                 })
                 .collect();
@@ -218,22 +274,45 @@ impl Model {
 
     fn perform(&mut self, action: Action, answers: &mut Vec<Action>) -> Checked {
         match action {
-            Action::Drop { key, tier: Tier::Device, .. } => self.drop_device(key)?,
-            Action::Drop { entry, key, .. } => self.drop_host(entry, key, answers)?,
+            Action::Drop {
+                key,
+                tier: Tier::Device,
+                ..
+            } => self.drop_device(key)?,
+            Action::Drop { entry, key, .. } => self.drop_host(entry, key)?,
             Action::Discard { key, tier } => {
-                let copies = if tier == Tier::Device { &mut self.device } else { &mut self.host };
-                must!(copies.remove(&key).is_some(), "{key:?} is discarded from {tier:?} where it is not");
+                let copies = if tier == Tier::Device {
+                    &mut self.device
+                } else {
+                    &mut self.host
+                };
+                must!(
+                    copies.remove(&key).is_some(),
+                    "{key:?} is discarded from {tier:?} where it is not"
+                );
                 self.leased.remove(&key);
             }
             Action::Demote { entry, key } => {
-                must!(self.device.get(&key) == Some(&Copy::Committed), "{key:?} is demoted from {:?}", self.device.get(&key));
-                must!(!self.host.contains_key(&key), "{key:?} is demoted onto {:?}", self.host.get(&key));
+                must!(
+                    self.device.get(&key) == Some(&Copy::Committed),
+                    "{key:?} is demoted from {:?}",
+                    self.device.get(&key)
+                );
+                must!(
+                    !self.host.contains_key(&key),
+                    "{key:?} is demoted onto {:?}",
+                    self.host.get(&key)
+                );
                 let child = self.children_in(&self.device, &key).next();
                 must!(child.is_none(), "{key:?} is demoted before its child {child:?}");
                 if self.host.len() as u32 >= self.budgets.host_slots {
                     must!(!self.leased.is_empty(), "{key:?} is demoted into a full host tier");
                     self.failed_now = true;
-                    answers.extend(self.feed(Event::Demoted { entry, end: CopyEnd::Full })?);
+                    self.stayed.insert(key);
+                    self.enqueue(Event::Demoted {
+                        entry,
+                        end: CopyEnd::Full,
+                    })?;
                 } else {
                     self.device.insert(key, Copy::Leaving);
                     self.host.insert(key, Copy::Arriving);
@@ -241,27 +320,47 @@ impl Model {
                 }
             }
             Action::Promote { entry, key } => {
-                must!(self.host.get(&key) == Some(&Copy::Committed), "{key:?} is promoted from {:?}", self.host.get(&key));
-                must!(!self.device.contains_key(&key), "{key:?} is promoted onto {:?}", self.device.get(&key));
+                must!(
+                    self.host.get(&key) == Some(&Copy::Committed),
+                    "{key:?} is promoted from {:?}",
+                    self.host.get(&key)
+                );
+                must!(
+                    !self.device.contains_key(&key),
+                    "{key:?} is promoted onto {:?}",
+                    self.device.get(&key)
+                );
                 self.device.insert(key, Copy::Arriving);
                 self.onboards.push((entry, key));
             }
             Action::Granted { ticket, slots } => {
-                let (_, wanted) = self.waiting.remove(&ticket).ok_or(format!("{ticket:?} is granted twice"))?;
+                let (_, wanted, _) = self
+                    .waiting
+                    .remove(&ticket)
+                    .ok_or(format!("{ticket:?} is granted twice"))?;
                 must!(slots == wanted as u32, "{slots} slots for {wanted}");
                 self.open_slots += slots;
                 self.granted += 1;
             }
             Action::Refused { ticket, shortage } => {
-                let (sequence, wanted) = self.waiting.remove(&ticket).ok_or(format!("{ticket:?} is refused twice"))?;
-                must!(shortage.wanted_slots == wanted as u32, "{shortage:?} for {wanted} slots");
+                let (sequence, wanted, reopens) = self
+                    .waiting
+                    .remove(&ticket)
+                    .ok_or(format!("{ticket:?} is refused twice"))?;
+                must!(
+                    shortage.wanted_slots == wanted as u32,
+                    "{shortage:?} for {wanted} slots"
+                );
                 self.refused += 1;
-                self.unwish(sequence, wanted);
+                self.unwish(sequence, wanted, reopens);
                 self.refusal_is_right(wanted as u32)?;
             }
             Action::PendingElsewhere { ticket } => {
-                let (sequence, wanted) = self.waiting.remove(&ticket).ok_or(format!("{ticket:?} is answered twice"))?;
-                self.unwish(sequence, wanted);
+                let (sequence, wanted, reopens) = self
+                    .waiting
+                    .remove(&ticket)
+                    .ok_or(format!("{ticket:?} is answered twice"))?;
+                self.unwish(sequence, wanted, reopens);
             }
             Action::Promoted { ticket, .. } => must!(self.promoting.remove(&ticket), "{ticket:?} is answered twice"),
             other => answers.push(other),
@@ -270,39 +369,63 @@ impl Model {
     }
 
     /// Blocks that were not granted are not open.
-    fn unwish(&mut self, sequence: u64, wanted: usize) {
+    fn unwish(&mut self, sequence: u64, wanted: usize, reopens: bool) {
         let sequence = self.sequences.get_mut(&sequence).expect("a waiting sequence stays");
-        if sequence.reopened.take().is_none() {
+        if reopens {
+            sequence.reopened = None;
+        } else {
             sequence.open.truncate(sequence.open.len() - wanted);
         }
     }
 
     fn drop_device(&mut self, key: CopyKey) -> Checked {
         let copy = self.device.remove(&key);
-        must!(matches!(copy, Some(Copy::Committed | Copy::Leaving)), "{key:?} is dropped from device memory where it is {copy:?}");
+        self.stayed.remove(&key);
+        must!(
+            matches!(copy, Some(Copy::Committed | Copy::Leaving)),
+            "{key:?} is dropped from device memory where it is {copy:?}"
+        );
         let below = self.host.get(&key).copied();
-        must!(self.readers(&key) == 0 || below == Some(Copy::Committed), "the last copy of live {key:?} is dropped, host has {below:?}");
-        must!(copy != Some(Copy::Leaving) || below == Some(Copy::Committed), "{key:?} is dropped before its lower write is committed");
+        must!(
+            self.readers(&key) == 0 || below == Some(Copy::Committed),
+            "the last copy of live {key:?} is dropped, host has {below:?}"
+        );
+        must!(
+            copy != Some(Copy::Leaving) || below == Some(Copy::Committed),
+            "{key:?} is dropped before its lower write is committed"
+        );
         let child = self.children_in(&self.device, &key).next();
-        must!(copy == Some(Copy::Leaving) || child.is_none(), "{key:?} goes from device memory before its child {child:?}");
+        must!(
+            copy == Some(Copy::Leaving) || child.is_none(),
+            "{key:?} goes from device memory before its child {child:?}"
+        );
         self.went(key, MissReason::Evicted);
         Ok(())
     }
 
-    fn drop_host(&mut self, entry: EntryId, key: CopyKey, answers: &mut Vec<Action>) -> Checked {
-        must!(self.host.get(&key) == Some(&Copy::Committed), "{key:?} is dropped from the host where it is {:?}", self.host.get(&key));
+    fn drop_host(&mut self, entry: EntryId, key: CopyKey) -> Checked {
+        must!(
+            self.host.get(&key) == Some(&Copy::Committed),
+            "{key:?} is dropped from the host where it is {:?}",
+            self.host.get(&key)
+        );
         let spare = self.device.get(&key) == Some(&Copy::Committed);
-        must!(self.readers(&key) == 0 || spare, "the last copy of live {key:?} is dropped");
+        must!(
+            self.readers(&key) == 0 || spare,
+            "the last copy of live {key:?} is dropped"
+        );
         let child = self.children_in(&self.host, &key).next();
-        must!(child.is_none() || (spare && self.readers(&key) > 0), "{key:?} goes from the host before its child {child:?}");
+        must!(
+            child.is_none() || (spare && self.readers(&key) > 0),
+            "{key:?} goes from the host before its child {child:?}"
+        );
         let refused = self.leased.contains(&key) && self.bug != Bug::LeasedEvicted;
         must!(refused || !self.leased.contains(&key), "leased {key:?} is evicted");
         if !refused {
             self.host.remove(&key);
             self.went(key, MissReason::Evicted);
         }
-        answers.extend(self.feed(Event::Dropped { entry, refused })?);
-        Ok(())
+        self.enqueue(Event::Dropped { entry, refused })
     }
 
     pub fn went(&mut self, key: CopyKey, reason: MissReason) {
@@ -314,21 +437,37 @@ impl Model {
     /// Hard limits after every single action.
     fn limits(&self) -> Checked {
         let (device, host) = (self.device.len() as u32 + self.open_slots, self.host.len() as u32);
-        must!(device <= self.budgets.device_slots, "{device} device slots of {:?}", self.budgets);
-        must!(host <= self.budgets.host_slots, "{host} host slots of {:?}", self.budgets);
+        must!(
+            device <= self.budgets.device_slots,
+            "{device} device slots of {:?}",
+            self.budgets
+        );
+        must!(
+            host <= self.budgets.host_slots,
+            "{host} host slots of {:?}",
+            self.budgets
+        );
         Ok(())
     }
 
     /// Refused with nothing under way and no failure so far: then no arrangement of the live blocks would do.
     fn refusal_is_right(&mut self, wanted: u32) -> Checked {
-        let quiet = self.demotions.is_empty() && self.onboards.is_empty() && self.leased.is_empty() && self.waiting.is_empty();
+        let quiet =
+            self.demotions.is_empty() && self.onboards.is_empty() && self.leased.is_empty() && self.waiting.is_empty();
         let bare = self.shard.entries() != self.shard.blocks();
         if !quiet || bare || self.failed_now || self.failures {
             return Ok(());
         }
         self.refusals_checked += 1;
-        let live = self.readers.iter().filter(|(key, readers)| **readers > 0 && self.readable(key).is_some()).count() as u32;
-        let Budgets { device_slots, host_slots } = self.budgets;
+        let live = self
+            .readers
+            .iter()
+            .filter(|(key, readers)| **readers > 0 && self.readable(key).is_some())
+            .count() as u32;
+        let Budgets {
+            device_slots,
+            host_slots,
+        } = self.budgets;
         let taken = self.open_slots + wanted;
         must!(
             taken > device_slots || live > device_slots - taken + host_slots,
@@ -342,13 +481,26 @@ impl Model {
     /// The shard's view of every block is the model's.
     pub fn compare(&self) -> Checked {
         self.shard.audit()?;
-        must!(self.shard.open_slots() == self.open_slots, "{} open, the shard has {}", self.open_slots, self.shard.open_slots());
+        must!(
+            self.shard.open_slots() == self.open_slots,
+            "{} open, the shard has {}",
+            self.open_slots,
+            self.shard.open_slots()
+        );
         let misses: u64 = self.shard.counters().misses.iter().sum();
-        must!(misses == self.misses, "{} misses, the shard counts {misses}", self.misses);
+        must!(
+            misses == self.misses,
+            "{} misses, the shard counts {misses}",
+            self.misses
+        );
         for key in self.chains.iter().flatten().map(|link| CopyKey::exact(HOME, link.hash)) {
             let view = self.shard.view(&key).map(|(_, view)| view);
             let live = view.map_or(0, |view| view.live);
-            must!(live == self.readers(&key), "{key:?} has {} readers, the shard counts {live}", self.readers(&key));
+            must!(
+                live == self.readers(&key),
+                "{key:?} has {} readers, the shard counts {live}",
+                self.readers(&key)
+            );
             let copies = view.map_or([CopyState::None; 2], |view| view.copies);
             for (copy, state) in [self.device.get(&key), self.host.get(&key)].into_iter().zip(copies) {
                 let same = match state {
@@ -377,7 +529,10 @@ impl Model {
     }
 
     fn reasons(&self, key: &CopyKey) -> Vec<MissReason> {
-        let tainted = CopyKey { provenance: Provenance(9), ..*key };
+        let tainted = CopyKey {
+            provenance: Provenance(9),
+            ..*key
+        };
         if self.readable(&tainted).is_some() {
             return vec![MissReason::Provenance];
         }

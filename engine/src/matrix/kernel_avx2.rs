@@ -12,7 +12,7 @@ use super::pack::{BLOCK, Format, LANES};
 /// Pairs of columns in a K-block.
 const PAIRS: usize = BLOCK / 2;
 /// How far ahead of the codes in use to prefetch, when a panel is read for a single row.
-const PREFETCH_BYTES: usize = 2048;
+const PREFETCH_BYTES: usize = 1024;
 
 /// Sixteen lanes.
 type Ints = [__m256i; 2];

@@ -17,10 +17,11 @@ mod kernel_scalar;
 mod pack;
 mod reference;
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use gpu_tier::cpu::isa::Isa;
-use gpu_tier::cpu::workers::Workers;
+use gpu_tier::cpu::workers::{Workers, split};
 
 use self::activations::{TILE, Tile};
 use self::buffer::{AlignedBytes, SharedMut};
@@ -192,28 +193,56 @@ pub fn multiply_many(isa: Isa, workers: &Workers, x: &Activations, products: &mu
     let tiles = x.m().div_ceil(TILE);
     let panels: usize = products.iter().map(|(matrix, _)| matrix.panels()).sum();
     let piece = (panels * tiles).div_ceil(workers.count() * PIECES_PER_WORKER).max(1);
-    // Pieces are handed out in order, so that each tile and each panel is read by few and in sequence. Who does a piece
-    // does not change its bits.
-    let next = AtomicUsize::new(0);
-    let work = |_worker: usize| {
+    let pieces: usize = products
+        .iter()
+        .map(|(matrix, _)| matrix.panels().div_ceil(piece) * tiles)
+        .sum();
+    // Each worker has a run of consecutive pieces, so that it reads weights in sequence and finds what it wrote last time
+    // in its own cache; when done it helps with the others' runs. Who does a piece does not change its bits.
+    let runs: Vec<Run> = (0..workers.count())
+        .map(|worker| Run::new(split(pieces, 1, worker, workers.count())))
+        .collect();
+    workers.run(&|worker| {
         let mut scratch = [[0.0; LANES]; TILE];
-        let mut index = next.fetch_add(1, Ordering::Relaxed);
-        let mut before = 0;
-        for (matrix, out) in &products {
-            let per_tile = matrix.panels().div_ceil(piece);
-            while index < before + per_tile * tiles {
-                let (tile, part) = ((index - before) / per_tile, (index - before) % per_tile);
-                let first = part * piece;
-                for panel in first..(first + piece).min(matrix.panels()) {
-                    multiply_panel(isa, matrix, panel, x, tile, &mut scratch);
-                    scatter(matrix, panel, x, tile, &scratch, out);
+        let (before, own_and_after) = runs.split_at(worker);
+        for run in own_and_after.iter().chain(before) {
+            while let Some(mut index) = run.take() {
+                for (matrix, out) in &products {
+                    let per_tile = matrix.panels().div_ceil(piece);
+                    if index < per_tile * tiles {
+                        let (tile, first) = (index / per_tile, index % per_tile * piece);
+                        for panel in first..(first + piece).min(matrix.panels()) {
+                            multiply_panel(isa, matrix, panel, x, tile, &mut scratch);
+                            scatter(matrix, panel, x, tile, &scratch, out);
+                        }
+                        break;
+                    }
+                    index -= per_tile * tiles;
                 }
-                index = next.fetch_add(1, Ordering::Relaxed);
             }
-            before += per_tile * tiles;
         }
-    };
-    workers.run(&work);
+    });
+}
+
+/// Pieces of work handed out in order, each once. A cache line of its own, since every worker writes to its own run.
+#[repr(align(64))]
+struct Run {
+    next: AtomicUsize,
+    end: usize,
+}
+
+impl Run {
+    fn new(pieces: Range<usize>) -> Run {
+        Run {
+            next: AtomicUsize::new(pieces.start),
+            end: pieces.end,
+        }
+    }
+
+    fn take(&self) -> Option<usize> {
+        let index = self.next.fetch_add(1, Ordering::Relaxed);
+        (index < self.end).then_some(index)
+    }
 }
 
 /// Panel `panel` of `matrix` times tile `tile` of `x`, into the first rows of `scratch`.

@@ -26,7 +26,7 @@ use crate::run::sequence::Sequence;
 use crate::run::step::{Logits, Segment, StepEnd, Stepper};
 
 /// How often a step is tried again after blocks were lost under it.
-const STEP_ATTEMPTS: u32 = 4;
+const STEP_ATTEMPTS: u32 = 32;
 
 /// What the engine is opened with.
 #[derive(Clone, Debug)]
@@ -155,9 +155,27 @@ impl Engine {
 
     /// Log-probabilities of `tokens` under the model, each given all before it. Nothing is looked up or published.
     pub fn score(&mut self, tokens: &[u32], watch: &mut dyn FnMut(Progress)) -> Result<Score, EngineError> {
-        self.check_length(tokens.len(), 0)?;
+        let mut score = Score { logprob: Vec::new(), top1: Vec::new() };
+        self.teacher_force(tokens, watch, &mut |position, logits| {
+            if let Some(next) = tokens.get(position + 1) {
+                score.logprob.push(f64::from(logits[*next as usize]) - log_sum_exp(logits));
+                score.top1.push(argmax(logits));
+            }
+        })?;
+        Ok(score)
+    }
+
+    /// Feeds `tokens` to the model and shows the logits after each: `visit(position, logits)`, `logits` as long as the vocabulary.
+    /// Nothing is looked up or published.
+    pub fn teacher_force(
+        &mut self,
+        tokens: &[u32],
+        watch: &mut dyn FnMut(Progress),
+        visit: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), EngineError> {
+        self.check_prompt(tokens, 0)?;
         let id = self.cache.open(self.namespace(None));
-        let result = self.score_open(id, tokens, watch);
+        let result = self.teacher_force_open(id, tokens, watch, visit);
         self.cache.close(id);
         result
     }
@@ -207,26 +225,28 @@ impl Engine {
         self.manifest.namespace(TenantId::of_salt(salt))
     }
 
-    fn check_length(&self, prompt: usize, more: u32) -> Result<(), EngineError> {
+    /// Refuses token ids that the model or the context cannot take.
+    fn check_prompt(&self, prompt: &[u32], more: u32) -> Result<(), EngineError> {
         let context = self.options.context_tokens;
-        if prompt == 0 {
+        let vocabulary = self.stepper.model.config.vocabulary;
+        if prompt.is_empty() {
             return Err(EngineError::Request("the prompt is empty; give at least one token".to_owned()));
         }
-        if prompt as u64 + u64::from(more) > u64::from(context) {
+        if prompt.len() as u64 + u64::from(more) > u64::from(context) {
             return Err(EngineError::Request(format!(
-                "the prompt has {prompt} tokens and {more} more are asked for, but the context holds {context}; \
-                 shorten the document or --max-tokens"
+                "the prompt has {} tokens and {more} more are asked for, but the context holds {context}; \
+                 shorten the document or --max-tokens",
+                prompt.len()
             )));
         }
-        Ok(())
+        match prompt.iter().find(|token| **token >= vocabulary) {
+            Some(token) => Err(EngineError::Request(format!("token {token} is outside the vocabulary of {vocabulary}"))),
+            None => Ok(()),
+        }
     }
 
     fn admit(&mut self, request: Request) -> Result<Sequence, EngineError> {
-        self.check_length(request.prompt.len(), request.max_tokens)?;
-        let vocabulary = self.stepper.model.config.vocabulary;
-        if let Some(token) = request.prompt.iter().find(|token| **token >= vocabulary) {
-            return Err(EngineError::Request(format!("token {token} is outside the vocabulary of {vocabulary}")));
-        }
+        self.check_prompt(&request.prompt, request.max_tokens)?;
         let namespace = self.namespace(request.salt.as_deref());
         let id = self.cache.open(namespace);
         Ok(Sequence::new(request, id, namespace, self.options.block_tokens))
@@ -407,6 +427,16 @@ impl Engine {
             // Another sequence has computed it meanwhile, or is about to: the retried step looks again.
             Grant::PendingElsewhere => return Ok(()),
         }
+        let done = self.refill(sequence, block);
+        if !matches!(done, Ok(true)) {
+            // An open block holds zeros until it is filled: nobody may take it for the block.
+            self.cache.abandon(sequence.id, block)?;
+        }
+        done.map(|_| ())
+    }
+
+    /// Computes the tokens of a reopened block; false when a block before it was lost meanwhile (the retried step repairs both).
+    fn refill(&mut self, sequence: &mut Sequence, block: u32) -> Result<bool, EngineError> {
         let first = block * self.options.block_tokens;
         let end = (first + self.options.block_tokens).min(sequence.computed);
         let mut position = first;
@@ -416,8 +446,7 @@ impl Engine {
             let segment = Segment { sequence: sequence.id, tokens, first_position: position, logits: Logits::None };
             match self.stepper.run(&[segment], &mut |_, _, _| {})? {
                 StepEnd::Done(loaded) => sequence.loaded_host_bytes += loaded[0],
-                // A block before this one went as well: the retried step repairs both.
-                StepEnd::Lost(_) => return Ok(()),
+                StepEnd::Lost(_) => return Ok(false),
             }
             position += rows;
         }
@@ -427,11 +456,16 @@ impl Engine {
         {
             self.cache.commit(sequence.id, block, link)?;
         }
-        Ok(())
+        Ok(true)
     }
 
-    fn score_open(&mut self, id: SequenceId, tokens: &[u32], watch: &mut dyn FnMut(Progress)) -> Result<Score, EngineError> {
-        let mut score = Score { logprob: Vec::new(), top1: Vec::new() };
+    fn teacher_force_open(
+        &mut self,
+        id: SequenceId,
+        tokens: &[u32],
+        watch: &mut dyn FnMut(Progress),
+        visit: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), EngineError> {
         let (mut done, mut blocks) = (0, 0);
         while done < tokens.len() {
             let rows = (self.stepper.plan.rows as usize).min(tokens.len() - done);
@@ -445,19 +479,14 @@ impl Engine {
             }
             let part = &tokens[done..done + rows];
             let segment = Segment { sequence: id, tokens: part, first_position: done as u32, logits: Logits::All };
-            let mut deliver = |_: usize, row: u32, logits: &[f32]| {
-                if let Some(next) = tokens.get(done + row as usize + 1) {
-                    score.logprob.push(f64::from(logits[*next as usize]) - log_sum_exp(logits));
-                    score.top1.push(argmax(logits));
-                }
-            };
+            let mut deliver = |_: usize, row: u32, logits: &[f32]| visit(done + row as usize, logits);
             if let StepEnd::Lost(lost) = self.stepper.run(&[segment], &mut deliver)? {
                 return Err(EngineError::LostAgain { attempts: lost.len() as u32 });
             }
             done += rows;
             watch(Progress::Prefill { index: 0, done: done as u32, total: tokens.len() as u32 });
         }
-        Ok(score)
+        Ok(())
     }
 }
 

@@ -83,7 +83,12 @@ impl CpuDevice {
     /// Errors: [`DeviceError::Unavailable`] when the processor lacks `isa`, the rate is not a positive number, or the
     /// system refuses address space or a thread.
     pub fn open(config: CpuConfig) -> Result<CpuDevice, DeviceError> {
-        let CpuConfig { budget_bytes, link, workers, isa } = config;
+        let CpuConfig {
+            budget_bytes,
+            link,
+            workers,
+            isa,
+        } = config;
         let unavailable = |reason: String| DeviceError::Unavailable { kind: "cpu", reason };
         if isa > Isa::detect() {
             return Err(unavailable(format!("this processor has no {}", isa.name())));
@@ -93,7 +98,9 @@ impl CpuDevice {
             Link::Strict { bytes_per_second } => (false, bytes_per_second),
         };
         if let Some(rate) = rate.filter(|rate| !(rate.is_finite() && *rate >= 1.0)) {
-            return Err(unavailable(format!("a link of {rate} bytes per second carries nothing")));
+            return Err(unavailable(format!(
+                "a link of {rate} bytes per second carries nothing"
+            )));
         }
         let mut device = CpuDevice {
             info: DeviceInfo {
@@ -108,7 +115,10 @@ impl CpuDevice {
             memory: Arc::new(Memory::reserve(budget_bytes)?),
             counters: Counters::default(),
             copies: Arc::new(Copies::new(rate)),
-            compute: Mutex::new(Compute { sequence: 1, waits: Vec::new() }),
+            compute: Mutex::new(Compute {
+                sequence: 1,
+                waits: Vec::new(),
+            }),
             threads: Vec::new(),
             extents: RwLock::new(Vec::new()),
         };
@@ -166,7 +176,11 @@ impl CpuDevice {
             .get(extent.0 as usize)
             .filter(|found| offset.checked_add(bytes).is_some_and(|end| end <= found.bytes()))
             .ok_or(DeviceError::HostRange { extent, offset, bytes })?;
-        let base = if reader { found.reader_address().cast_mut() } else { found.service_address() };
+        let base = if reader {
+            found.reader_address().cast_mut()
+        } else {
+            found.service_address()
+        };
         // SAFETY: both mappings are `bytes()` long by the trait's contract, and the offset lies within. The device
         // keeps the extent until it is dropped, after its threads.
         Ok(unsafe { base.add(offset as usize) })
@@ -186,8 +200,16 @@ impl CpuDevice {
                     let address = access.address(*device)?;
                     let bytes = host.bytes as usize;
                     Ok(match direction {
-                        Direction::In => Move { source: host_address, target: address, bytes },
-                        Direction::Out => Move { source: address, target: host_address, bytes },
+                        Direction::In => Move {
+                            source: host_address,
+                            target: address,
+                            bytes,
+                        },
+                        Direction::Out => Move {
+                            source: address,
+                            target: host_address,
+                            bytes,
+                        },
                     })
                 })
                 .collect::<Result<Vec<_>, _>>()
@@ -195,7 +217,12 @@ impl CpuDevice {
         let bytes = moves.iter().map(|piece| piece.bytes as u64).sum();
         self.submit(
             stream,
-            Operation::Copy { moves, direction: Some(direction), ready: Instant::now(), pinned },
+            Operation::Copy {
+                moves,
+                direction: Some(direction),
+                ready: Instant::now(),
+                pinned,
+            },
         )?;
         let counter = match direction {
             Direction::In => &self.counters.copied_in_bytes,
@@ -251,7 +278,10 @@ impl Device for CpuDevice {
 
     fn record(&self, stream: Stream) -> Result<Event, DeviceError> {
         match stream {
-            Stream::Compute => Ok(Event { stream, sequence: self.start_compute()?.sequence }),
+            Stream::Compute => Ok(Event {
+                stream,
+                sequence: self.start_compute()?.sequence,
+            }),
             _ => self.copies.record(stream),
         }
     }
@@ -262,7 +292,11 @@ impl Device for CpuDevice {
         }
         match stream {
             Stream::Compute => {
-                self.compute.lock().unwrap_or_else(PoisonError::into_inner).waits.push(event);
+                self.compute
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .waits
+                    .push(event);
                 Ok(())
             }
             _ => self.copies.enqueue(stream, Operation::Wait(event)),
@@ -304,15 +338,30 @@ impl Device for CpuDevice {
         }
         let (moves, pinned) = self.memory.pin(|access| {
             let bytes = source.bytes as usize;
-            Ok(vec![Move { source: access.address(source)?, target: access.address(target)?, bytes }])
+            Ok(vec![Move {
+                source: access.address(source)?,
+                target: access.address(target)?,
+                bytes,
+            }])
         })?;
-        self.submit(stream, Operation::Copy { moves, direction: None, ready: Instant::now(), pinned })
+        self.submit(
+            stream,
+            Operation::Copy {
+                moves,
+                direction: None,
+                ready: Instant::now(),
+                pinned,
+            },
+        )
     }
 
     fn upload(&self, stream: Stream, source: &[u8], target: DeviceRange) -> Result<(), DeviceError> {
         if source.len() as u64 > target.bytes {
             let problem = format!("{} bytes into a range of {}", source.len(), target.bytes);
-            return Err(DeviceError::Shape { what: "upload", problem });
+            return Err(DeviceError::Shape {
+                what: "upload",
+                problem,
+            });
         }
         let (target, pinned) = self.memory.pin(|access| access.address(target))?;
         if stream == Stream::Compute {
@@ -323,13 +372,23 @@ impl Device for CpuDevice {
             drop(pinned);
             return Ok(());
         }
-        self.copies.enqueue(stream, Operation::Write { staged: source.to_vec(), target, pinned })
+        self.copies.enqueue(
+            stream,
+            Operation::Write {
+                staged: source.to_vec(),
+                target,
+                pinned,
+            },
+        )
     }
 
     fn download(&self, stream: Stream, source: DeviceRange, target: &mut [u8]) -> Result<(), DeviceError> {
         if target.len() as u64 > source.bytes {
             let problem = format!("{} bytes from a range of {}", target.len(), source.bytes);
-            return Err(DeviceError::Shape { what: "download", problem });
+            return Err(DeviceError::Shape {
+                what: "download",
+                problem,
+            });
         }
         let (source, pinned) = self.memory.pin(|access| access.address(source))?;
         self.drain(stream)?;

@@ -51,9 +51,14 @@ pub struct Workers {
     threads: Vec<JoinHandle<()>>,
 }
 
+/// A value on a cache line of its own.
+#[repr(align(64))]
+struct Line<T>(T);
+
 struct Shared {
-    /// Counts tasks; a change is the start signal. Wraps.
-    epoch: AtomicUsize,
+    /// Counts tasks; a change is the start signal. Wraps. Idle workers look at it all the time, so nothing else that the
+    /// caller writes is near it.
+    epoch: Line<AtomicUsize>,
     /// Parts of the current task that are not finished, without the caller's own.
     remaining: AtomicUsize,
     /// By worker: the last epoch whose part was claimed. Entry 0 is unused.
@@ -139,7 +144,7 @@ impl Workers {
     pub fn new(count: usize) -> Workers {
         assert!(count > 0, "a team has at least one worker");
         let shared = Arc::new(Shared {
-            epoch: AtomicUsize::new(0),
+            epoch: Line(AtomicUsize::new(0)),
             remaining: AtomicUsize::new(0),
             claims: (0..count).map(|_| AtomicUsize::new(0)).collect(),
             stop: AtomicBool::new(false),
@@ -187,7 +192,7 @@ impl Workers {
         // SAFETY: this thread holds `turn` and `remaining` is 0, so no worker looks at the cell.
         unsafe { *shared.task.get() = Some(erased) };
         shared.remaining.store(self.threads.len(), Ordering::Relaxed);
-        let epoch = shared.epoch.fetch_add(1, Ordering::Release).wrapping_add(1);
+        let epoch = shared.epoch.0.fetch_add(1, Ordering::Release).wrapping_add(1);
         shared.start.notify();
 
         let mut own = catch_unwind(AssertUnwindSafe(|| in_task(|| task(0))));
@@ -212,7 +217,7 @@ impl Workers {
 impl Drop for Workers {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
-        self.shared.epoch.fetch_add(1, Ordering::Release);
+        self.shared.epoch.0.fetch_add(1, Ordering::Release);
         self.shared.start.notify();
         for thread in self.threads.drain(..) {
             // A worker catches its tasks' panics, so there is none to hear of here.
@@ -234,8 +239,8 @@ impl Shared {
     fn serve(&self, worker: usize) {
         let mut seen = 0;
         loop {
-            self.start.wait(|| self.epoch.load(Ordering::Acquire) != seen);
-            seen = self.epoch.load(Ordering::Acquire);
+            self.start.wait(|| self.epoch.0.load(Ordering::Acquire) != seen);
+            seen = self.epoch.0.load(Ordering::Acquire);
             if self.stop.load(Ordering::Acquire) {
                 return;
             }

@@ -11,6 +11,7 @@ use libloading::Library;
 pub const COPY_IN: u32 = 1;
 pub const COPY_OUT: u32 = 2;
 pub const FILL: u32 = 8;
+pub const KERNEL: u32 = 16;
 
 /// Kinds of operations that [`Double::fail`] can fail.
 pub const ALLOCATION: u32 = 0;
@@ -96,12 +97,12 @@ fn build() -> PathBuf {
         String::from_utf8_lossy(&output.stderr)
     );
     let messages = String::from_utf8(output.stdout).expect("cargo writes UTF-8");
-    let files = messages.lines().filter_map(|line| {
+    let mut files = messages.lines().filter_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
         let ours = message["target"]["name"] == "cuda_mock" && message["reason"] == "compiler-artifact";
         ours.then(|| message["filenames"][0].as_str().map(PathBuf::from))?
     });
-    files.last().expect("cargo names the library it built")
+    files.next().expect("cargo names the library it built")
 }
 
 impl Double {

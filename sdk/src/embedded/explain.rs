@@ -22,7 +22,11 @@ pub(crate) fn explain(shard: &Shard, key: &CopyKey, now: Now) -> String {
     let view = shard.view(key).map(|(_, view)| view);
     let [device, host] = view.map_or([CopyState::None; 2], |view| view.copies);
     let readers = view.map_or(0, |view| view.live);
-    let mut text = format!("device: {}, read by {readers} sequences\nhost: {}\n", state(device), state(host));
+    let mut text = format!(
+        "device: {}, read by {readers} sequences\nhost: {}\n",
+        state(device),
+        state(host)
+    );
     if device != CopyState::None || host != CopyState::None {
         return text;
     }
@@ -31,7 +35,12 @@ pub(crate) fn explain(shard: &Shard, key: &CopyKey, now: Now) -> String {
     }
     match (shard.ghost(key), shard.forgotten_until()) {
         (Some(ghost), _) => {
-            text.push_str(&format!("gone from {} {}: {}\n", ghost.tier.name(), ago(now, ghost.when), ghost.reason.name()));
+            text.push_str(&format!(
+                "gone from {} {}: {}\n",
+                ghost.tier.name(),
+                ago(now, ghost.when),
+                ghost.reason.name()
+            ));
         }
         (None, None) => text.push_str("never stored\n"),
         (None, Some(then)) => text.push_str(&format!("never stored, or forgotten before {}\n", ago(now, then))),

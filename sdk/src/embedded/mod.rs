@@ -13,6 +13,10 @@
 //! `reserve` that demotes keeps other callers waiting for as long as its copies take; in exchange no other call ever sees a copy half
 //! way. Leases and slots are dropped with or without the mutex: their owners never take it.
 //!
+//! **Places.** A host place holds a lease and is validated by `check`. A device place holds none: it is true until the next `reserve`,
+//! `reopen` or `prefetch` of any sequence, which may move the block out. An engine that steps from one thread takes its places after
+//! those calls; engines that share one cache between threads must keep their steps apart.
+//!
 //! **raw32** blocks (measurement) are never published: a commit keeps the block private to its sequence and in its device slot. Such a
 //! sequence is not demoted; when it does not fit the device slots it gets `NoRoom`.
 
@@ -72,26 +76,54 @@ impl Embedded {
     /// Opens the tiers. Errors: [`CacheError::Budget`] when a budget does not hold one block with its metadata; whatever the device or
     /// the kernel refuses.
     pub fn open(config: EmbeddedConfig) -> Result<Embedded, CacheError> {
-        let EmbeddedConfig { device, shape, device_slots, host_bytes } = config;
+        let EmbeddedConfig {
+            device,
+            shape,
+            device_slots,
+            host_bytes,
+        } = config;
         let slot_bytes = shape.slot_bytes();
         if device_slots == 0 {
-            return Err(CacheError::Budget { what: "a block in device memory", budget_bytes: 0, minimum_bytes: slot_bytes });
+            return Err(CacheError::Budget {
+                what: "a block in device memory",
+                budget_bytes: 0,
+                minimum_bytes: slot_bytes,
+            });
         }
-        let device_tier = DeviceTier::open(Arc::clone(&device), DeviceTierConfig { slots: device_slots, shape, rest_millis: 0 })?;
+        let device_tier = DeviceTier::open(
+            Arc::clone(&device),
+            DeviceTierConfig {
+                slots: device_slots,
+                shape,
+                rest_millis: 0,
+            },
+        )?;
         let split = config::split(&shape, device_slots, host_bytes);
         let host = match host_bytes {
             0 => None,
-            _ => Some(config::open_host(&device, shape, device_slots, host_bytes, split.tier_bytes)?),
+            _ => Some(config::open_host(
+                &device,
+                shape,
+                device_slots,
+                host_bytes,
+                split.tier_bytes,
+            )?),
         };
         let host_slots = host.as_ref().map_or(0, |host| host.tier.layout().slots());
         Ok(Embedded {
             shape,
             device,
-            tiers: Tiers { device: device_tier, host },
+            tiers: Tiers {
+                device: device_tier,
+                host,
+            },
             host_bytes,
             index_bytes: split.index_bytes,
             started: Instant::now(),
-            state: Mutex::new(State::new(Budgets { device_slots, host_slots })),
+            state: Mutex::new(State::new(Budgets {
+                device_slots,
+                host_slots,
+            })),
         })
     }
 
@@ -104,7 +136,9 @@ impl Embedded {
     /// strict device, where nothing but the copy engine may touch the arena.
     pub fn protect_host_reader(&self) -> Result<(), CacheError> {
         for extent in self.tiers.host.iter().flat_map(|host| host.tier.extents()) {
-            extent.protect_reader().map_err(|error| CacheError::Host(format!("protect the reader mapping: {error}")))?;
+            extent
+                .protect_reader()
+                .map_err(|error| CacheError::Host(format!("protect the reader mapping: {error}")))?;
         }
         Ok(())
     }
@@ -130,7 +164,7 @@ impl Embedded {
         Now(u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX))
     }
 
-    /// A panic under the lock is a bug of ours that has been reported; the books are still audited on every path that matters.
+    /// A caller that panicked under the lock leaves counts that may be off, never bytes: generations and sums vouch for those.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -35,7 +35,9 @@ pub(crate) struct Sequence {
 
 impl Sequence {
     pub(crate) fn block(&self, index: u32) -> Result<&Block, CacheError> {
-        self.blocks.get(index as usize).ok_or_else(|| CacheError::Unknown { what: format!("block {index} of a sequence") })
+        self.blocks.get(index as usize).ok_or_else(|| CacheError::Unknown {
+            what: format!("block {index} of a sequence"),
+        })
     }
 
     /// Turns an open block into an entry that this sequence reads; gives its slot back. Panics when it is not open.
@@ -56,7 +58,16 @@ impl Sequence {
 
     /// Its cache entries, in chain order.
     pub(crate) fn entries(&self) -> Vec<EntryId> {
-        self.blocks.iter().filter_map(|block| if let Block::Held { entry, .. } = block { Some(*entry) } else { None }).collect()
+        self.blocks
+            .iter()
+            .filter_map(|block| {
+                if let Block::Held { entry, .. } = block {
+                    Some(*entry)
+                } else {
+                    None
+                }
+            })
+            .collect()
     }
 }
 
@@ -70,7 +81,11 @@ pub(crate) struct State {
 
 impl State {
     pub(crate) fn new(budgets: Budgets) -> State {
-        State { manager: CacheManager::new(1, budgets), sequences: HashMap::new(), next: 0 }
+        State {
+            manager: CacheManager::new(1, budgets),
+            sequences: HashMap::new(),
+            next: 0,
+        }
     }
 
     /// The one shard: embedded, all namespaces share the budgets.
@@ -84,7 +99,13 @@ impl State {
 
     pub(crate) fn open(&mut self, namespace: Namespace) -> SequenceId {
         let id = SequenceId(self.number());
-        self.sequences.insert(id, Sequence { namespace, blocks: Vec::new() });
+        self.sequences.insert(
+            id,
+            Sequence {
+                namespace,
+                blocks: Vec::new(),
+            },
+        );
         id
     }
 
@@ -106,13 +127,18 @@ impl State {
         let mut open = 0;
         for block in self.sequences.values().flat_map(|sequence| &sequence.blocks) {
             match block {
-                Block::Held { entry, .. } | Block::Open { held: Some(entry), .. } => *readers.entry(*entry).or_default() += 1,
+                Block::Held { entry, .. } | Block::Open { held: Some(entry), .. } => {
+                    *readers.entry(*entry).or_default() += 1
+                }
                 Block::Open { .. } | Block::Private { .. } => {}
             }
             open += u32::from(!matches!(block, Block::Held { .. }));
         }
         if self.shard().open_slots() != open {
-            return Err(format!("{open} blocks are open, the shard counts {}", self.shard().open_slots()));
+            return Err(format!(
+                "{open} blocks are open, the shard counts {}",
+                self.shard().open_slots()
+            ));
         }
         let counted = self.shard().live_entries();
         if counted != readers {
@@ -133,5 +159,7 @@ pub(crate) fn owner(sequence: SequenceId) -> Owner {
 }
 
 pub(crate) fn unknown(sequence: SequenceId) -> CacheError {
-    CacheError::Unknown { what: format!("sequence {}", sequence.0) }
+    CacheError::Unknown {
+        what: format!("sequence {}", sequence.0),
+    }
 }

@@ -8,7 +8,10 @@
 //! All pointers come from a [`Unit`] (checked and pinned by `attend`) or from the worker's own [`Scratch`]. Loads of
 //! keys may touch the unwritten tokens of a visible piece: they are inside the section and their scores are masked.
 
-#![expect(clippy::needless_range_loop, reason = "register tiles are indexed in two arrays at once; plain loops unroll")]
+#![expect(
+    clippy::needless_range_loop,
+    reason = "register tiles are indexed in two arrays at once; plain loops unroll"
+)]
 
 use super::lanes::{Kernel, Lanes};
 use super::unit::{PIECE_TOKENS, PIECES, Parts, Piece, Pieces, SPAN, Scratch, TILE, Unit};
@@ -73,29 +76,15 @@ pub(super) unsafe fn run_unit<V: Lanes>(unit: &Unit, scratch: &mut Scratch) {
                 Element::F32 => V::run(Widen::<F32>::new(unit, parts)),
             }
             let pieces = std::array::from_fn(|i| Piece {
-                keys: parts.keys.wrapping_add(i * PIECE_TOKENS).cast_const().cast(),
-                values: parts.values.wrapping_add(i * PIECE_TOKENS * unit.head_dim).cast_const().cast(),
+                keys: parts.keys.add(i * PIECE_TOKENS).cast_const().cast(),
+                values: parts.values.add(i * PIECE_TOKENS * unit.head_dim).cast_const().cast(),
             });
-            V::run(Tiles::<F32> { unit, parts, pieces, key_stride: SPAN, next: None, element: std::marker::PhantomData });
+            V::run(Tiles::<F32>::new(unit, parts, pieces, SPAN, None));
         } else {
             let (pieces, key_stride, next) = (unit.pieces, unit.key_stride, unit.next);
             match unit.element {
-                Element::Bf16 => V::run(Tiles::<Bf16> {
-                    unit,
-                    parts,
-                    pieces,
-                    key_stride,
-                    next,
-                    element: std::marker::PhantomData,
-                }),
-                Element::F32 => V::run(Tiles::<F32> {
-                    unit,
-                    parts,
-                    pieces,
-                    key_stride,
-                    next,
-                    element: std::marker::PhantomData,
-                }),
+                Element::Bf16 => V::run(Tiles::<Bf16>::new(unit, parts, pieces, key_stride, next)),
+                Element::F32 => V::run(Tiles::<F32>::new(unit, parts, pieces, key_stride, next)),
             }
         }
     }
@@ -110,7 +99,11 @@ struct Widen<'u, E> {
 
 impl<'u, E> Widen<'u, E> {
     fn new(unit: &'u Unit, parts: Parts) -> Self {
-        Widen { unit, parts, element: std::marker::PhantomData }
+        Widen {
+            unit,
+            parts,
+            element: std::marker::PhantomData,
+        }
     }
 }
 
@@ -118,7 +111,9 @@ impl<E: Stored> Kernel for Widen<'_, E> {
     type Output = ();
     #[inline(always)]
     unsafe fn call<V: Lanes>(self) {
-        let Unit { head_dim, key_stride, .. } = *self.unit;
+        let Unit {
+            head_dim, key_stride, ..
+        } = *self.unit;
         let tokens = self.unit.visible(self.unit.vectors().end - 1);
         for (i, piece) in self.unit.pieces[..tokens.div_ceil(PIECE_TOKENS)].iter().enumerate() {
             let here = (tokens - i * PIECE_TOKENS).min(PIECE_TOKENS);
@@ -149,10 +144,24 @@ struct Tiles<'u, E> {
     element: std::marker::PhantomData<E>,
 }
 
+impl<'u, E> Tiles<'u, E> {
+    fn new(unit: &'u Unit, parts: Parts, pieces: Pieces, key_stride: usize, next: Option<Pieces>) -> Self {
+        let element = std::marker::PhantomData;
+        Tiles {
+            unit,
+            parts,
+            pieces,
+            key_stride,
+            next,
+            element,
+        }
+    }
+}
+
 impl<E: Stored> Kernel for Tiles<'_, E> {
     type Output = ();
     #[inline(always)]
-    unsafe fn call<V: Lanes>(self) {
+    unsafe fn call<V: Lanes>(mut self) {
         let vectors = self.unit.vectors();
         let mut i = vectors.start;
         while i < vectors.end {
@@ -166,6 +175,8 @@ impl<E: Stored> Kernel for Tiles<'_, E> {
                     _ => V::run(Tile::<E, 1> { tiles: &self, i }),
                 }
             };
+            // Once is enough.
+            self.next = None;
         }
     }
 }
@@ -192,7 +203,11 @@ impl<E: Stored, const R: usize> Kernel for Tile<'_, E, R> {
                 (m[r], l[r]) = softmax::<V>(tiles.parts.scores.add(r * SPAN), visible[r]);
             }
             let sums: [*mut f32; R] = std::array::from_fn(|r| {
-                if unit.fold { tiles.parts.sums.add(r * unit.head_dim) } else { unit.target(i + r).add(2) }
+                if unit.fold {
+                    tiles.parts.sums.add(r * unit.head_dim)
+                } else {
+                    unit.target(i + r).add(2)
+                }
             });
             values::<V, E, R>(tiles, &visible, &sums);
             if unit.fold {
@@ -224,14 +239,14 @@ unsafe fn scores<V: Lanes, E: Stored, const R: usize>(tiles: &Tiles<'_, E>, i: u
                 piece += 4;
             }
         }
-        if R <= 3 || V::WIDE {
+        if V::WIDE {
             while piece + 2 <= used {
-                dots::<V, E, R, 2>(tiles, &queries, piece, if piece == 0 { next } else { None });
+                dots::<V, E, R, 2>(tiles, &queries, piece, next);
                 piece += 2;
             }
         }
         while piece < used {
-            dots::<V, E, R, 1>(tiles, &queries, piece, None);
+            dots::<V, E, R, 1>(tiles, &queries, piece, next);
             piece += 1;
         }
     }
@@ -252,8 +267,18 @@ unsafe fn dots<V: Lanes, E: Stored, const R: usize, const P: usize>(
         let mut sums = [[V::splat(0.0); P]; R];
         for d in 0..tiles.unit.head_dim {
             if let Some(next) = next {
-                prefetch(next[0].keys.wrapping_add(d * stride));
-                prefetch(next[2].keys.wrapping_add(d * stride));
+                // The same channels and pieces of the next unit. Two pieces share a line, or, in the smallest blocks,
+                // two channels of a piece.
+                for p in 0..P {
+                    let at = next[first + p].keys.wrapping_add(d * stride);
+                    if stride > PIECE_TOKENS * E::BYTES || E::BYTES > 2 {
+                        if ((first + p) * PIECE_TOKENS * E::BYTES).is_multiple_of(64) {
+                            prefetch(at);
+                        }
+                    } else if d % 2 == 0 {
+                        prefetch(at);
+                    }
+                }
             }
             let k = E::load::<V, P>(keys.map(|keys| keys.add(d * stride)));
             for r in 0..R {
@@ -277,23 +302,48 @@ unsafe fn dots<V: Lanes, E: Stored, const R: usize, const P: usize>(
 /// Turns the first `n` of 64 scores into probabilities (the others of their piece into 0) and gives (m, l).
 #[inline(always)]
 unsafe fn softmax<V: Lanes>(scores: *mut f32, n: usize) -> (f32, f32) {
-    let used = n.div_ceil(PIECE_TOKENS);
     // SAFETY: 64 scores of our own scratch.
     unsafe {
+        if n == SPAN {
+            return softmax_of::<V, PIECES, false>(scores, n);
+        }
+        match n.div_ceil(PIECE_TOKENS) {
+            1 => softmax_of::<V, 1, true>(scores, n),
+            2 => softmax_of::<V, 2, true>(scores, n),
+            3 => softmax_of::<V, 3, true>(scores, n),
+            _ => softmax_of::<V, PIECES, true>(scores, n),
+        }
+    }
+}
+
+/// [`softmax`] over `P` pieces; without `MASKED` all of them are visible.
+#[inline(always)]
+unsafe fn softmax_of<V: Lanes, const P: usize, const MASKED: bool>(scores: *mut f32, n: usize) -> (f32, f32) {
+    // SAFETY: 64 scores of our own scratch.
+    unsafe {
+        let s: [V; P] = std::array::from_fn(|p| V::load(scores.add(p * PIECE_TOKENS)));
         let mut most = V::splat(f32::NEG_INFINITY);
-        for j in 0..used {
-            let s = V::load(scores.add(j * PIECE_TOKENS));
-            most = s.max(most).below(n - j * PIECE_TOKENS, most);
+        for p in 0..P {
+            let larger = s[p].max(most);
+            most = if MASKED {
+                larger.below(n - p * PIECE_TOKENS, most)
+            } else {
+                larger
+            };
         }
         // Of two zeros either may have won; the sum makes both the positive one.
         let m = most.max_lane() + 0.0;
         let mut sum = V::splat(0.0);
-        for j in 0..used {
-            let s = V::load(scores.add(j * PIECE_TOKENS));
-            let p = s.sub(V::splat(m)).exp().below(n - j * PIECE_TOKENS, V::splat(0.0));
-            p.store(scores.add(j * PIECE_TOKENS));
+        for p in 0..P {
+            let weight = s[p].sub(V::splat(m)).exp();
             // Probabilities are never -0, so adding a masked 0 changes no bit.
-            sum = sum.add(p);
+            let weight = if MASKED {
+                weight.below(n - p * PIECE_TOKENS, V::splat(0.0))
+            } else {
+                weight
+            };
+            weight.store(scores.add(p * PIECE_TOKENS));
+            sum = sum.add(weight);
         }
         (m, sum.sum_lanes())
     }
@@ -317,7 +367,7 @@ unsafe fn values<V: Lanes, E: Stored, const R: usize>(
                 channel += 64;
             }
         }
-        if V::WIDE || R <= 3 {
+        if V::WIDE {
             while channel + 32 <= head_dim {
                 weigh::<V, E, R, 2>(tiles, common, channel, sums);
                 channel += 32;
@@ -351,12 +401,17 @@ unsafe fn weigh<V: Lanes, E: Stored, const R: usize, const C: usize>(
         for piece in 0..tokens.div_ceil(PIECE_TOKENS) {
             let here = (tokens - piece * PIECE_TOKENS).min(PIECE_TOKENS);
             let rows = tiles.pieces[piece].values.add(channel * E::BYTES);
-            let next = if channel == 0 { tiles.next.map(|next| next[piece].values) } else { None };
+            let starts_line = (channel * E::BYTES).is_multiple_of(64);
+            let next = if starts_line {
+                tiles.next.map(|next| next[piece].values)
+            } else {
+                None
+            };
             for t in 0..here {
                 let at = t * row_bytes;
                 if let Some(next) = next {
-                    for line in (0..row_bytes).step_by(64) {
-                        prefetch(next.wrapping_add(at + line));
+                    for line in (0..C * 16 * E::BYTES).step_by(64) {
+                        prefetch(next.wrapping_add(at + channel * E::BYTES + line));
                     }
                 }
                 let v = E::load::<V, C>(std::array::from_fn(|c| rows.add(at + c * 16 * E::BYTES)));
@@ -403,13 +458,7 @@ unsafe fn weigh_rest<V: Lanes, E: Stored>(
 
 /// Merges the partials of `R` query vectors into their running states.
 #[inline(always)]
-unsafe fn fold<V: Lanes, const R: usize>(
-    unit: &Unit,
-    i: usize,
-    m: &[f32; 16],
-    l: &[f32; 16],
-    sums: &[*mut f32; R],
-) {
+unsafe fn fold<V: Lanes, const R: usize>(unit: &Unit, i: usize, m: &[f32; 16], l: &[f32; 16], sums: &[*mut f32; R]) {
     // SAFETY: module header; a target holds `head_dim + 2` floats.
     unsafe {
         // The exponents of all vectors at once: lanes r are the old states' and lanes r + 8 the partials'.

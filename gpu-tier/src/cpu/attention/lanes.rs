@@ -8,7 +8,10 @@
 //! `Isa::detect` did not see, and only `run_unit` and `merge` in `attention/mod.rs` pick an
 //! implementation, by the device's `Isa`.
 
-#![expect(clippy::needless_range_loop, reason = "register tiles are indexed in two arrays at once; plain loops unroll")]
+#![expect(
+    clippy::needless_range_loop,
+    reason = "register tiles are indexed in two arrays at once; plain loops unroll"
+)]
 
 use std::arch::x86_64::*;
 

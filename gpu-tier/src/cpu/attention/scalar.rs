@@ -25,7 +25,8 @@ unsafe fn attend_vector(unit: &Unit, i: usize) {
         for d in 0..head_dim {
             let at = d * unit.key_stride + t % PIECE_TOKENS;
             // SAFETY: `n` tokens are visible, so their pieces are present and `head_dim` channels deep.
-            dot = unsafe { (*query.add(d)).mul_add(element(unit.element, unit.pieces[t / PIECE_TOKENS].keys, at), dot) };
+            dot =
+                unsafe { (*query.add(d)).mul_add(element(unit.element, unit.pieces[t / PIECE_TOKENS].keys, at), dot) };
         }
         *score = unit.scale * dot;
         m = if *score > m { *score } else { m };
@@ -38,8 +39,12 @@ unsafe fn attend_vector(unit: &Unit, i: usize) {
         lanes[t % SUM_LANES] += *score;
     }
     let l = math::sum_lanes(lanes);
-    // SAFETY: a target holds `head_dim + 2` floats.
-    let (old_m, old_l) = if unit.fold { unsafe { (*target, *target.add(1)) } } else { (m, l) };
+    let (old_m, old_l) = if unit.fold {
+        // SAFETY: a target holds `head_dim + 2` floats.
+        unsafe { (*target, *target.add(1)) }
+    } else {
+        (m, l)
+    };
     let new_m = if m > old_m { m } else { old_m };
     let (a, b) = (math::exp(old_m - new_m), math::exp(m - new_m));
     for d in 0..head_dim {
