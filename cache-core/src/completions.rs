@@ -21,20 +21,13 @@ impl Completions {
 
     /// At most `limit` operations are under way or not polled yet; more are refused.
     pub fn new(limit: usize) -> Completions {
-        Completions {
-            finished: VecDeque::with_capacity(limit),
-            under_way: 0,
-            limit,
-            next: 0,
-        }
+        Completions { finished: VecDeque::with_capacity(limit), under_way: 0, limit, next: 0 }
     }
 
     /// Names a new operation. Errors: [`StoreError::Busy`].
     pub fn begin(&mut self) -> Result<OpId, StoreError> {
         if self.under_way + self.finished.len() >= self.limit {
-            return Err(StoreError::Busy {
-                operations: self.limit as u64,
-            });
+            return Err(StoreError::Busy { operations: self.limit as u64 });
         }
         self.under_way += 1;
         self.next += 1;
@@ -69,12 +62,7 @@ mod tests {
         assert_ne!(first, second);
         assert_eq!(completions.begin(), Err(StoreError::Busy { operations: 2 }));
         let key = CopyKey::exact(Namespace([0; 32]), BlockHash([0; 32]));
-        completions.finish(Completion {
-            op: first,
-            key,
-            buffer: Buffer::zeroed(0),
-            outcome: Outcome::Done,
-        });
+        completions.finish(Completion { op: first, key, buffer: Buffer::zeroed(0), outcome: Outcome::Done });
         assert!(completions.begin().is_err(), "finished, but not polled");
         let mut out = Vec::new();
         completions.drain(&mut out);

@@ -20,13 +20,7 @@ pub mod resident;
 pub mod store;
 
 /// A shape that is quick to fill: three sections, two pages.
-pub const SHAPE: BlockShape = BlockShape {
-    layers: 3,
-    kv_heads: 1,
-    head_dim: 16,
-    block_tokens: 16,
-    form: Form::Raw16,
-};
+pub const SHAPE: BlockShape = BlockShape { layers: 3, kv_heads: 1, head_dim: 16, block_tokens: 16, form: Form::Raw16 };
 
 /// How long a slot taken from its readers must rest in the tiers under test, in milliseconds.
 pub const REST_MILLIS: u64 = 2000;
@@ -61,16 +55,8 @@ pub fn block_version(number: u32, version: u32) -> (Sealed, Buffer) {
     let mut hash = [0; 32];
     hash[..4].copy_from_slice(&number.to_le_bytes());
     let key = CopyKey::exact(Namespace([7; 32]), BlockHash(hash));
-    let link = Link {
-        hash: key.hash,
-        parent: Some(BlockHash([9; 32])),
-        depth: number + 1,
-    };
-    let sealed = Sealed {
-        key,
-        lineage: Lineage(SHAPE.form_map()),
-        link,
-    };
+    let link = Link { hash: key.hash, parent: Some(BlockHash([9; 32])), depth: number + 1 };
+    let sealed = Sealed { key, lineage: Lineage(SHAPE.form_map()), link };
     let mut image = Buffer::zeroed(SHAPE.slot_bytes() as usize);
     let mut random = Random::new(u64::from(number) << 32 | u64::from(version));
     for word in image.as_mut_slice().chunks_exact_mut(8) {
@@ -91,10 +77,7 @@ impl Random {
     }
 
     /// The next 64 bits.
-    #[expect(
-        clippy::should_implement_trait,
-        reason = "an endless sequence of numbers, not an iterator"
-    )]
+    #[expect(clippy::should_implement_trait, reason = "an endless sequence of numbers, not an iterator")]
     pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
@@ -121,11 +104,7 @@ pub(crate) fn run<R: Rig>(rig: &R, op: StoreOp, key: CopyKey, buffer: Buffer) ->
     rig.tier().poll(&mut done);
     assert_eq!(done.len(), 1, "one operation ends once");
     let completion = done.remove(0);
-    assert_eq!(
-        (completion.op, completion.key),
-        (op_id, key),
-        "the completion names its operation"
-    );
+    assert_eq!((completion.op, completion.key), (op_id, key), "the completion names its operation");
     assert_eq!(completion.buffer.as_slice().len(), bytes, "the buffer comes back whole");
     within_budget(rig.tier().capacity());
     (completion.buffer, completion.outcome)
@@ -184,13 +163,7 @@ pub(crate) fn misses<L: Lend>(tier: &L, number: u32) -> bool {
 
 /// The one accounting rule that holds at every moment.
 pub(crate) fn within_budget(capacity: Capacity) {
-    assert!(
-        capacity.held_bytes <= capacity.budget_bytes,
-        "over budget: {capacity:?}"
-    );
-    assert!(
-        capacity.used_slots <= capacity.slots,
-        "more slots used than there are: {capacity:?}"
-    );
+    assert!(capacity.held_bytes <= capacity.budget_bytes, "over budget: {capacity:?}");
+    assert!(capacity.used_slots <= capacity.slots, "more slots used than there are: {capacity:?}");
     assert_eq!(capacity.slot_bytes, SHAPE.slot_bytes());
 }

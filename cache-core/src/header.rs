@@ -158,7 +158,13 @@ impl SlotHeader {
             .chunks_exact(8)
             .map(|chunk| SectionSum(u64::from_le_bytes(chunk.try_into().expect("chunks of 8 bytes"))))
             .collect();
-        Ok(SlotHeader { key, lineage: Lineage(FormMapId(fixed.lineage.get())), link: Link { hash: key.hash, parent, depth }, place, sums })
+        Ok(SlotHeader {
+            key,
+            lineage: Lineage(FormMapId(fixed.lineage.get())),
+            link: Link { hash: key.hash, parent, depth },
+            place,
+            sums,
+        })
     }
 
     /// Checks that this is the header of `key`.
@@ -178,7 +184,11 @@ impl SlotHeader {
 }
 
 /// Verifies a whole slot image of `key`: header, identity, every section. Returns the header.
-pub fn verify_image(shape: &crate::payload::BlockShape, key: &CopyKey, image: &[u8]) -> Result<SlotHeader, CheckFailure> {
+pub fn verify_image(
+    shape: &crate::payload::BlockShape,
+    key: &CopyKey,
+    image: &[u8],
+) -> Result<SlotHeader, CheckFailure> {
     let header = SlotHeader::decode(image, shape.section_count())?;
     header.expect_key(key)?;
     for section in shape.sections() {
@@ -191,17 +201,36 @@ pub fn verify_image(shape: &crate::payload::BlockShape, key: &CopyKey, image: &[
 }
 
 /// Sums every section of a slot image and writes its header: what an engine does once, when it publishes a block.
-pub fn seal_image(shape: &crate::payload::BlockShape, key: CopyKey, lineage: Lineage, link: Link, image: &mut [u8]) -> SlotHeader {
+pub fn seal_image(
+    shape: &crate::payload::BlockShape,
+    key: CopyKey,
+    lineage: Lineage,
+    link: Link,
+    image: &mut [u8],
+) -> SlotHeader {
     let header = seal_sums(shape, key, lineage, link, image);
     header.encode(&mut image[..shape.header_bytes() as usize]);
     header
 }
 
 /// Sums every section of a slot image; the header is returned, not written. For tiers whose memory is not written in place.
-pub fn seal_sums(shape: &crate::payload::BlockShape, key: CopyKey, lineage: Lineage, link: Link, image: &[u8]) -> SlotHeader {
+pub fn seal_sums(
+    shape: &crate::payload::BlockShape,
+    key: CopyKey,
+    lineage: Lineage,
+    link: Link,
+    image: &[u8],
+) -> SlotHeader {
     let sums = shape
         .sections()
-        .map(|section| section_sum(&key, lineage, section.index, &image[section.offset as usize..(section.offset + section.bytes) as usize]))
+        .map(|section| {
+            section_sum(
+                &key,
+                lineage,
+                section.index,
+                &image[section.offset as usize..(section.offset + section.bytes) as usize],
+            )
+        })
         .collect();
     SlotHeader { key, lineage, link, place: RecordPlace::default(), sums }
 }

@@ -173,6 +173,9 @@ pub(crate) mod tests {
 
     #[test]
     fn golden_vector() {
-        assert_eq!(sample().namespace(TenantId::of_salt(None)).to_string(), "eaa1c216b7139e75a9266654a948e8d4fbd019cc7f8f96e939da1a4c101be1e0");
+        assert_eq!(
+            sample().namespace(TenantId::of_salt(None)).to_string(),
+            "eaa1c216b7139e75a9266654a948e8d4fbd019cc7f8f96e939da1a4c101be1e0"
+        );
     }
 }

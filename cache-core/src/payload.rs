@@ -57,7 +57,10 @@ impl BlockShape {
 
     /// Bytes of one layer of the code plane.
     pub fn section_bytes(&self) -> u64 {
-        2 * u64::from(self.kv_heads) * u64::from(self.head_dim) * u64::from(self.block_tokens) * self.form.element_bytes()
+        2 * u64::from(self.kv_heads)
+            * u64::from(self.head_dim)
+            * u64::from(self.block_tokens)
+            * self.form.element_bytes()
     }
 
     /// Number of sections, and so of sums.

@@ -18,9 +18,16 @@ use crate::units::{Generation, Now, SlotIndex};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Free,
-    Writing { key: Option<CopyKey> },
+    Writing {
+        key: Option<CopyKey>,
+    },
     /// `leased_at`: when the youngest lease was given; `rests`: a reader may still be at it, so the slot rests after removal.
-    Committed { key: CopyKey, leases: u32, leased_at: Now, rests: bool },
+    Committed {
+        key: CopyKey,
+        leases: u32,
+        leased_at: Now,
+        rests: bool,
+    },
     Resting,
 }
 
@@ -156,7 +163,8 @@ impl SlotTable {
             self.by_key.insert(key, slot);
         }
         let generation = Generation(generation.0 + 1);
-        *self.entry(slot) = Entry { generation, state: State::Committed { key, leases: 0, leased_at: self.now, rests: false } };
+        *self.entry(slot) =
+            Entry { generation, state: State::Committed { key, leases: 0, leased_at: self.now, rests: false } };
         Ok(generation)
     }
 
@@ -191,14 +199,19 @@ impl SlotTable {
     /// Ends a lease. One that is stale is counted and has no effect.
     pub fn release(&mut self, slot: SlotIndex, generation: Generation) {
         match self.entries.get_mut(slot.0 as usize) {
-            Some(Entry { generation: held, state: State::Committed { leases, .. } }) if *held == generation && *leases > 0 => *leases -= 1,
+            Some(Entry { generation: held, state: State::Committed { leases, .. } })
+                if *held == generation && *leases > 0 =>
+            {
+                *leases -= 1
+            }
             _ => self.stale_releases += 1,
         }
     }
 
     /// Notes that a reader vanished and may still be reading: the copy stays, but its slot rests once it is removed.
     pub fn rest_after_removal(&mut self, slot: SlotIndex, generation: Generation) {
-        if let Some(Entry { generation: held, state: State::Committed { rests, .. } }) = self.entries.get_mut(slot.0 as usize)
+        if let Some(Entry { generation: held, state: State::Committed { rests, .. } }) =
+            self.entries.get_mut(slot.0 as usize)
             && *held == generation
         {
             *rests = true;
@@ -208,7 +221,11 @@ impl SlotTable {
     /// Leased copies whose every lease is older than `ttl_millis`.
     pub fn overdue(&self, ttl_millis: u64) -> Vec<CopyKey> {
         let overdue = |entry: &Entry| match entry.state {
-            State::Committed { key, leases, leased_at, .. } if leases > 0 && leased_at.after_millis(ttl_millis) <= self.now => Some(key),
+            State::Committed { key, leases, leased_at, .. }
+                if leases > 0 && leased_at.after_millis(ttl_millis) <= self.now =>
+            {
+                Some(key)
+            }
             _ => None,
         };
         self.entries.iter().filter_map(overdue).collect()
@@ -243,7 +260,9 @@ impl SlotTable {
         match self.committed(key) {
             None => Ok(None),
             Some((_, leases)) if leases > 0 => Err(StoreError::Leased { leases }),
-            Some((slot, _)) if matches!(self.entries[slot.0 as usize].state, State::Committed { rests: true, .. }) => Ok(self.revoke(key)),
+            Some((slot, _)) if matches!(self.entries[slot.0 as usize].state, State::Committed { rests: true, .. }) => {
+                Ok(self.revoke(key))
+            }
             Some((slot, _)) => {
                 self.by_key.remove(key);
                 let entry = self.entry(slot);

@@ -136,7 +136,10 @@ impl StoreError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             StoreError::Full { .. } => ErrorKind::Full,
-            StoreError::Present | StoreError::PendingElsewhere | StoreError::Leased { .. } | StoreError::Busy { .. } => ErrorKind::Retry,
+            StoreError::Present
+            | StoreError::PendingElsewhere
+            | StoreError::Leased { .. }
+            | StoreError::Busy { .. } => ErrorKind::Retry,
             StoreError::Check(_) => ErrorKind::Corrupt,
             StoreError::Closed | StoreError::Medium { .. } => ErrorKind::Closed,
             StoreError::Size { .. } | StoreError::Stale { .. } => ErrorKind::Bug,

@@ -20,10 +20,7 @@ fn text(value: &Value) -> &str {
 }
 
 fn number(value: &Value) -> u32 {
-    value
-        .as_u64()
-        .and_then(|number| u32::try_from(number).ok())
-        .expect("a u32")
+    value.as_u64().and_then(|number| u32::try_from(number).ok()).expect("a u32")
 }
 
 fn numbers(value: &Value) -> Vec<u32> {
@@ -37,18 +34,10 @@ fn list(value: &Value) -> &[Value] {
 fn group(value: &Value) -> LayerGroup {
     let kind = match text(&value["kind"]) {
         "full" => GroupKind::Full,
-        "window" => GroupKind::Window {
-            tokens: number(&value["tokens"]),
-        },
-        "recurrent" => GroupKind::Recurrent {
-            snapshot_bytes: value["snapshot_bytes"].as_u64().expect("a u64"),
-        },
-        "latent" => GroupKind::Latent {
-            width: number(&value["width"]),
-        },
-        "side" => GroupKind::Side {
-            name: text(&value["name"]).to_owned(),
-        },
+        "window" => GroupKind::Window { tokens: number(&value["tokens"]) },
+        "recurrent" => GroupKind::Recurrent { snapshot_bytes: value["snapshot_bytes"].as_u64().expect("a u64") },
+        "latent" => GroupKind::Latent { width: number(&value["width"]) },
+        "side" => GroupKind::Side { name: text(&value["name"]).to_owned() },
         other => panic!("no group kind {other}"),
     };
     LayerGroup {
@@ -68,10 +57,7 @@ fn manifest(value: &Value) -> Manifest {
         dtype: text(&value["dtype"]).to_owned(),
         block_tokens: number(&value["block_tokens"]),
         groups: list(&value["groups"]).iter().map(group).collect(),
-        head_slice: HeadSlice {
-            tensor_parallel: pair("tensor_parallel"),
-            pipeline: pair("pipeline"),
-        },
+        head_slice: HeadSlice { tensor_parallel: pair("tensor_parallel"), pipeline: pair("pipeline") },
         rope: RopeIdentity {
             dimensions: number(&rope["dimensions"]),
             base_bits: (rope["base"].as_f64().expect("a number") as f32).to_bits(),
@@ -86,10 +72,7 @@ fn manifest(value: &Value) -> Manifest {
 fn tenants_and_weights() {
     let golden = golden();
     for vector in list(&golden["tenants"]) {
-        assert_eq!(
-            TenantId::of_salt(vector["salt"].as_str()).to_string(),
-            text(&vector["tenant"])
-        );
+        assert_eq!(TenantId::of_salt(vector["salt"].as_str()).to_string(), text(&vector["tenant"]));
     }
     for vector in list(&golden["weights"]) {
         let files: Vec<[u8; 32]> = list(&vector["files"]).iter().map(bytes).collect();
@@ -103,10 +86,7 @@ fn namespaces() {
     let golden = golden();
     for vector in list(&golden["manifests"]) {
         let tenant = TenantId::of_salt(vector["salt"].as_str());
-        assert_eq!(
-            manifest(&vector["manifest"]).namespace(tenant).to_string(),
-            text(&vector["namespace"])
-        );
+        assert_eq!(manifest(&vector["manifest"]).namespace(tenant).to_string(), text(&vector["namespace"]));
     }
     assert_eq!(list(&golden["manifests"]).len(), 4);
 }

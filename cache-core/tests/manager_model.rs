@@ -16,13 +16,7 @@ impl Model {
     fn open(&mut self) -> Checked {
         let id = self.number();
         let chain = self.random.below(self.chains.len());
-        self.sequences.insert(
-            id,
-            Sequence {
-                chain,
-                ..Sequence::default()
-            },
-        );
+        self.sequences.insert(id, Sequence { chain, ..Sequence::default() });
         self.acquire(id)
     }
 
@@ -42,20 +36,13 @@ impl Model {
         }
         let links = self.rest(id);
         let (tiers, reasons) = self.expected(&links);
-        let answers = self.feed(Event::Acquire {
-            namespace: HOME,
-            links: &links,
-            accept: Accept::Exact,
-        })?;
+        let answers = self.feed(Event::Acquire { namespace: HOME, links: &links, accept: Accept::Exact })?;
         let [Action::Acquired { hits, miss }] = &answers[..] else {
             return Err(format!("{answers:?} to an acquire"));
         };
         let found: Vec<Tier> = hits.iter().map(|(_, tier)| *tier).collect();
         must!(found == tiers, "found {found:?}, {tiers:?} are there");
-        must!(
-            miss.is_some() == reasons.is_some(),
-            "miss {miss:?}, expected {reasons:?}"
-        );
+        must!(miss.is_some() == reasons.is_some(), "miss {miss:?}, expected {reasons:?}");
         must!(
             miss.is_none_or(|miss| reasons.clone().is_some_and(|all| all.contains(&miss))),
             "miss {miss:?}, expected {reasons:?}"
@@ -64,11 +51,7 @@ impl Model {
         for ((entry, _), link) in hits.iter().zip(&links) {
             let key = CopyKey::exact(HOME, link.hash);
             *self.readers.entry(key).or_default() += 1;
-            self.sequences
-                .get_mut(&id)
-                .expect("it was chosen")
-                .held
-                .push((*entry, key));
+            self.sequences.get_mut(&id).expect("it was chosen").held.push((*entry, key));
         }
         Ok(())
     }
@@ -84,21 +67,14 @@ impl Model {
         }
         let count = (1 + self.random.below(3)).min(links.len());
         let known = self.random.chance(70);
-        let keys: Vec<Option<CopyKey>> = links[..count]
-            .iter()
-            .map(|link| known.then(|| CopyKey::exact(HOME, link.hash)))
-            .collect();
+        let keys: Vec<Option<CopyKey>> =
+            links[..count].iter().map(|link| known.then(|| CopyKey::exact(HOME, link.hash))).collect();
         let ticket = Ticket(self.number());
         self.waiting.insert(ticket, (id, count, false));
         let sequence = self.sequences.get_mut(&id).expect("it was chosen");
         sequence.open.extend(keys.iter().copied().zip(links));
         self.failed_now = false;
-        let answers = self.feed(Event::Room {
-            ticket,
-            owner: Model::owner(id),
-            keys: &keys,
-            held: 0,
-        })?;
+        let answers = self.feed(Event::Room { ticket, owner: Model::owner(id), keys: &keys, held: 0 })?;
         self.settle(answers)
     }
 
@@ -116,14 +92,7 @@ impl Model {
         let (opened_for, link) = sequence.open.remove(0);
         let taint = sequence.open.is_empty() && opened_for.is_none() && self.random.chance(15);
         let exact = CopyKey::exact(HOME, link.hash);
-        let key = if taint {
-            CopyKey {
-                provenance: Provenance(9),
-                ..exact
-            }
-        } else {
-            exact
-        };
+        let key = if taint { CopyKey { provenance: Provenance(9), ..exact } } else { exact };
         self.open_slots -= 1;
         let there =
             self.device.contains_key(&key) || matches!(self.host.get(&key), Some(Copy::Committed | Copy::Arriving));
@@ -133,13 +102,7 @@ impl Model {
             self.gone.remove(&key);
         }
         *self.readers.entry(key).or_default() += 1;
-        let answers = self.feed(Event::Commit {
-            owner: Model::owner(id),
-            opened_for,
-            key,
-            link,
-            held: false,
-        })?;
+        let answers = self.feed(Event::Commit { owner: Model::owner(id), opened_for, key, link, held: false })?;
         let [Action::Committed { entry, inserted: found }] = answers[..] else {
             return Err(format!("{answers:?} to a commit"));
         };
@@ -168,12 +131,7 @@ impl Model {
         self.waiting.insert(ticket, (id, 1, true));
         self.sequences.get_mut(&id).expect("it was chosen").reopened = Some(index);
         self.failed_now = false;
-        let answers = self.feed(Event::Room {
-            ticket,
-            owner: Model::owner(id),
-            keys: &keys,
-            held: 1,
-        })?;
+        let answers = self.feed(Event::Room { ticket, owner: Model::owner(id), keys: &keys, held: 1 })?;
         self.settle(answers)
     }
 
@@ -183,24 +141,14 @@ impl Model {
         };
         let (entry, key) = self.sequences[&id].held[index];
         self.sequences.get_mut(&id).expect("it was chosen").reopened = None;
-        let link = self
-            .shard
-            .entry(entry)
-            .ok_or(format!("{entry:?} is read and unknown"))?
-            .link;
+        let link = self.shard.entry(entry).ok_or(format!("{entry:?} is read and unknown"))?.link;
         let inserted = !self.device.contains_key(&key) && !self.host.contains_key(&key);
         self.open_slots -= 1;
         if inserted {
             self.device.insert(key, Copy::Committed);
             self.gone.remove(&key);
         }
-        let event = Event::Commit {
-            owner: Model::owner(id),
-            opened_for: Some(key),
-            key,
-            link,
-            held: true,
-        };
+        let event = Event::Commit { owner: Model::owner(id), opened_for: Some(key), key, link, held: true };
         let answers = self.feed(event)?;
         must!(
             answers == [Action::Committed { entry, inserted }],
@@ -217,28 +165,16 @@ impl Model {
         let sequence = self.sequences.remove(&id).expect("it was chosen");
         if let Some(index) = sequence.reopened {
             self.open_slots -= 1;
-            self.feed(Event::Abandon {
-                owner: Model::owner(id),
-                keys: &[Some(sequence.held[index].1)],
-                held: 1,
-            })?;
+            self.feed(Event::Abandon { owner: Model::owner(id), keys: &[Some(sequence.held[index].1)], held: 1 })?;
         }
         self.open_slots -= sequence.open.len() as u32;
         let keys: Vec<Option<CopyKey>> = sequence.open.iter().map(|(key, _)| *key).collect();
-        self.feed(Event::Abandon {
-            owner: Model::owner(id),
-            keys: &keys,
-            held: 0,
-        })?;
+        self.feed(Event::Abandon { owner: Model::owner(id), keys: &keys, held: 0 })?;
         for (_, key) in &sequence.held {
             *self.readers.get_mut(key).expect("it was read") -= 1;
         }
         let entries: Vec<_> = sequence.held.iter().map(|(entry, _)| *entry).collect();
-        let kept = if self.bug == Bug::ForgottenRelease {
-            &entries[..entries.len() / 2]
-        } else {
-            &entries[..]
-        };
+        let kept = if self.bug == Bug::ForgottenRelease { &entries[..entries.len() / 2] } else { &entries[..] };
         self.feed(Event::Release { entries: kept }).map(drop)
     }
 
@@ -246,10 +182,7 @@ impl Model {
         let entries: Vec<_> = self.sequences[&id].held.iter().map(|(entry, _)| *entry).collect();
         let ticket = Ticket(self.number());
         self.promoting.insert(ticket);
-        let answers = self.feed(Event::Promote {
-            ticket,
-            entries: &entries,
-        })?;
+        let answers = self.feed(Event::Promote { ticket, entries: &entries })?;
         self.settle(answers)
     }
 
@@ -282,19 +215,14 @@ impl Model {
             }
         }
         must!(stands, "{key:?} was demoted into {:?}", self.host.get(&key));
-        let reason = if end == CopyEnd::Damaged {
-            MissReason::FailedCheck
-        } else {
-            MissReason::LeaseLost
-        };
+        let reason = if end == CopyEnd::Damaged { MissReason::FailedCheck } else { MissReason::LeaseLost };
         let damaged = matches!(end, CopyEnd::Damaged | CopyEnd::SourceLost) && self.device.contains_key(&key);
         self.misses += u64::from(damaged);
         let answers = self.feed(Event::Demoted { entry, end })?;
         if !self.device.contains_key(&key) && !self.host.contains_key(&key) && end != CopyEnd::Done {
             let evicted =
                 matches!(end, CopyEnd::Full | CopyEnd::Failed) && self.gone.get(&key) == Some(&MissReason::Evicted);
-            self.gone
-                .insert(key, if evicted { MissReason::Evicted } else { reason });
+            self.gone.insert(key, if evicted { MissReason::Evicted } else { reason });
         }
         self.settle(answers)
     }
@@ -318,19 +246,12 @@ impl Model {
         // Each waiter has a miss of its own: take the shard's figure, within its bounds.
         let counted = self.shard.counters().misses.iter().sum::<u64>() - counted;
         let lost = matches!(end, CopyEnd::Damaged | CopyEnd::SourceLost) && source;
-        must!(
-            counted <= 1 + waiters && (!lost || counted >= 1),
-            "{counted} misses for one failed promotion"
-        );
+        must!(counted <= 1 + waiters && (!lost || counted >= 1), "{counted} misses for one failed promotion");
         self.misses += counted;
         if end != CopyEnd::Done && !self.host.contains_key(&key) {
             self.gone.insert(
                 key,
-                if end == CopyEnd::Damaged && source {
-                    MissReason::FailedCheck
-                } else {
-                    MissReason::LeaseLost
-                },
+                if end == CopyEnd::Damaged && source { MissReason::FailedCheck } else { MissReason::LeaseLost },
             );
         }
         self.settle(answers)
@@ -338,35 +259,18 @@ impl Model {
 
     /// A copy disappears under everybody: failed check or lease lost.
     fn lose(&mut self) -> Checked {
-        let tier = if self.random.chance(50) {
-            Tier::Device
-        } else {
-            Tier::Host
-        };
+        let tier = if self.random.chance(50) { Tier::Device } else { Tier::Host };
         let copies = if tier == Tier::Device { &self.device } else { &self.host };
-        let keys: Vec<CopyKey> = copies
-            .iter()
-            .filter(|(_, copy)| **copy == Copy::Committed)
-            .map(|(key, _)| *key)
-            .collect();
+        let keys: Vec<CopyKey> =
+            copies.iter().filter(|(_, copy)| **copy == Copy::Committed).map(|(key, _)| *key).collect();
         let Some(key) = (!keys.is_empty()).then(|| keys[self.random.below(keys.len())]) else {
             return Ok(());
         };
-        let reason = if self.random.chance(50) {
-            MissReason::FailedCheck
-        } else {
-            MissReason::LeaseLost
-        };
-        let (entry, _) = self
-            .shard
-            .view(&key)
-            .ok_or(format!("{key:?} has a copy and no entry"))?;
+        let reason = if self.random.chance(50) { MissReason::FailedCheck } else { MissReason::LeaseLost };
+        let (entry, _) = self.shard.view(&key).ok_or(format!("{key:?} has a copy and no entry"))?;
         self.misses += 1;
         self.feed(Event::Lost { entry, tier, reason })?;
-        must!(
-            !if tier == Tier::Device { &self.device } else { &self.host }.contains_key(&key),
-            "lost {key:?} stays"
-        );
+        must!(!if tier == Tier::Device { &self.device } else { &self.host }.contains_key(&key), "lost {key:?} stays");
         self.went(key, reason);
         Ok(())
     }
@@ -375,12 +279,7 @@ impl Model {
     fn lease(&mut self) -> Checked {
         if self.random.chance(60) {
             self.leased.clear();
-        } else if let Some(key) = self
-            .host
-            .iter()
-            .find(|(_, copy)| **copy == Copy::Committed)
-            .map(|(key, _)| *key)
-        {
+        } else if let Some(key) = self.host.iter().find(|(_, copy)| **copy == Copy::Committed).map(|(key, _)| *key) {
             self.leased.insert(key);
         }
         Ok(())
@@ -422,15 +321,8 @@ impl Model {
             self.close(id)?;
         }
         self.compare()?;
-        must!(
-            self.shard.live_entries().is_empty(),
-            "live entries without a reader: {:?}",
-            self.shard.live_entries()
-        );
-        must!(
-            self.open_slots == 0 && self.shard.open_slots() == 0,
-            "open blocks without an owner"
-        );
+        must!(self.shard.live_entries().is_empty(), "live entries without a reader: {:?}", self.shard.live_entries());
+        must!(self.open_slots == 0 && self.shard.open_slots() == 0, "open blocks without an owner");
         Ok(())
     }
 }
@@ -449,23 +341,13 @@ fn run(seed: u64, budgets: Budgets, failures: bool, bug: Bug, steps: u32) -> Res
         .map_err(|problem| format!("seed {seed}, {budgets:?}, failures {failures}, at the end: {problem}"))?;
     let counters = model.shard.counters();
     let (demoted, promoted) = (counters.demoted_blocks, counters.promoted_blocks);
-    Ok([
-        model.granted,
-        model.refused,
-        model.refusals_checked,
-        demoted,
-        promoted,
-        model.recomputed,
-    ])
+    Ok([model.granted, model.refused, model.refusals_checked, demoted, promoted, model.recomputed])
 }
 
 fn budgets(seed: u64) -> Budgets {
     let shapes = [(4, 0), (4, 3), (6, 12), (3, 30), (12, 2), (24, 24)];
     let (device_slots, host_slots) = shapes[seed as usize % shapes.len()];
-    Budgets {
-        device_slots,
-        host_slots,
-    }
+    Budgets { device_slots, host_slots }
 }
 
 fn seeds(count: u64) -> Vec<u64> {
@@ -488,20 +370,14 @@ fn random_events_keep_every_rule() {
         println!("failures {failures}: granted, refused, refusals checked, demoted, promoted, recomputed: {did:?}");
         let unused = did[if failures { 2 } else { 5 }];
         let used = did.iter().filter(|count| **count > 100).count();
-        assert!(
-            std::env::var("KVTIER_SEED").is_ok() || (used == 5 && unused == 0),
-            "{did:?}: a path was hardly taken"
-        );
+        assert!(std::env::var("KVTIER_SEED").is_ok() || (used == 5 && unused == 0), "{did:?}: a path was hardly taken");
     }
 }
 
 #[test]
 fn the_same_seed_gives_the_same_run() {
     for seed in [3, 4, 5] {
-        assert_eq!(
-            run(seed, budgets(seed), true, Bug::None, 400),
-            run(seed, budgets(seed), true, Bug::None, 400)
-        );
+        assert_eq!(run(seed, budgets(seed), true, Bug::None, 400), run(seed, budgets(seed), true, Bug::None, 400));
     }
 }
 
@@ -516,12 +392,7 @@ fn every_planted_bug_is_caught() {
         (Bug::LeasedEvicted, "leased"),
     ];
     for (bug, words) in bugs {
-        let caught: Vec<String> = (0..12)
-            .filter_map(|seed| run(seed, budgets(seed), false, bug, 400).err())
-            .collect();
-        assert!(
-            caught.iter().any(|problem| problem.contains(words)),
-            "{bug:?} was not caught: {caught:?}"
-        );
+        let caught: Vec<String> = (0..12).filter_map(|seed| run(seed, budgets(seed), false, bug, 400).err()).collect();
+        assert!(caught.iter().any(|problem| problem.contains(words)), "{bug:?} was not caught: {caught:?}");
     }
 }

@@ -16,13 +16,7 @@ struct Bench {
 }
 
 fn links(seed: u32, blocks: u32) -> Vec<Link> {
-    Chain::over(
-        HOME,
-        2,
-        &(0..2 * blocks).map(|token| seed * 1000 + token).collect::<Vec<_>>(),
-    )
-    .links()
-    .to_vec()
+    Chain::over(HOME, 2, &(0..2 * blocks).map(|token| seed * 1000 + token).collect::<Vec<_>>()).links().to_vec()
 }
 
 fn key(link: &Link) -> CopyKey {
@@ -31,13 +25,7 @@ fn key(link: &Link) -> CopyKey {
 
 impl Bench {
     fn new(device_slots: u32, host_slots: u32) -> Bench {
-        Bench {
-            shard: Shard::new(Budgets {
-                device_slots,
-                host_slots,
-            }),
-            clock: 0,
-        }
+        Bench { shard: Shard::new(Budgets { device_slots, host_slots }), clock: 0 }
     }
 
     fn on(&mut self, event: Event<'_>) -> Actions {
@@ -48,22 +36,11 @@ impl Bench {
     }
 
     fn room(&mut self, ticket: u64, slots: usize) -> Actions {
-        self.on(Event::Room {
-            ticket: Ticket(ticket),
-            owner: Owner(ticket),
-            keys: &vec![None; slots],
-            held: 0,
-        })
+        self.on(Event::Room { ticket: Ticket(ticket), owner: Owner(ticket), keys: &vec![None; slots], held: 0 })
     }
 
     fn commit(&mut self, ticket: u64, link: &Link) -> EntryId {
-        let event = Event::Commit {
-            owner: Owner(ticket),
-            opened_for: None,
-            key: key(link),
-            link: *link,
-            held: false,
-        };
+        let event = Event::Commit { owner: Owner(ticket), opened_for: None, key: key(link), link: *link, held: false };
         match self.on(event)[..] {
             [Action::Committed { entry, .. }] => entry,
             ref other => panic!("{other:?}"),
@@ -76,19 +53,11 @@ impl Bench {
         let mut seen = Actions::new();
         while let Some(action) = queue.pop_front() {
             match action {
-                Action::Demote { entry, .. } => queue.extend(self.on(Event::Demoted {
-                    entry,
-                    end: CopyEnd::Done,
-                })),
-                Action::Promote { entry, .. } => queue.extend(self.on(Event::Onboarded {
-                    entry,
-                    end: CopyEnd::Done,
-                })),
-                Action::Drop {
-                    entry,
-                    tier: Tier::Host,
-                    ..
-                } => queue.extend(self.on(Event::Dropped { entry, refused: false })),
+                Action::Demote { entry, .. } => queue.extend(self.on(Event::Demoted { entry, end: CopyEnd::Done })),
+                Action::Promote { entry, .. } => queue.extend(self.on(Event::Onboarded { entry, end: CopyEnd::Done })),
+                Action::Drop { entry, tier: Tier::Host, .. } => {
+                    queue.extend(self.on(Event::Dropped { entry, refused: false }))
+                }
                 _ => {}
             }
             seen.push(action);
@@ -103,10 +72,7 @@ impl Bench {
             .map(|link| {
                 let actions = self.room(ticket, 1);
                 let seen = self.settle(actions);
-                assert!(
-                    seen.iter().any(|action| matches!(action, Action::Granted { .. })),
-                    "{seen:?}"
-                );
+                assert!(seen.iter().any(|action| matches!(action, Action::Granted { .. })), "{seen:?}");
                 self.commit(ticket, link)
             })
             .collect()
@@ -146,21 +112,14 @@ fn a_shared_prefix_outlives_the_branch_that_was_left_first() {
     let trunk = links(1, 3);
     let first = bench.run(1, &trunk);
     // Another sequence reads the first two blocks and leaves later.
-    bench.on(Event::Acquire {
-        namespace: HOME,
-        links: &trunk[..2],
-        accept: Accept::Exact,
-    });
+    bench.on(Event::Acquire { namespace: HOME, links: &trunk[..2], accept: Accept::Exact });
     bench.on(Event::Release { entries: &first });
     let side = links(2, 1);
     let other = bench.run(2, &side);
     bench.on(Event::Release { entries: &other });
     bench.on(Event::Release { entries: &first[..2] });
     let actions = bench.room(3, 3);
-    assert_eq!(
-        dropped(&actions, Tier::Device),
-        [key(&trunk[2]), key(&side[0]), key(&trunk[1])]
-    );
+    assert_eq!(dropped(&actions, Tier::Device), [key(&trunk[2]), key(&side[0]), key(&trunk[1])]);
 }
 
 #[test]
@@ -169,29 +128,11 @@ fn live_copies_are_demoted_deepest_first_and_dropped_only_after_the_lower_write(
     let chain = links(1, 3);
     let entries = bench.run(1, &chain);
     let actions = bench.room(2, 2);
-    assert_eq!(
-        actions,
-        [2, 1].map(|index| Action::Demote {
-            entry: entries[index],
-            key: key(&chain[index])
-        })
-    );
-    let actions = bench.on(Event::Demoted {
-        entry: entries[2],
-        end: CopyEnd::Done,
-    });
+    assert_eq!(actions, [2, 1].map(|index| Action::Demote { entry: entries[index], key: key(&chain[index]) }));
+    let actions = bench.on(Event::Demoted { entry: entries[2], end: CopyEnd::Done });
     assert_eq!(dropped(&actions, Tier::Device), [key(&chain[2])]);
-    let actions = bench.on(Event::Demoted {
-        entry: entries[1],
-        end: CopyEnd::Done,
-    });
-    assert_eq!(
-        actions.last(),
-        Some(&Action::Granted {
-            ticket: Ticket(2),
-            slots: 2
-        })
-    );
+    let actions = bench.on(Event::Demoted { entry: entries[1], end: CopyEnd::Done });
+    assert_eq!(actions.last(), Some(&Action::Granted { ticket: Ticket(2), slots: 2 }));
 }
 
 #[test]
@@ -201,23 +142,11 @@ fn a_demotion_that_cannot_end_leaves_the_live_block_where_it_is() {
     let entries = bench.run(1, &chain);
     let mut actions = bench.room(2, 1);
     for _ in 0..5 {
-        assert_eq!(
-            actions,
-            [Action::Demote {
-                entry: entries[1],
-                key: key(&chain[1])
-            }]
-        );
-        actions = bench.on(Event::Demoted {
-            entry: entries[1],
-            end: CopyEnd::Full,
-        });
+        assert_eq!(actions, [Action::Demote { entry: entries[1], key: key(&chain[1]) }]);
+        actions = bench.on(Event::Demoted { entry: entries[1], end: CopyEnd::Full });
     }
     assert!(matches!(actions[..], [Action::Refused { .. }]), "{actions:?}");
-    assert_eq!(
-        bench.shard.entry(entries[1]).unwrap().copies,
-        [CopyState::Resident, CopyState::None]
-    );
+    assert_eq!(bench.shard.entry(entries[1]).unwrap().copies, [CopyState::Resident, CopyState::None]);
 }
 
 #[test]
@@ -226,21 +155,9 @@ fn a_damaged_copy_is_found_on_the_way_and_never_arrives() {
     let chain = links(1, 2);
     let entries = bench.run(1, &chain);
     bench.room(2, 1);
-    let actions = bench.on(Event::Demoted {
-        entry: entries[1],
-        end: CopyEnd::Damaged,
-    });
-    assert_eq!(
-        actions[0],
-        Action::Discard {
-            key: key(&chain[1]),
-            tier: Tier::Device
-        }
-    );
-    assert_eq!(
-        bench.shard.entry(entries[1]).unwrap().loss,
-        Some(MissReason::FailedCheck)
-    );
+    let actions = bench.on(Event::Demoted { entry: entries[1], end: CopyEnd::Damaged });
+    assert_eq!(actions[0], Action::Discard { key: key(&chain[1]), tier: Tier::Device });
+    assert_eq!(bench.shard.entry(entries[1]).unwrap().loss, Some(MissReason::FailedCheck));
     let (hits, miss) = bench.shard.peek(HOME, &chain, Accept::Exact);
     assert_eq!((hits.len(), miss), (1, Some(MissReason::FailedCheck)));
 }
@@ -254,59 +171,19 @@ fn a_failed_promotion_gives_each_waiter_its_own_miss() {
     let other = bench.run(2, &links(2, 2));
     bench.on(Event::Release { entries: &other });
     for _ in 0..2 {
-        bench.on(Event::Acquire {
-            namespace: HOME,
-            links: &chain,
-            accept: Accept::Exact,
-        });
+        bench.on(Event::Acquire { namespace: HOME, links: &chain, accept: Accept::Exact });
     }
     // The victims are idle and have no host copy yet: they are demoted first, the promotion follows.
-    let promote = bench.on(Event::Promote {
-        ticket: Ticket(10),
-        entries: &entries[..1],
-    });
+    let promote = bench.on(Event::Promote { ticket: Ticket(10), entries: &entries[..1] });
     assert!(matches!(promote[..], [Action::Demote { .. }]), "{promote:?}");
-    let Action::Demote { entry, .. } = promote[0] else {
-        unreachable!()
-    };
-    let started = bench.on(Event::Demoted {
-        entry,
-        end: CopyEnd::Done,
-    });
-    assert_eq!(
-        started[1],
-        Action::Promote {
-            entry: entries[0],
-            key: key(&chain[0])
-        }
-    );
-    assert!(
-        bench
-            .on(Event::Promote {
-                ticket: Ticket(11),
-                entries: &entries[..1]
-            })
-            .is_empty(),
-        "one copy serves both"
-    );
+    let Action::Demote { entry, .. } = promote[0] else { unreachable!() };
+    let started = bench.on(Event::Demoted { entry, end: CopyEnd::Done });
+    assert_eq!(started[1], Action::Promote { entry: entries[0], key: key(&chain[0]) });
+    assert!(bench.on(Event::Promote { ticket: Ticket(11), entries: &entries[..1] }).is_empty(), "one copy serves both");
     let misses = bench.shard.counters().misses.iter().sum::<u64>();
-    let ended = bench.on(Event::Onboarded {
-        entry: entries[0],
-        end: CopyEnd::Damaged,
-    });
-    let answers: Vec<_> = ended
-        .iter()
-        .filter(|action| {
-            matches!(
-                action,
-                Action::Promoted {
-                    arrived: 0,
-                    missed: 1,
-                    ..
-                }
-            )
-        })
-        .collect();
+    let ended = bench.on(Event::Onboarded { entry: entries[0], end: CopyEnd::Damaged });
+    let answers: Vec<_> =
+        ended.iter().filter(|action| matches!(action, Action::Promoted { arrived: 0, missed: 1, .. })).collect();
     assert_eq!(answers.len(), 2);
     assert_eq!(bench.shard.counters().misses.iter().sum::<u64>(), misses + 2);
 }
@@ -317,15 +194,8 @@ fn a_promotion_never_moves_a_live_block_out() {
     let chain = links(1, 4);
     let entries = bench.run(1, &chain);
     assert_eq!(
-        bench.on(Event::Promote {
-            ticket: Ticket(9),
-            entries: &entries
-        }),
-        [Action::Promoted {
-            ticket: Ticket(9),
-            arrived: 0,
-            missed: 0
-        }]
+        bench.on(Event::Promote { ticket: Ticket(9), entries: &entries }),
+        [Action::Promoted { ticket: Ticket(9), arrived: 0, missed: 0 }]
     );
 }
 
@@ -334,21 +204,9 @@ fn a_tainted_copy_is_no_hit_and_names_its_reason() {
     let mut bench = Bench::new(2, 0);
     let link = links(1, 1)[0];
     bench.room(1, 1);
-    let tainted = CopyKey {
-        provenance: Provenance(5),
-        ..key(&link)
-    };
-    bench.on(Event::Commit {
-        owner: Owner(1),
-        opened_for: None,
-        key: tainted,
-        link,
-        held: false,
-    });
-    assert_eq!(
-        bench.shard.peek(HOME, &[link], Accept::Exact).1,
-        Some(MissReason::Provenance)
-    );
+    let tainted = CopyKey { provenance: Provenance(5), ..key(&link) };
+    bench.on(Event::Commit { owner: Owner(1), opened_for: None, key: tainted, link, held: false });
+    assert_eq!(bench.shard.peek(HOME, &[link], Accept::Exact).1, Some(MissReason::Provenance));
     bench.room(1, 1);
     bench.commit(1, &link);
     assert_eq!(bench.shard.peek(HOME, &[link], Accept::Exact).0.len(), 1);
@@ -361,22 +219,10 @@ fn lost_blocks_that_are_still_read_fill_the_index_until_they_are_computed_again(
     let chain = links(1, 2);
     let entries = bench.run(1, &chain);
     for entry in &entries {
-        bench.on(Event::Lost {
-            entry: *entry,
-            tier: Tier::Device,
-            reason: MissReason::FailedCheck,
-        });
+        bench.on(Event::Lost { entry: *entry, tier: Tier::Device, reason: MissReason::FailedCheck });
     }
-    assert!(
-        matches!(bench.room(2, 1)[..], [Action::Refused { .. }]),
-        "both entries are taken"
-    );
-    let again = Event::Room {
-        ticket: Ticket(3),
-        owner: Owner(1),
-        keys: &[Some(key(&chain[0]))],
-        held: 1,
-    };
+    assert!(matches!(bench.room(2, 1)[..], [Action::Refused { .. }]), "both entries are taken");
+    let again = Event::Room { ticket: Ticket(3), owner: Owner(1), keys: &[Some(key(&chain[0]))], held: 1 };
     assert!(matches!(bench.on(again)[..], [Action::Granted { slots: 1, .. }]));
     let event = Event::Commit {
         owner: Owner(1),
@@ -385,12 +231,6 @@ fn lost_blocks_that_are_still_read_fill_the_index_until_they_are_computed_again(
         link: chain[0],
         held: true,
     };
-    assert_eq!(
-        bench.on(event),
-        [Action::Committed {
-            entry: entries[0],
-            inserted: true
-        }]
-    );
+    assert_eq!(bench.on(event), [Action::Committed { entry: entries[0], inserted: true }]);
     assert_eq!(bench.shard.entry(entries[0]).unwrap().live, 1);
 }

@@ -89,7 +89,7 @@ pub struct EngineArgs {
     pub host_mem: Option<Size>,
     /// Attention reads device memory only, over a link of so many 10^9 bytes/s (0: unthrottled) [default: blocks of the
     /// host arena are read in place]
-    #[arg(long, value_name = "GBPS", value_parser = parse_link)]
+    #[arg(long, value_name = "GBPS", value_parser = parse_link, allow_negative_numbers = true)]
     pub link: Option<f64>,
     /// Tokens per block: 16, 32, 64, 128 or 256
     #[arg(long, value_name = "N", default_value_t = 64)]
@@ -118,7 +118,7 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
     /// 0 takes the most likely token
-    #[arg(long, value_name = "F", default_value_t = 0.0, value_parser = parse_temperature)]
+    #[arg(long, value_name = "F", default_value_t = 0.0, value_parser = parse_temperature, allow_negative_numbers = true)]
     pub temperature: f32,
     /// Go on past an end token
     #[arg(long)]
@@ -195,7 +195,7 @@ pub struct DemoArgs {
     #[arg(long, value_name = "SIZE", default_value = "256MiB")]
     pub host_mem: Size,
     /// Link between them in 10^9 bytes/s
-    #[arg(long, value_name = "GBPS", default_value_t = 8.0)]
+    #[arg(long, value_name = "GBPS", default_value_t = 8.0, value_parser = parse_link, allow_negative_numbers = true)]
     pub link: f64,
     /// Compute threads [default: all cores]
     #[arg(long, value_name = "N")]

@@ -18,7 +18,8 @@ use crate::run;
 
 const DOCUMENT: &str = include_str!("../assets/moby-dick.txt");
 const PASSKEY: &str = "71934";
-/// The heading before which the passkey is planted.
+const VERSE: &str = "Seven brass kettles hang beside the stair,\nand nine blue herrings whistle in the rain.";
+/// The heading before which they are planted.
 const PLANTED_BEFORE: &str = "CHAPTER 2. The Carpet-Bag.";
 
 /// One task: how the prompt goes on after the document, and how to tell that the answer is right.
@@ -32,7 +33,9 @@ struct Task {
 /// Runs the command.
 pub fn run(args: &DemoArgs) -> Result<(), Failure> {
     let started = Instant::now();
-    let say = |line: &str| if args.json { eprintln!("{line}") } else { println!("{line}") };
+    let say = |line: &str| {
+        if args.json { eprintln!("{line}") } else { println!("{line}") }
+    };
     say("kvtier demo: one document, three questions, a cache smaller than the context");
     let engine_args = engine_args(args);
     let loaded = load::load(&engine_args)?;
@@ -69,9 +72,21 @@ pub fn run(args: &DemoArgs) -> Result<(), Failure> {
         traffic.copied_in_bytes as f64 / (1 << 20) as f64
     ));
     say(&format!("logits with cache {}", output::hex(&with.logits_digest[..8])));
-    say(&format!("     and without {} -> {}", output::hex(&without.logits_digest[..8]), if equal { "equal, bit for bit" } else { "DIFFERENT" }));
-    say(&format!("first token {:.0}x sooner; all of this took {}", speedup(with, &without), output::time(started.elapsed())));
-    if equal { Ok(()) } else { Err(Failure { code: 3, message: "the cached answer's logits differ from the uncached ones".to_owned() }) }
+    say(&format!(
+        "     and without {} -> {}",
+        output::hex(&without.logits_digest[..8]),
+        if equal { "equal, bit for bit" } else { "DIFFERENT" }
+    ));
+    say(&format!(
+        "first token {:.0}x sooner; all of this took {}",
+        speedup(with, &without),
+        output::time(started.elapsed())
+    ));
+    if equal {
+        Ok(())
+    } else {
+        Err(Failure { code: 3, message: "the cached answer's logits differ from the uncached ones".to_owned() })
+    }
 }
 
 fn engine_args(args: &DemoArgs) -> EngineArgs {
@@ -88,22 +103,26 @@ fn engine_args(args: &DemoArgs) -> EngineArgs {
     }
 }
 
-/// The document with a passkey planted in its middle.
+/// The document with a passkey and two lines of verse planted before its second chapter.
 fn document() -> String {
-    let planted = format!("The passkey of the cabin is {PASSKEY}. Remember it: the passkey of the cabin is {PASSKEY}.\n\n\n{PLANTED_BEFORE}");
+    let key = format!("The passkey of the cabin is {PASSKEY}. Remember it: the passkey of the cabin is {PASSKEY}.");
+    let planted = format!(
+        "{key}\n\nThe ballad of the cabin:\n{VERSE}\n\nAgain, the ballad of the cabin:\n{VERSE}\n\n\n{PLANTED_BEFORE}"
+    );
     DOCUMENT.replacen(PLANTED_BEFORE, &planted, 1)
 }
 
 fn tasks() -> Vec<Task> {
+    let task = |name, ask: &str, expect, tokens| Task { name, ask: format!("\n\n{ask}"), expect, tokens };
     vec![
-        Task { name: "Continue a passage", ask: "\n\nCHAPTER 1. Loomings.\n\nCall me Ishmael. Some years ago".to_owned(), expect: "never mind how long", tokens: 24 },
-        Task { name: "Find the passkey", ask: "\n\nThe passkey of the cabin is".to_owned(), expect: PASSKEY, tokens: 12 },
-        Task {
-            name: "Quote the line after this one",
-            ask: "\n\nshore, I thought I would sail about a little and see the watery part of\n".to_owned(),
-            expect: "the world.",
-            tokens: 24,
-        },
+        task(
+            "Continue a passage",
+            "the landlord\nsaid he couldn’t afford it. Nothing but two dismal",
+            "tallow candles",
+            24,
+        ),
+        task("Find the passkey", "The passkey of the cabin is", PASSKEY, 12),
+        task("Quote the line after this one", "Seven brass kettles hang beside the stair,\n", "nine blue herrings", 16),
     ]
 }
 
@@ -170,7 +189,9 @@ fn speedup(with: &Answer, without: &Answer) -> f64 {
 fn table(answers: &[Answer], without: &Answer) -> Result<(), Failure> {
     let head = ["", "prompt", "from device", "from host", "computed", "first token", "decode"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
-    for (name, answer) in answers.iter().map(|answer| (answer.id.as_str(), answer)).chain([("without a cache", without)]) {
+    for (name, answer) in
+        answers.iter().map(|answer| (answer.id.as_str(), answer)).chain([("without a cache", without)])
+    {
         rows.push(vec![
             name.to_owned(),
             answer.prompt_tokens.to_string(),

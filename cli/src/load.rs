@@ -97,7 +97,9 @@ fn options(config: &ModelConfig, args: &EngineArgs, use_cache: bool) -> Result<E
     };
     let threads = match args.threads {
         Some(0) => return Err(Failure::input("--threads is 0; give at least 1")),
-        Some(threads) if threads > 1024 => return Err(Failure::input(format!("--threads is {threads}; give at most 1024"))),
+        Some(threads) if threads > 1024 => {
+            return Err(Failure::input(format!("--threads is {threads}; give at most 1024")));
+        }
         Some(threads) => threads,
         None => std::thread::available_parallelism().map_or(1, usize::from),
     };
@@ -142,8 +144,11 @@ fn isa() -> Result<Isa, Failure> {
 
 fn ram_bytes() -> Result<u64, Failure> {
     let text = std::fs::read_to_string("/proc/meminfo")?;
-    let kib = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
-    kib.map(|kib| kib * 1024).ok_or_else(|| Failure::input("/proc/meminfo names no MemTotal; give --device-mem and --host-mem"))
+    let kib = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    kib.map(|kib| kib * 1024)
+        .ok_or_else(|| Failure::input("/proc/meminfo names no MemTotal; give --device-mem and --host-mem"))
 }
 
 /// Reads a document. Errors: exit code 2, with the path.
@@ -151,5 +156,6 @@ pub fn read_document(path: &Path) -> Result<Vec<u8>, Failure> {
     if path.is_dir() {
         return Err(Failure::input(format!("read {}: it is a directory; name a text file", path.display())));
     }
-    std::fs::read(path).map_err(|error| Failure::input(format!("read {}: {error}; name a readable text file", path.display())))
+    std::fs::read(path)
+        .map_err(|error| Failure::input(format!("read {}: {error}; name a readable text file", path.display())))
 }

@@ -26,7 +26,9 @@ pub fn run(command: &ModelCommand) -> Result<(), Failure> {
             let path = store.verify(&name(given)).map_err(failed)?;
             output::print_line(&format!("{}: size and SHA-256 are right", path.display()))
         }
-        ModelCommand::Path { name: given } => output::print_line(&store.path(&name(given)).map_err(failed)?.display().to_string()),
+        ModelCommand::Path { name: given } => {
+            output::print_line(&store.path(&name(given)).map_err(failed)?.display().to_string())
+        }
     }
 }
 

@@ -72,7 +72,8 @@ pub struct Watcher<'a> {
 impl<'a> Watcher<'a> {
     /// `stream` is off where stdout holds JSON.
     pub fn new(tokenizer: &'a Tokenizer, stream: bool) -> Watcher<'a> {
-        let style = ProgressStyle::with_template("  reading {wide_bar} {pos}/{len} tokens, {per_sec}").expect("a constant template");
+        let style = ProgressStyle::with_template("  reading {wide_bar} {pos}/{len} tokens, {per_sec}")
+            .expect("a constant template");
         Watcher { bar: ProgressBar::no_length().with_style(style), tokenizer, decoder: StreamDecoder::new(), stream }
     }
 
@@ -109,7 +110,9 @@ impl<'a> Watcher<'a> {
 /// A table on stdout, columns aligned to the right but for the first.
 pub fn print_table(rows: &[Vec<String>]) -> Result<(), Failure> {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0);
+    let width = |column: usize| {
+        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
     let widths: Vec<usize> = (0..columns).map(width).collect();
     for row in rows {
         let cells = row.iter().enumerate().map(|(column, cell)| {

@@ -17,10 +17,15 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let loaded = load::load(&args.engine)?;
     let mut engine = load::open(&loaded, &args.engine, !args.generate.no_cache)?;
     let document = String::from_utf8_lossy(&document);
-    let mut table = vec![row(["question", "prompt", "device", "host", "computed", "first token", "prefill", "decode"])];
+    let mut requests = Vec::new();
     for (index, question) in args.ask.iter().enumerate() {
-        let prompt = prompt(&loaded, &document, question)?;
-        let request = request(format!("{index}"), prompt, &args.generate, &loaded.tokenizer);
+        let request =
+            request(index.to_string(), prompt(&loaded, &document, question)?, &args.generate, &loaded.tokenizer);
+        engine.check(&request)?;
+        requests.push(request);
+    }
+    let mut table = vec![row(["question", "prompt", "device", "host", "computed", "first token", "prefill", "decode"])];
+    for (question, request) in args.ask.iter().zip(requests) {
         if !args.json {
             output::print_line(&format!("> {question}"))?;
         }
@@ -28,7 +33,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         if args.json {
             output::print_line(&output::answer_json(&answer, &loaded.tokenizer, &engine).to_string())?;
         } else {
-            table.push(table_row(&format!("{}", index + 1), &answer));
+            table.push(table_row(&answer));
         }
     }
     if !args.json {
@@ -80,9 +85,9 @@ fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
     cells.map(str::to_owned).to_vec()
 }
 
-fn table_row(name: &str, answer: &Answer) -> Vec<String> {
+fn table_row(answer: &Answer) -> Vec<String> {
     vec![
-        name.to_owned(),
+        answer.id.clone(),
         format!("{} tokens", answer.prompt_tokens),
         answer.cached_tokens.device.to_string(),
         answer.cached_tokens.host.to_string(),

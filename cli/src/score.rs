@@ -15,14 +15,20 @@ pub fn run(args: &ScoreArgs) -> Result<(), Failure> {
     let mut tokens = loaded.tokenizer.encode(&document, SpecialTokens::Plain).map_err(Failure::input)?;
     tokens.truncate(args.max_tokens as usize);
     if tokens.len() < 2 {
-        return Err(Failure::input(format!("{} has {} tokens; at least 2 are needed", args.file.display(), tokens.len())));
+        return Err(Failure::input(format!(
+            "{} has {} tokens; at least 2 are needed",
+            args.file.display(),
+            tokens.len()
+        )));
     }
     let mut engine = load::open(&loaded, &args.engine, false)?;
     let mut watcher = Watcher::new(&loaded.tokenizer, false);
     let score = engine.score(&tokens, &mut |progress| watcher.show(progress))?;
     watcher.finish()?;
     if args.json {
-        return output::print_line(&json!({ "tokens": tokens, "logprob": score.logprob, "top1": score.top1 }).to_string());
+        return output::print_line(
+            &json!({ "tokens": tokens, "logprob": score.logprob, "top1": score.top1 }).to_string(),
+        );
     }
     let mean = score.logprob.iter().sum::<f64>() / score.logprob.len() as f64;
     let right = score.top1.iter().zip(&tokens[1..]).filter(|(top, next)| top == next).count();

@@ -50,7 +50,8 @@ fn tiny_gguf(architecture: &str) -> Vec<u8> {
 fn damaged_and_foreign_models_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let document = write(folder.path(), "doc.txt", b"a text");
-    let run = |model: &str, named: &[&str]| short(&["run", "--model", model, "--file", &document, "--ask", "what?"], named);
+    let run =
+        |model: &str, named: &[&str]| short(&["run", "--model", model, "--file", &document, "--ask", "what?"], named);
     run(&write(folder.path(), "empty.gguf", b""), &["empty.gguf"]);
     run(&write(folder.path(), "text.gguf", b"this is no model"), &["text.gguf", "GGUF"]);
     let sound = tiny_gguf("llama");

@@ -31,7 +31,19 @@ const TEXT: &str = include_str!("../assets/moby-dick.txt");
 fn run_prints_one_object_per_question() {
     let file = document(&TEXT[..2500]);
     let path = file.path().to_str().unwrap();
-    let args = ["run", "--json", "--file", path, "--ask", "Who speaks?", "--ask", "Where?", "--max-tokens", "6", "--ignore-eos"];
+    let args = [
+        "run",
+        "--json",
+        "--file",
+        path,
+        "--ask",
+        "Who speaks?",
+        "--ask",
+        "Where?",
+        "--max-tokens",
+        "6",
+        "--ignore-eos",
+    ];
     let answers = json_lines(&args, "");
     assert_eq!(answers.len(), 2);
     for answer in &answers {
@@ -40,7 +52,15 @@ fn run_prints_one_object_per_question() {
         for field in ["request_id", "text"] {
             assert!(answer[field].is_string(), "{field}");
         }
-        let numbers = ["prompt_tokens", "computed_tokens", "recomputed_tokens", "ttft_ms", "prefill_tok_s", "decode_tok_s", "peak_device_bytes"];
+        let numbers = [
+            "prompt_tokens",
+            "computed_tokens",
+            "recomputed_tokens",
+            "ttft_ms",
+            "prefill_tok_s",
+            "decode_tok_s",
+            "peak_device_bytes",
+        ];
         for field in numbers {
             assert!(answer[field].is_number(), "{field}");
         }
@@ -63,7 +83,20 @@ fn a_seed_repeats_and_another_does_not() {
     let file = document("Once upon a time");
     let path = file.path().to_str().unwrap();
     let run = |seed: &str| {
-        let args = ["run", "--json", "--file", path, "--ask", "Go on.", "--temperature", "1.2", "--seed", seed, "--max-tokens", "12"];
+        let args = [
+            "run",
+            "--json",
+            "--file",
+            path,
+            "--ask",
+            "Go on.",
+            "--temperature",
+            "1.2",
+            "--seed",
+            seed,
+            "--max-tokens",
+            "12",
+        ];
         json_lines(&args, "")[0]["tokens"].clone()
     };
     assert_eq!(run("7"), run("7"));
@@ -100,7 +133,8 @@ fn model_path_is_printed_alone() {
     let output = Command::new(env!("CARGO_BIN_EXE_kvtier")).args(["model", "path"]).output().expect("the binary runs");
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.trim_end().ends_with(".gguf") && text.lines().count() == 1);
-    let output = Command::new(env!("CARGO_BIN_EXE_kvtier")).args(["model", "list", "--json"]).output().expect("the binary runs");
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_kvtier")).args(["model", "list", "--json"]).output().expect("the binary runs");
     let line: Value = serde_json::from_str(String::from_utf8(output.stdout).unwrap().lines().next().unwrap()).unwrap();
     assert_eq!(line["name"], "smollm2-135m");
 }

@@ -84,13 +84,7 @@ impl Pass {
     fn new(m: usize) -> Pass {
         let x = |k: usize| (0..m * k).map(|i| (i as f32 * 0.37).sin()).collect::<Vec<f32>>();
         let outs = [WIDTH, KEYS, KEYS, FEED, FEED].map(|rows| vec![0.0; m * rows]);
-        Pass {
-            m,
-            x: x(WIDTH),
-            wide: x(FEED),
-            outs,
-            activations: Activations::int16_only(),
-        }
+        Pass { m, x: x(WIDTH), wide: x(FEED), outs, activations: Activations::int16_only() }
     }
 
     /// Quantises and multiplies as a layer does, without attention and norms.
@@ -102,12 +96,7 @@ impl Pass {
         self.activations.set(isa, workers, &self.x, self.m, WIDTH);
         layer.output.multiply(isa, workers, &self.activations, q);
         self.activations.set(isa, workers, &self.x, self.m, WIDTH);
-        multiply_many(
-            isa,
-            workers,
-            &self.activations,
-            &mut [(&layer.gate_up[0], gate), (&layer.gate_up[1], up)],
-        );
+        multiply_many(isa, workers, &self.activations, &mut [(&layer.gate_up[0], gate), (&layer.gate_up[1], up)]);
         self.activations.set(isa, workers, &self.wide, self.m, FEED);
         layer.down.multiply(isa, workers, &self.activations, q);
     }
@@ -127,10 +116,7 @@ fn time_steps(rounds: usize, steps: usize, mut step: impl FnMut(usize)) -> (f64,
         }
     }
     times.iter_mut().for_each(|times| times.sort_by(f64::total_cmp));
-    (
-        times.iter().map(|times| times[0]).sum(),
-        times.iter().map(|times| times[rounds / 2]).sum(),
-    )
+    (times.iter().map(|times| times[0]).sum(), times.iter().map(|times| times[rounds / 2]).sum())
 }
 
 fn read_bandwidth(rounds: usize, workers: &Workers) -> f64 {
@@ -154,17 +140,11 @@ fn read_bandwidth(rounds: usize, workers: &Workers) -> f64 {
 fn main() {
     let rounds = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(15);
     let start = Instant::now();
-    let layers: Vec<Layer> = (0..LAYERS)
-        .map(|index| layer(TensorType::Q4_1, index * 10_000))
-        .collect();
+    let layers: Vec<Layer> = (0..LAYERS).map(|index| layer(TensorType::Q4_1, index * 10_000)).collect();
     let head = matrix(TensorType::Q8_0, VOCABULARY, WIDTH, 1);
     let layer_bytes: usize = layers.iter().map(Layer::bytes).sum();
     let token_bytes = layer_bytes + head.bytes();
-    println!(
-        "packed {:.1} MB in {:.2} s",
-        token_bytes as f64 / 1e6,
-        start.elapsed().as_secs_f64()
-    );
+    println!("packed {:.1} MB in {:.2} s", token_bytes as f64 / 1e6, start.elapsed().as_secs_f64());
 
     for threads in [1, 2] {
         let workers = Workers::new(threads);
@@ -187,16 +167,10 @@ fn main() {
             );
             for m in [8, 64, 512] {
                 let mut pass = Pass::new(m);
-                let (best, median) = time_steps(rounds.div_ceil(3), LAYERS, |step| {
-                    pass.layer(isa, &workers, &layers[step])
-                });
+                let (best, median) =
+                    time_steps(rounds.div_ceil(3), LAYERS, |step| pass.layer(isa, &workers, &layers[step]));
                 let rate = |ms: f64| m as f64 / ms * 1e3;
-                println!(
-                    "  {:7} m {m}: {:.0} tok/s without head, median {:.0}",
-                    isa.name(),
-                    rate(best),
-                    rate(median)
-                );
+                println!("  {:7} m {m}: {:.0} tok/s without head, median {:.0}", isa.name(), rate(best), rate(median));
             }
         }
         reference(threads, &workers);

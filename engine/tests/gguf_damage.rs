@@ -87,11 +87,7 @@ fn sound() -> GgufWriter {
         .meta("tokenizer.ggml.model", 8, &text("gpt2"))
         .meta("tokenizer.ggml.pre", 8, &text("smollm"))
         .meta("tokenizer.ggml.tokens", 9, &array(8, &tokens, |t| text(t)))
-        .meta(
-            "tokenizer.ggml.token_type",
-            9,
-            &array(5, &[1i32, 1, 1, 3], |v| v.to_le_bytes().to_vec()),
-        )
+        .meta("tokenizer.ggml.token_type", 9, &array(5, &[1i32, 1, 1, 3], |v| v.to_le_bytes().to_vec()))
         .meta("tokenizer.ggml.merges", 9, &array(8, &["a b"], |t| text(t)))
         .meta("tokenizer.ggml.eos_token_id", 4, &3u32.to_le_bytes());
     for kind in TensorType::ALL {
@@ -172,10 +168,7 @@ fn every_truncation_is_an_error_that_tells_the_sizes() {
     }
     assert!(try_open(&whole[..end], &|| "no padding".to_owned()));
     let error = open(whole[..end - 700].to_vec()).unwrap_err().to_string();
-    assert!(
-        error.contains(&end.to_string()) && error.contains(&(end - 700).to_string()),
-        "{error}"
-    );
+    assert!(error.contains(&end.to_string()) && error.contains(&(end - 700).to_string()), "{error}");
     let error = open(b"GG".to_vec()).unwrap_err();
     assert!(matches!(error, GgufError::Truncated { found: 2, .. }), "{error}");
 }
@@ -183,11 +176,7 @@ fn every_truncation_is_an_error_that_tells_the_sizes() {
 #[test]
 fn no_mutation_panics() {
     let whole = sound().finish();
-    let directory = whole.len()
-        - TensorType::ALL
-            .iter()
-            .map(|k| 2 * k.row_bytes(256).unwrap())
-            .sum::<usize>();
+    let directory = whole.len() - TensorType::ALL.iter().map(|k| 2 * k.row_bytes(256).unwrap()).sum::<usize>();
     let (mut cases, mut survived) = (0u32, 0u32);
     // Every bit of the metadata and the directory, and hostile values in every place.
     let mut bytes = whole.clone();
@@ -259,66 +248,39 @@ fn errors_name_the_thing() {
             assert!(error.contains(part), "{part} in {error}");
         }
     };
-    say(
-        open(b"PK\x03\x04....".to_vec()).unwrap_err().to_string(),
-        &["not a GGUF file", "50, 4b"],
-    );
+    say(open(b"PK\x03\x04....".to_vec()).unwrap_err().to_string(), &["not a GGUF file", "50, 4b"]);
     let mut old = new();
     old.version = 1;
     say(message(old), &["version 1"]);
     let mut swapped = new();
     swapped.version = 3u32.swap_bytes();
     say(message(swapped), &["big-endian"]);
-    say(
-        message(new().tensor("blk.0.x", &[256], 10, &[0; 84])),
-        &["blk.0.x", "type 10", "Q4_K"],
-    );
-    say(
-        message(new().tensor("t", &[33], 2, &[0; 36])),
-        &["`t`", "33", "Q4_0", "32"],
-    );
+    say(message(new().tensor("blk.0.x", &[256], 10, &[0; 84])), &["blk.0.x", "type 10", "Q4_K"]);
+    say(message(new().tensor("t", &[33], 2, &[0; 36])), &["`t`", "33", "Q4_0", "32"]);
     say(message(new().tensor("t", &[0], 0, &[])), &["dimension 0", "`t`"]);
     say(message(new().tensor("t", &[], 0, &[])), &["dimension count", "`t`"]);
-    say(
-        message(new().tensor("t", &[1 << 40, 1 << 40], 0, &[])),
-        &["dimension 1", "`t`"],
-    );
+    say(message(new().tensor("t", &[1 << 40, 1 << 40], 0, &[])), &["dimension 1", "`t`"]);
     say(message(new().tensor_at("t", &[8], 0, 7)), &["offset", "`t`", "7", "32"]);
-    say(
-        message(new().tensor_at("t", &[8], 0, u64::MAX - 31)),
-        &["offset", "`t`"],
-    );
-    say(
-        message(new().tensor_at("t", &[8], 0, 1 << 30)),
-        &["`t`", &((1u64 << 30) + 96).to_string()],
-    );
+    say(message(new().tensor_at("t", &[8], 0, u64::MAX - 31)), &["offset", "`t`"]);
+    say(message(new().tensor_at("t", &[8], 0, 1 << 30)), &["`t`", &((1u64 << 30) + 96).to_string()]);
     let twice = new().tensor("t", &[1], 0, &[0; 4]).tensor("t", &[1], 0, &[0; 4]);
     say(message(twice), &["`t`", "twice"]);
     say(message(new().meta("a", 0, &[1]).meta("a", 0, &[1])), &["`a`", "twice"]);
     say(message(new().meta("a", 13, &[1])), &["`a`", "type 13"]);
     say(message(new().meta("a", 7, &[2])), &["`a`", "boolean", "2"]);
-    say(
-        message(new().meta("a", 8, &[1, 0, 0, 0, 0, 0, 0, 0, 0xFF])),
-        &["`a`", "UTF-8"],
-    );
+    say(message(new().meta("a", 8, &[1, 0, 0, 0, 0, 0, 0, 0, 0xFF])), &["`a`", "UTF-8"]);
     let mut deep = array(0, &[1u8], |b| vec![*b]);
     for _ in 0..6 {
         deep = array(9, &[deep], Clone::clone);
     }
     say(message(new().meta("a", 9, &deep)), &["`a`", "nesting"]);
-    say(
-        message(new().meta("general.alignment", 4, &[3, 0, 0, 0])),
-        &["general.alignment", "3", "power of two"],
-    );
+    say(message(new().meta("general.alignment", 4, &[3, 0, 0, 0])), &["general.alignment", "3", "power of two"]);
 
     let file = open(sound().finish()).unwrap();
     say(file.u32("none").unwrap_err().to_string(), &["`none`", "missing"]);
     say(file.u32("k.i8").unwrap_err().to_string(), &["`k.i8`", "-1"]);
     say(file.u32("k.f32").unwrap_err().to_string(), &["`k.f32`", "1.5"]);
-    say(
-        file.strings("k.f32s").unwrap_err().to_string(),
-        &["`k.f32s`", "2 floats"],
-    );
+    say(file.strings("k.f32s").unwrap_err().to_string(), &["`k.f32s`", "2 floats"]);
     say(file.tensor("none").unwrap_err().to_string(), &["`none`"]);
 }
 
@@ -356,14 +318,8 @@ fn tokenizers_that_cannot_be_used_are_named() {
         }
     };
     fails(GgufWriter::new(), &["tokenizer.ggml.model"]);
-    fails(
-        GgufWriter::new().meta("tokenizer.ggml.model", 8, &text("llama")),
-        &["`llama`", "gpt2"],
-    );
-    fails(
-        head().meta("tokenizer.ggml.pre", 8, &text("tekken")),
-        &["`tekken`", "smollm"],
-    );
+    fails(GgufWriter::new().meta("tokenizer.ggml.model", 8, &text("llama")), &["`llama`", "gpt2"]);
+    fails(head().meta("tokenizer.ggml.pre", 8, &text("tekken")), &["`tekken`", "smollm"]);
     fails(head(), &["tokenizer.ggml.tokens"]);
     fails(tokens(head()), &["tokenizer.ggml.merges"]);
     fails(merges(tokens(head()), "ab"), &["entry 0", "`ab`"]);

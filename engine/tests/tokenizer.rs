@@ -30,9 +30,7 @@ fn model() -> &'static (GgufFile, Tokenizer) {
     static MODEL: OnceLock<(GgufFile, Tokenizer)> = OnceLock::new();
     MODEL.get_or_init(|| {
         let store = ModelStore::from_env().unwrap();
-        let path = store
-            .resolve(DEFAULT_MODEL, |_| ())
-            .unwrap_or_else(|error| panic!("{error}"));
+        let path = store.resolve(DEFAULT_MODEL, |_| ()).unwrap_or_else(|error| panic!("{error}"));
         let file = GgufFile::open(path).unwrap();
         let tokenizer = Tokenizer::from_gguf(&file).unwrap();
         (file, tokenizer)
@@ -56,11 +54,7 @@ fn sha256(bytes: &[u8]) -> String {
 fn ids_equal_llama_cpp_on_a_megabyte_of_mixed_text() {
     let text = mixed_text::mixed_text();
     let golden: Golden = serde_json::from_str(include_str!("golden/tokens.json")).unwrap();
-    assert_eq!(
-        sha256(&text),
-        golden.text_sha256,
-        "the text has changed since golden/tokens.py ran"
-    );
+    assert_eq!(sha256(&text), golden.text_sha256, "the text has changed since golden/tokens.py ran");
     let ids = plain(&text);
     let shared = golden.prefix_ids.len().min(ids.len());
     assert_eq!(ids[..shared], golden.prefix_ids[..shared]);
@@ -74,26 +68,10 @@ fn ids_equal_llama_cpp_on_a_megabyte_of_mixed_text() {
 #[test]
 fn ids_equal_llama_cpp_under_every_pre_tokenizer() {
     let golden = [
-        (
-            "gpt-2",
-            412_192,
-            "26fbb0f3ac87ee7677ed6a78811c32cfdb27ba6d05c3b453cf93f1decf31f97c",
-        ),
-        (
-            "default",
-            433_123,
-            "d3d5dc3b38f7742f27fc0d4ff8c3e0808b8dd1d29955ed558032cec47bbfbdc5",
-        ),
-        (
-            "llama-bpe",
-            411_886,
-            "4658dfb255ddf39b40107a3808c6eeb825d078d4677c9dfa77269ffe3bcf886a",
-        ),
-        (
-            "qwen2",
-            411_886,
-            "4658dfb255ddf39b40107a3808c6eeb825d078d4677c9dfa77269ffe3bcf886a",
-        ),
+        ("gpt-2", 412_192, "26fbb0f3ac87ee7677ed6a78811c32cfdb27ba6d05c3b453cf93f1decf31f97c"),
+        ("default", 433_123, "d3d5dc3b38f7742f27fc0d4ff8c3e0808b8dd1d29955ed558032cec47bbfbdc5"),
+        ("llama-bpe", 411_886, "4658dfb255ddf39b40107a3808c6eeb825d078d4677c9dfa77269ffe3bcf886a"),
+        ("qwen2", 411_886, "4658dfb255ddf39b40107a3808c6eeb825d078d4677c9dfa77269ffe3bcf886a"),
     ];
     let text = mixed_text::mixed_text();
     for (pre, count, expected) in golden {
@@ -113,11 +91,7 @@ fn with_pre_tokenizer(pre: &str) -> Tokenizer {
         .meta("tokenizer.ggml.pre", 8, &text(pre))
         .meta("tokenizer.ggml.tokens", 9, &strings("tokenizer.ggml.tokens"))
         .meta("tokenizer.ggml.merges", 9, &strings("tokenizer.ggml.merges"))
-        .meta(
-            "tokenizer.ggml.token_type",
-            9,
-            &array(5, kinds, |kind| kind.to_le_bytes().to_vec()),
-        )
+        .meta("tokenizer.ggml.token_type", 9, &array(5, kinds, |kind| kind.to_le_bytes().to_vec()))
         .finish();
     Tokenizer::from_gguf(&GgufFile::from_bytes(bytes).unwrap()).unwrap()
 }
@@ -173,10 +147,7 @@ fn special_tokens_are_parsed_only_when_asked() {
 fn roles_are_those_of_the_file() {
     let tokenizer = &model().1;
     assert_eq!(tokenizer.vocab_size(), 49_152);
-    assert_eq!(
-        (tokenizer.bos(), tokenizer.eos(), tokenizer.eot()),
-        (Some(1), Some(2), Some(2))
-    );
+    assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.eot()), (Some(1), Some(2), Some(2)));
     assert!(!tokenizer.add_bos());
     assert_eq!(tokenizer.piece(49_152), b"");
 }
@@ -213,10 +184,5 @@ fn the_fetched_file_is_the_one_known() {
     let store = ModelStore::from_env().unwrap();
     let path = store.verify(DEFAULT_MODEL).unwrap();
     assert_eq!(path, store.path(DEFAULT_MODEL).unwrap());
-    assert!(
-        store
-            .list()
-            .iter()
-            .any(|(known, present)| known.name == DEFAULT_MODEL && *present)
-    );
+    assert!(store.list().iter().any(|(known, present)| known.name == DEFAULT_MODEL && *present));
 }

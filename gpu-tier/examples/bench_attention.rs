@@ -65,58 +65,30 @@ struct Bench {
 
 impl Bench {
     fn new(isa: Isa, workers: &Arc<Workers>, tokens: u32, block_tokens: u32) -> Result<Bench, DeviceError> {
-        let geometry = Geometry {
-            heads: 9,
-            kv_heads: 3,
-            head_dim: 64,
-            block_tokens,
-            element: Element::Bf16,
-            scale: 0.125,
-        };
+        let geometry =
+            Geometry { heads: 9, kv_heads: 3, head_dim: 64, block_tokens, element: Element::Bf16, scale: 0.125 };
         let workers = Arc::clone(workers);
-        let device = CpuDevice::open(CpuConfig {
-            budget_bytes: 2 << 30,
-            link: Link::InPlace,
-            workers,
-            isa,
-        })?;
+        let device = CpuDevice::open(CpuConfig { budget_bytes: 2 << 30, link: Link::InPlace, workers, isa })?;
         let (section, blocks) = (geometry.section_bytes(), u64::from(tokens.div_ceil(block_tokens)));
         let arena = device.allocate(blocks * LAYERS * section)?;
         // Ordinary numbers: bf16 around 1, from a small generator.
         let mut state = 1u64;
         let mut bytes = vec![0u8; 1 << 20];
         for pair in bytes.chunks_exact_mut(2) {
-            state = state
-                .wrapping_mul(6364136223846793005)
-                .wrapping_add(1442695040888963407);
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             let value = half::bf16::from_f32((state >> 40) as f32 / (1u64 << 23) as f32 - 1.0);
             pair.copy_from_slice(&value.to_bits().to_ne_bytes());
         }
         let total = arena.range().bytes;
         for offset in (0..total).step_by(bytes.len()) {
             let part = (total - offset).min(bytes.len() as u64);
-            device.upload(
-                Stream::Compute,
-                &bytes[..part as usize],
-                arena.range().slice(offset, part),
-            )?;
+            device.upload(Stream::Compute, &bytes[..part as usize], arena.range().slice(offset, part))?;
         }
         // As in the cache: a block holds its layers one after the other.
-        let place = |layer, block| {
-            Some(SectionPlace::Device(
-                arena.range().slice((block * LAYERS + layer) * section, section),
-            ))
-        };
-        let sections = (0..LAYERS)
-            .map(|layer| (0..blocks).map(|block| place(layer, block)).collect())
-            .collect();
-        Ok(Bench {
-            device,
-            geometry,
-            tokens,
-            arena,
-            sections,
-        })
+        let place =
+            |layer, block| Some(SectionPlace::Device(arena.range().slice((block * LAYERS + layer) * section, section)));
+        let sections = (0..LAYERS).map(|layer| (0..blocks).map(|block| place(layer, block)).collect()).collect();
+        Ok(Bench { device, geometry, tokens, arena, sections })
     }
 
     /// Bandwidth of summing the whole arena with all threads.
@@ -147,18 +119,11 @@ impl Bench {
         let spans: Vec<u32> = (0..self.tokens.div_ceil(SPAN_TOKENS)).collect();
         let vectors = u64::from(self.geometry.heads);
         let queries = self.device.allocate(vectors * 256)?;
-        let ones: Vec<u8> = (0..vectors * 64)
-            .flat_map(|i| ((i % 7) as f32 * 0.3 - 1.0).to_ne_bytes())
-            .collect();
+        let ones: Vec<u8> = (0..vectors * 64).flat_map(|i| ((i % 7) as f32 * 0.3 - 1.0).to_ne_bytes()).collect();
         self.device.upload(Stream::Compute, &ones, queries.range())?;
         let output = self.device.allocate(vectors * 256)?;
-        let store = self
-            .device
-            .allocate(vectors * spans.len() as u64 * self.geometry.partial_bytes())?;
-        let into = Accumulator::Partials {
-            range: store.range(),
-            spans: spans.len() as u32,
-        };
+        let store = self.device.allocate(vectors * spans.len() as u64 * self.geometry.partial_bytes())?;
+        let into = Accumulator::Partials { range: store.range(), spans: spans.len() as u32 };
         let (rows, first_position) = (1, self.tokens - 1);
         let mut attend_seconds = Vec::new();
         let mut seconds = Vec::new();
@@ -166,23 +131,11 @@ impl Bench {
         for _ in 0..if self.device.isa() == Isa::Scalar { 1 } else { repeats } {
             let (mut attending, start) = (0.0, clock());
             for sections in &self.sections {
-                let job = Attend {
-                    queries: queries.range(),
-                    rows,
-                    first_position,
-                    sections,
-                    spans: &spans,
-                    into,
-                };
+                let job = Attend { queries: queries.range(), rows, first_position, sections, spans: &spans, into };
                 let before = clock();
                 self.device.attend(Stream::Compute, &self.geometry, &[job])?;
                 attending += clock() - before;
-                let job = Finish {
-                    from: into,
-                    rows,
-                    first_position,
-                    output: output.range(),
-                };
+                let job = Finish { from: into, rows, first_position, output: output.range() };
                 self.device.finish(Stream::Compute, &self.geometry, &[job])?;
             }
             seconds.push(clock() - start);
@@ -206,29 +159,18 @@ impl Bench {
         let spans: Vec<u32> = (0..self.tokens.div_ceil(SPAN_TOKENS)).collect();
         let vectors = u64::from(rows * self.geometry.heads);
         let queries = self.device.allocate(vectors * 256)?;
-        let some: Vec<u8> = (0..vectors * 64)
-            .flat_map(|i| ((i % 7) as f32 * 0.3 - 1.0).to_ne_bytes())
-            .collect();
+        let some: Vec<u8> = (0..vectors * 64).flat_map(|i| ((i % 7) as f32 * 0.3 - 1.0).to_ne_bytes()).collect();
         self.device.upload(Stream::Compute, &some, queries.range())?;
         let store = self.device.allocate(vectors * self.geometry.partial_bytes())?;
         let into = Accumulator::Running { range: store.range() };
         let mut seconds = Vec::new();
         for sections in &self.sections[..if rows < 64 { 1 } else { 7 }] {
-            let job = Attend {
-                queries: queries.range(),
-                rows,
-                first_position,
-                sections,
-                spans: &spans,
-                into,
-            };
+            let job = Attend { queries: queries.range(), rows, first_position, sections, spans: &spans, into };
             let start = clock();
             self.device.attend(Stream::Compute, &self.geometry, &[job])?;
             seconds.push(clock() - start);
         }
-        let visible: u64 = (0..u64::from(rows))
-            .map(|row| u64::from(first_position) + row + 1)
-            .sum();
+        let visible: u64 = (0..u64::from(rows)).map(|row| u64::from(first_position) + row + 1).sum();
         let flops = (4 * 64 * 9 * visible) as f64;
         let seconds = median(seconds);
         println!(

@@ -87,10 +87,7 @@ impl<D: Device + ?Sized + 'static> DeviceTier<D> {
                 slots: config.slots,
                 memory,
                 device,
-                table: Mutex::new(Table {
-                    slots,
-                    counters: DeviceTierCounters::default(),
-                }),
+                table: Mutex::new(Table { slots, counters: DeviceTierCounters::default() }),
                 completions: Mutex::new(Completions::new(OPERATIONS_MAX)),
             }),
         })
@@ -109,10 +106,7 @@ impl<D: Device + ?Sized + 'static> DeviceTier<D> {
     /// What went wrong so far.
     pub fn counters(&self) -> DeviceTierCounters {
         let table = self.inner.table();
-        DeviceTierCounters {
-            stale_releases: table.slots.stale_releases(),
-            ..table.counters
-        }
+        DeviceTierCounters { stale_releases: table.slots.stale_releases(), ..table.counters }
     }
 
     /// Moves time on: slots that have rested long enough are free again.
@@ -137,10 +131,7 @@ impl<D: Device + ?Sized + 'static> DeviceTier<D> {
         let (slot, generation) = self.inner.table().slots.reserve(None)?;
         let slot = self.slot(slot, generation);
         let zeros = Buffer::zeroed(slot.place().bytes as usize);
-        self.inner
-            .device
-            .upload(Stream::Compute, zeros.as_slice(), self.range(slot.place()))
-            .map_err(medium)?;
+        self.inner.device.upload(Stream::Compute, zeros.as_slice(), self.range(slot.place())).map_err(medium)?;
         Ok(slot)
     }
 
@@ -160,36 +151,25 @@ impl<D: Device + ?Sized + 'static> DeviceTier<D> {
     }
 
     fn slot(&self, slot: SlotIndex, generation: Generation) -> Slot {
-        Slot::new(
-            self.inner.place(slot),
-            slot,
-            generation,
-            Arc::clone(&self.inner) as Arc<dyn SlotOwner>,
-        )
+        Slot::new(self.inner.place(slot), slot, generation, Arc::clone(&self.inner) as Arc<dyn SlotOwner>)
     }
 }
 
 impl<D: Device + ?Sized + 'static> Clone for DeviceTier<D> {
     fn clone(&self) -> DeviceTier<D> {
-        DeviceTier {
-            inner: Arc::clone(&self.inner),
-        }
+        DeviceTier { inner: Arc::clone(&self.inner) }
     }
 }
 
 impl<D: Device + ?Sized + 'static> fmt::Debug for DeviceTier<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DeviceTier")
-            .field("capacity", &self.capacity())
-            .finish_non_exhaustive()
+        f.debug_struct("DeviceTier").field("capacity", &self.capacity()).finish_non_exhaustive()
     }
 }
 
 /// A device that failed is a medium that failed.
 fn medium(error: DeviceError) -> StoreError {
-    StoreError::Medium {
-        reason: error.to_string(),
-    }
+    StoreError::Medium { reason: error.to_string() }
 }
 
 impl<D: Device + ?Sized + 'static> Inner<D> {
@@ -204,11 +184,7 @@ impl<D: Device + ?Sized + 'static> Inner<D> {
 
     fn place(&self, slot: SlotIndex) -> SlotPlace {
         let bytes = self.shape.slot_bytes();
-        SlotPlace {
-            extent: 0,
-            offset: u64::from(slot.0) * bytes,
-            bytes,
-        }
+        SlotPlace { extent: 0, offset: u64::from(slot.0) * bytes, bytes }
     }
 
     fn range(&self, slot: SlotIndex) -> DeviceRange {
@@ -236,9 +212,7 @@ impl<D: Device + ?Sized + 'static> Inner<D> {
     /// Runs `look` on a slot image once `stream` has come to it.
     fn look<T>(&self, stream: Stream, slot: SlotIndex, mut look: impl FnMut(&[u8]) -> T) -> Result<T, StoreError> {
         let mut seen = None;
-        self.device
-            .inspect(stream, self.range(slot), &mut |image| seen = Some(look(image)))
-            .map_err(medium)?;
+        self.device.inspect(stream, self.range(slot), &mut |image| seen = Some(look(image))).map_err(medium)?;
         Ok(seen.expect("inspect shows the bytes or fails"))
     }
 
@@ -266,9 +240,7 @@ impl<D: Device + ?Sized + 'static> Inner<D> {
         let mut pages = Buffer::zeroed(self.shape.header_bytes() as usize);
         header.encode(pages.as_mut_slice());
         let target = self.range(slot).slice(0, self.shape.header_bytes());
-        self.device
-            .upload(Stream::Compute, pages.as_slice(), target)
-            .map_err(medium)?;
+        self.device.upload(Stream::Compute, pages.as_slice(), target).map_err(medium)?;
         let written = self.device.record(Stream::Compute).map_err(medium)?;
         self.device.synchronize(written).map_err(medium)
     }
@@ -308,11 +280,9 @@ impl<D: Device + ?Sized + 'static> Inner<D> {
         let done = match op {
             StoreOp::Write => self.put(key, buffer.as_slice()).map(|()| None),
             StoreOp::Read => self.get(key, buffer.as_mut_slice()),
-            StoreOp::Delete => self
-                .table()
-                .slots
-                .remove(key)
-                .map(|removed| removed.is_none().then_some(MissReason::NeverStored)),
+            StoreOp::Delete => {
+                self.table().slots.remove(key).map(|removed| removed.is_none().then_some(MissReason::NeverStored))
+            }
         };
         match done {
             Ok(None) => Outcome::Done,
@@ -338,10 +308,7 @@ impl<D: Device + ?Sized + 'static> Inner<D> {
         let Found::Leased(slot, generation) = self.lease(key) else {
             return Ok(Some(MissReason::NeverStored));
         };
-        let downloaded = self
-            .device
-            .download(Stream::CopyOut, self.range(slot), image)
-            .map_err(medium);
+        let downloaded = self.device.download(Stream::CopyOut, self.range(slot), image).map_err(medium);
         let current = {
             let mut table = self.table();
             table.slots.release(slot, generation);
@@ -381,25 +348,14 @@ impl<D: Device + ?Sized + 'static> Store for DeviceTier<D> {
     fn submit(&self, op: StoreOp, key: CopyKey, mut buffer: Buffer) -> Result<OpId, Refused> {
         let (slot_bytes, found_bytes) = (self.inner.shape.slot_bytes(), buffer.as_slice().len() as u64);
         if op != StoreOp::Delete && found_bytes != slot_bytes {
-            return Err(Refused {
-                error: StoreError::Size {
-                    slot_bytes,
-                    found_bytes,
-                },
-                buffer,
-            });
+            return Err(Refused { error: StoreError::Size { slot_bytes, found_bytes }, buffer });
         }
         let op_id = match self.inner.completions().begin() {
             Ok(op_id) => op_id,
             Err(error) => return Err(Refused { error, buffer }),
         };
         let outcome = self.inner.perform(op, &key, &mut buffer);
-        self.inner.completions().finish(Completion {
-            op: op_id,
-            key,
-            buffer,
-            outcome,
-        });
+        self.inner.completions().finish(Completion { op: op_id, key, buffer, outcome });
         Ok(op_id)
     }
 

@@ -19,14 +19,7 @@ const BUDGET: u64 = 256 << 20;
 
 fn geometry(group: u32, kv_heads: u32, head_dim: u32, block_tokens: u32, element: Element) -> Geometry {
     let scale = 1.0 / (head_dim as f32).sqrt();
-    Geometry {
-        heads: group * kv_heads,
-        kv_heads,
-        head_dim,
-        block_tokens,
-        element,
-        scale,
-    }
+    Geometry { heads: group * kv_heads, kv_heads, head_dim, block_tokens, element, scale }
 }
 
 /// Queries, keys and values of one sequence.
@@ -40,10 +33,7 @@ struct Sequence {
 impl Sequence {
     fn new(geometry: &Geometry, tokens: usize, seed: u64) -> Sequence {
         let mut random = Random(seed);
-        let (head, kv_head) = (
-            geometry.heads * geometry.head_dim,
-            geometry.kv_heads * geometry.head_dim,
-        );
+        let (head, kv_head) = (geometry.heads * geometry.head_dim, geometry.kv_heads * geometry.head_dim);
         Sequence {
             tokens,
             queries: random.normals(tokens * head as usize).iter().map(|q| q * 3.0).collect(),
@@ -56,9 +46,7 @@ impl Sequence {
 /// Uploads floats into an allocation of their own.
 fn put(device: &CpuDevice, floats: &[f32]) -> DeviceBuffer {
     let buffer = device.allocate(floats.len() as u64 * 4).unwrap();
-    device
-        .upload(Stream::Compute, &bytes_of(floats), buffer.range())
-        .unwrap();
+    device.upload(Stream::Compute, &bytes_of(floats), buffer.range()).unwrap();
     buffer
 }
 
@@ -85,20 +73,13 @@ impl<'d> Cache<'d> {
         let nan = vec![0xff; (blocks as u64 * bytes) as usize];
         device.upload(Stream::Compute, &nan, buffer.range()).unwrap();
         // Last block first, so that neighbours in the sequence are not neighbours in memory.
-        let place = |i: u64| {
-            Some(SectionPlace::Device(
-                buffer.range().slice((blocks as u64 - 1 - i) * bytes, bytes),
-            ))
-        };
+        let place = |i: u64| Some(SectionPlace::Device(buffer.range().slice((blocks as u64 - 1 - i) * bytes, bytes)));
         let sections: Vec<_> = (0..blocks as u64).map(place).collect();
         let row = (geometry.kv_heads * geometry.head_dim) as usize;
         for start in (0..sequence.tokens).step_by(chunk) {
             let rows = chunk.min(sequence.tokens - start);
             let part = start * row..(start + rows) * row;
-            let (keys, values) = (
-                put(device, &sequence.keys[part.clone()]),
-                put(device, &sequence.values[part]),
-            );
+            let (keys, values) = (put(device, &sequence.keys[part.clone()]), put(device, &sequence.values[part]));
             let job = Append {
                 keys: keys.range(),
                 values: values.range(),
@@ -108,19 +89,12 @@ impl<'d> Cache<'d> {
             };
             device.append(Stream::Compute, &geometry, &[job]).unwrap();
         }
-        Cache {
-            device,
-            geometry,
-            sections,
-            _buffer: buffer,
-        }
+        Cache { device, geometry, sections, _buffer: buffer }
     }
 
     fn bytes(&self) -> Vec<u8> {
         let mut out = vec![0; self._buffer.range().bytes as usize];
-        self.device
-            .download(Stream::Compute, self._buffer.range(), &mut out)
-            .unwrap();
+        self.device.download(Stream::Compute, self._buffer.range(), &mut out).unwrap();
         out
     }
 
@@ -144,18 +118,11 @@ impl<'d> Cache<'d> {
         let dimension = if plan.running { 1 } else { spans + plan.spare_spans };
         let store = device.allocate(vectors * u64::from(dimension) * geometry.partial_bytes())?;
         // Whatever was there must not matter.
-        device.upload(
-            Stream::Compute,
-            &vec![0xff; store.range().bytes as usize],
-            store.range(),
-        )?;
+        device.upload(Stream::Compute, &vec![0xff; store.range().bytes as usize], store.range())?;
         let into = if plan.running {
             Accumulator::Running { range: store.range() }
         } else {
-            Accumulator::Partials {
-                range: store.range(),
-                spans: dimension,
-            }
+            Accumulator::Partials { range: store.range(), spans: dimension }
         };
         let (count, first_position) = (rows.len() as u32, rows.start as u32);
         let mut order: Vec<u32> = (0..spans).collect();
@@ -163,22 +130,11 @@ impl<'d> Cache<'d> {
             Random(seed).shuffle(&mut order);
         }
         for spans in order.chunks(plan.spans_per_call) {
-            let job = Attend {
-                queries: queries.range(),
-                rows: count,
-                first_position,
-                sections: &self.sections,
-                spans,
-                into,
-            };
+            let job =
+                Attend { queries: queries.range(), rows: count, first_position, sections: &self.sections, spans, into };
             device.attend(Stream::Compute, geometry, &[job])?;
         }
-        let job = Finish {
-            from: into,
-            rows: count,
-            first_position,
-            output: output.range(),
-        };
+        let job = Finish { from: into, rows: count, first_position, output: output.range() };
         device.finish(Stream::Compute, geometry, &[job])?;
         Ok(get(device, output.range()))
     }
@@ -192,16 +148,8 @@ struct Plan {
     spare_spans: u32,
 }
 
-const RUNNING: Plan = Plan {
-    running: true,
-    shuffle: None,
-    spans_per_call: usize::MAX,
-    spare_spans: 0,
-};
-const PARTIALS: Plan = Plan {
-    running: false,
-    ..RUNNING
-};
+const RUNNING: Plan = Plan { running: true, shuffle: None, spans_per_call: usize::MAX, spare_spans: 0 };
+const PARTIALS: Plan = Plan { running: false, ..RUNNING };
 
 fn assert_same_bits(expected: &[f32], found: &[f32], what: &str) {
     assert_eq!(expected.len(), found.len());
@@ -226,12 +174,7 @@ fn reference(geometry: &Geometry, sequence: &Sequence, position: usize) -> Vec<f
         let scores: Vec<f64> = (0..=position)
             .map(|t| {
                 let keys = &sequence.keys[at(t)..][..dim];
-                f64::from(geometry.scale)
-                    * query
-                        .iter()
-                        .zip(keys)
-                        .map(|(q, k)| f64::from(*q) * round(*k))
-                        .sum::<f64>()
+                f64::from(geometry.scale) * query.iter().zip(keys).map(|(q, k)| f64::from(*q) * round(*k)).sum::<f64>()
             })
             .collect();
         let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -239,12 +182,7 @@ fn reference(geometry: &Geometry, sequence: &Sequence, position: usize) -> Vec<f
         let total: f64 = weights.iter().sum();
         for d in 0..dim {
             out.push(
-                weights
-                    .iter()
-                    .enumerate()
-                    .map(|(t, w)| w * round(sequence.values[at(t) + d]))
-                    .sum::<f64>()
-                    / total,
+                weights.iter().enumerate().map(|(t, w)| w * round(sequence.values[at(t) + d])).sum::<f64>() / total,
             );
         }
     }
@@ -295,32 +233,16 @@ fn check_all_ways(geometry: Geometry, tokens: usize) {
                 let what = |way: &str| format!("{way}, {} x{workers}, {geometry:?}, {rows:?} of {tokens}", isa.name());
                 let plans = [
                     ("partials", PARTIALS),
-                    (
-                        "shuffled",
-                        Plan {
-                            shuffle: Some(9),
-                            spans_per_call: 3,
-                            spare_spans: 2,
-                            ..PARTIALS
-                        },
-                    ),
+                    ("shuffled", Plan { shuffle: Some(9), spans_per_call: 3, spare_spans: 2, ..PARTIALS }),
                     ("running", RUNNING),
-                    (
-                        "running, span by span",
-                        Plan {
-                            spans_per_call: 1,
-                            ..RUNNING
-                        },
-                    ),
+                    ("running, span by span", Plan { spans_per_call: 1, ..RUNNING }),
                 ];
                 for (way, plan) in plans {
                     assert_same_bits(expected, &cache.attend(&sequence, rows.clone(), &plan), &what(way));
                 }
                 // One row at a time, as decode does.
-                let each: Vec<f32> = rows
-                    .clone()
-                    .flat_map(|row| cache.attend(&sequence, row..row + 1, &PARTIALS))
-                    .collect();
+                let each: Vec<f32> =
+                    rows.clone().flat_map(|row| cache.attend(&sequence, row..row + 1, &PARTIALS)).collect();
                 assert_same_bits(expected, &each, &what("row by row"));
             }
             if isa == Isa::Scalar {
@@ -355,18 +277,9 @@ fn same_bits_over_block_sizes() {
 
 #[test]
 fn same_bits_over_shapes() {
-    for (group, head_dim) in [
-        (1, 64),
-        (4, 64),
-        (8, 64),
-        (5, 16),
-        (7, 80),
-        (3, 96),
-        (4, 112),
-        (2, 128),
-        (1, 256),
-        (13, 32),
-    ] {
+    for (group, head_dim) in
+        [(1, 64), (4, 64), (8, 64), (5, 16), (7, 80), (3, 96), (4, 112), (2, 128), (1, 256), (13, 32)]
+    {
         for element in [Element::Bf16, Element::F32] {
             check_all_ways(geometry(group, 2, head_dim, 32, element), 140);
         }
@@ -399,10 +312,7 @@ fn append_writes_the_stated_layout_in_any_chunks() {
         let cache = Cache::filled(&device, geometry, &sequence, tokens);
         let bytes = cache.bytes();
         for chunk in [1, 7, 32] {
-            assert!(
-                bytes == Cache::filled(&device, geometry, &sequence, chunk).bytes(),
-                "chunks of {chunk}"
-            );
+            assert!(bytes == Cache::filled(&device, geometry, &sequence, chunk).bytes(), "chunks of {chunk}");
         }
         let (block_tokens, dim) = (32, 48);
         let blocks = tokens.div_ceil(block_tokens);
@@ -433,32 +343,16 @@ fn several_sequences_in_one_call_keep_their_bits() {
     let geometry = geometry(3, 3, 64, 64, Element::Bf16);
     let device = open(Isa::detect(), 2, Link::InPlace, BUDGET);
     let lengths = [200usize, 1, 64, 129];
-    let sequences: Vec<Sequence> = lengths
-        .iter()
-        .map(|n| Sequence::new(&geometry, *n, *n as u64))
-        .collect();
-    let caches: Vec<Cache<'_>> = sequences
-        .iter()
-        .map(|s| Cache::filled(&device, geometry, s, s.tokens))
-        .collect();
+    let sequences: Vec<Sequence> = lengths.iter().map(|n| Sequence::new(&geometry, *n, *n as u64)).collect();
+    let caches: Vec<Cache<'_>> = sequences.iter().map(|s| Cache::filled(&device, geometry, s, s.tokens)).collect();
     let row = (geometry.heads * geometry.head_dim) as usize;
-    let queries: Vec<_> = sequences
-        .iter()
-        .map(|s| put(&device, &s.queries[(s.tokens - 1) * row..]))
-        .collect();
+    let queries: Vec<_> = sequences.iter().map(|s| put(&device, &s.queries[(s.tokens - 1) * row..])).collect();
     let stores: Vec<_> = lengths
         .iter()
-        .map(|n| {
-            device
-                .allocate(n.div_ceil(64) as u64 * 9 * geometry.partial_bytes())
-                .unwrap()
-        })
+        .map(|n| device.allocate(n.div_ceil(64) as u64 * 9 * geometry.partial_bytes()).unwrap())
         .collect();
     let spans: Vec<Vec<u32>> = lengths.iter().map(|n| (0..n.div_ceil(64) as u32).collect()).collect();
-    let into = |i: usize| Accumulator::Partials {
-        range: stores[i].range(),
-        spans: spans[i].len() as u32,
-    };
+    let into = |i: usize| Accumulator::Partials { range: stores[i].range(), spans: spans[i].len() as u32 };
     let jobs: Vec<Attend<'_>> = (0..lengths.len())
         .map(|i| Attend {
             queries: queries[i].range(),
@@ -470,17 +364,9 @@ fn several_sequences_in_one_call_keep_their_bits() {
         })
         .collect();
     device.attend(Stream::Compute, &geometry, &jobs).unwrap();
-    let outputs: Vec<_> = queries
-        .iter()
-        .map(|q| device.allocate(q.range().bytes).unwrap())
-        .collect();
+    let outputs: Vec<_> = queries.iter().map(|q| device.allocate(q.range().bytes).unwrap()).collect();
     let finishes: Vec<Finish> = (0..lengths.len())
-        .map(|i| Finish {
-            from: into(i),
-            rows: 1,
-            first_position: lengths[i] as u32 - 1,
-            output: outputs[i].range(),
-        })
+        .map(|i| Finish { from: into(i), rows: 1, first_position: lengths[i] as u32 - 1, output: outputs[i].range() })
         .collect();
     device.finish(Stream::Compute, &geometry, &finishes).unwrap();
     for (i, cache) in caches.iter().enumerate() {
@@ -497,10 +383,7 @@ fn wrong_jobs_are_refused() {
     let cache = Cache::filled(&device, geometry, &sequence, 100);
     let queries = put(&device, &sequence.queries);
     let store = device.allocate(100 * 4 * 2 * geometry.partial_bytes()).unwrap();
-    let into = Accumulator::Partials {
-        range: store.range(),
-        spans: 2,
-    };
+    let into = Accumulator::Partials { range: store.range(), spans: 2 };
     let job = Attend {
         queries: queries.range(),
         rows: 100,
@@ -514,94 +397,28 @@ fn wrong_jobs_are_refused() {
     attend(Stream::Compute, &geometry, job).unwrap();
     is_shape(attend(Stream::CopyIn, &geometry, job));
     is_shape(attend(Stream::Compute, &Geometry { heads: 3, ..geometry }, job));
-    is_shape(attend(
-        Stream::Compute,
-        &Geometry {
-            head_dim: 24,
-            ..geometry
-        },
-        job,
-    ));
-    is_shape(attend(
-        Stream::Compute,
-        &Geometry {
-            block_tokens: 48,
-            ..geometry
-        },
-        job,
-    ));
-    is_shape(attend(
-        Stream::Compute,
-        &Geometry {
-            block_tokens: 32,
-            ..geometry
-        },
-        job,
-    ));
+    is_shape(attend(Stream::Compute, &Geometry { head_dim: 24, ..geometry }, job));
+    is_shape(attend(Stream::Compute, &Geometry { block_tokens: 48, ..geometry }, job));
+    is_shape(attend(Stream::Compute, &Geometry { block_tokens: 32, ..geometry }, job));
     is_shape(attend(Stream::Compute, &geometry, Attend { rows: 101, ..job }));
     is_shape(attend(Stream::Compute, &geometry, Attend { spans: &[2], ..job }));
-    is_shape(attend(
-        Stream::Compute,
-        &geometry,
-        Attend {
-            sections: &cache.sections[..6],
-            ..job
-        },
-    ));
+    is_shape(attend(Stream::Compute, &geometry, Attend { sections: &cache.sections[..6], ..job }));
     let running = Accumulator::Running { range: store.range() };
-    is_shape(attend(
-        Stream::Compute,
-        &geometry,
-        Attend {
-            into: running,
-            spans: &[1, 0],
-            ..job
-        },
-    ));
-    let small = Accumulator::Partials {
-        range: store.range(),
-        spans: 3,
-    };
+    is_shape(attend(Stream::Compute, &geometry, Attend { into: running, spans: &[1, 0], ..job }));
+    let small = Accumulator::Partials { range: store.range(), spans: 3 };
     is_shape(attend(Stream::Compute, &geometry, Attend { into: small, ..job }));
-    let finish = Finish {
-        from: into,
-        rows: 100,
-        first_position: 100,
-        output: queries.range(),
-    };
+    let finish = Finish { from: into, rows: 100, first_position: 100, output: queries.range() };
     is_shape(device.finish(Stream::Compute, &geometry, &[finish]));
     let mut sections = cache.sections.clone();
-    sections[6] = Some(SectionPlace::Host(HostRange {
-        extent: register(&device, true).1,
-        offset: 0,
-        bytes: 1,
-    }));
-    is_shape(attend(
-        Stream::Compute,
-        &geometry,
-        Attend {
-            sections: &sections,
-            ..job
-        },
-    ));
+    sections[6] = Some(SectionPlace::Host(HostRange { extent: register(&device, true).1, offset: 0, bytes: 1 }));
+    is_shape(attend(Stream::Compute, &geometry, Attend { sections: &sections, ..job }));
     // Spans that do not reach the missing section are fine.
-    attend(
-        Stream::Compute,
-        &geometry,
-        Attend {
-            sections: &sections,
-            spans: &[0],
-            ..job
-        },
-    )
-    .unwrap();
+    attend(Stream::Compute, &geometry, Attend { sections: &sections, spans: &[0], ..job }).unwrap();
 }
 
 fn register(device: &CpuDevice, readable: bool) -> (Arc<Extent>, gpu_tier::device::ExtentId) {
     let extent = Arc::new(Extent::new(4 << 20, readable));
-    let id = device
-        .register(Arc::clone(&extent) as Arc<dyn gpu_tier::device::HostExtent>)
-        .unwrap();
+    let id = device.register(Arc::clone(&extent) as Arc<dyn gpu_tier::device::HostExtent>).unwrap();
     (extent, id)
 }
 
@@ -613,21 +430,11 @@ fn spill(cache: &mut Cache<'_>, extent: gpu_tier::device::ExtentId) -> u64 {
         let Some(SectionPlace::Device(device)) = *section else {
             continue;
         };
-        let host = HostRange {
-            extent,
-            offset: moved * bytes,
-            bytes,
-        };
-        cache
-            .device
-            .copy_out(Stream::CopyOut, &[CopyPiece { host, device }])
-            .unwrap();
+        let host = HostRange { extent, offset: moved * bytes, bytes };
+        cache.device.copy_out(Stream::CopyOut, &[CopyPiece { host, device }]).unwrap();
         let done = cache.device.record(Stream::CopyOut).unwrap();
         cache.device.synchronize(done).unwrap();
-        cache
-            .device
-            .upload(Stream::Compute, &vec![0xff; bytes as usize], device)
-            .unwrap();
+        cache.device.upload(Stream::Compute, &vec![0xff; bytes as usize], device).unwrap();
         *section = Some(SectionPlace::Host(host));
         moved += 1;
     }
@@ -649,14 +456,8 @@ fn host_blocks_in_place_give_the_same_bits() {
     let after = device.traffic();
     // 300 tokens: 18 blocks of 16 and one of 12, even ones (the last too) on the host; keys are read by whole pieces.
     let per_token = 64 * 2 * 2;
-    assert_eq!(
-        after.attended_host_bytes - before.attended_host_bytes,
-        2 * (10 * 16 + 9 * 16 + 12) * per_token
-    );
-    assert_eq!(
-        after.attended_device_bytes - before.attended_device_bytes,
-        2 * 9 * 32 * per_token
-    );
+    assert_eq!(after.attended_host_bytes - before.attended_host_bytes, 2 * (10 * 16 + 9 * 16 + 12) * per_token);
+    assert_eq!(after.attended_device_bytes - before.attended_device_bytes, 2 * 9 * 32 * per_token);
 }
 
 #[test]
@@ -669,35 +470,19 @@ fn strict_device_pages_without_touching_the_readers_mapping() {
     // The reader's mapping cannot be read at all: one load through it would end the test.
     let (_extent, id) = register(&device, false);
     let moved = spill(&mut cache, id);
-    assert_eq!(
-        cache.try_attend(&sequence, 399..400, &PARTIALS),
-        Err(DeviceError::NotResident { section: 0 })
-    );
+    assert_eq!(cache.try_attend(&sequence, 399..400, &PARTIALS), Err(DeviceError::NotResident { section: 0 }));
     // One slot for all the blocks that are not here; a span at a time.
     let slot = device.allocate(geometry.section_bytes()).unwrap();
     let row = (geometry.heads * geometry.head_dim) as usize;
     let queries = put(&device, &sequence.queries[399 * row..]);
-    let store = device
-        .allocate(7 * u64::from(geometry.heads) * geometry.partial_bytes())
-        .unwrap();
-    let into = Accumulator::Partials {
-        range: store.range(),
-        spans: 7,
-    };
+    let store = device.allocate(7 * u64::from(geometry.heads) * geometry.partial_bytes()).unwrap();
+    let into = Accumulator::Partials { range: store.range(), spans: 7 };
     for span in (0..7u32).rev() {
         let mut sections = cache.sections.clone();
         if let Some(SectionPlace::Host(host)) = sections[span as usize] {
             let used = device.record(Stream::Compute).unwrap();
             device.wait(Stream::CopyIn, used).unwrap();
-            device
-                .copy_in(
-                    Stream::CopyIn,
-                    &[CopyPiece {
-                        host,
-                        device: slot.range(),
-                    }],
-                )
-                .unwrap();
+            device.copy_in(Stream::CopyIn, &[CopyPiece { host, device: slot.range() }]).unwrap();
             let arrived = device.record(Stream::CopyIn).unwrap();
             device.wait(Stream::Compute, arrived).unwrap();
             sections[span as usize] = Some(SectionPlace::Device(slot.range()));
@@ -713,12 +498,7 @@ fn strict_device_pages_without_touching_the_readers_mapping() {
         device.attend(Stream::Compute, &geometry, &[job]).unwrap();
     }
     let output = device.allocate(queries.range().bytes).unwrap();
-    let finish = Finish {
-        from: into,
-        rows: 1,
-        first_position: 399,
-        output: output.range(),
-    };
+    let finish = Finish { from: into, rows: 1, first_position: 399, output: output.range() };
     device.finish(Stream::Compute, &geometry, &[finish]).unwrap();
     assert_same_bits(&expected, &get(&device, output.range()), "paged");
     let traffic = device.traffic();
@@ -755,11 +535,7 @@ fn scribbling_over_host_blocks_is_never_a_fault() {
         });
         // The device is as good as before.
         extent.write(0, &saved);
-        assert_same_bits(
-            &expected,
-            &cache.attend(&sequence, 260..300, &RUNNING),
-            "after the scribbler",
-        );
+        assert_same_bits(&expected, &cache.attend(&sequence, 260..300, &RUNNING), "after the scribbler");
     }
 }
 
@@ -794,9 +570,7 @@ fn every_row_of_a_chunk_is_its_decode_row() {
         sequence.values[infinite * 16..][..16].fill(f32::INFINITY);
         let scalar = open(Isa::Scalar, 1, Link::InPlace, BUDGET);
         let cache = Cache::filled(&scalar, geometry, &sequence, tokens);
-        let expected: Vec<f32> = (0..tokens)
-            .flat_map(|row| cache.attend(&sequence, row..row + 1, &PARTIALS))
-            .collect();
+        let expected: Vec<f32> = (0..tokens).flat_map(|row| cache.attend(&sequence, row..row + 1, &PARTIALS)).collect();
         for isa in Isa::available() {
             let device = open(isa, 1, Link::InPlace, BUDGET);
             let cache = Cache::filled(&device, geometry, &sequence, tokens);
@@ -806,10 +580,7 @@ fn every_row_of_a_chunk_is_its_decode_row() {
                     let what = format!("{} from {start}, group {group}", isa.name());
                     let seen = (infinite - start) * row;
                     assert_same_bits(&expected[start * row..infinite * row], &found[..seen], &what);
-                    assert!(
-                        found[seen..].iter().all(|x| *x == f32::INFINITY),
-                        "{what}: rows that see it"
-                    );
+                    assert!(found[seen..].iter().all(|x| *x == f32::INFINITY), "{what}: rows that see it");
                 }
             }
         }

@@ -11,12 +11,7 @@ use gpu_tier::cuda::{CudaConfig, CudaDevice};
 const REPORT: &str = "KVTIER_TEST_REPORT_CUDA";
 
 fn open() -> Result<(), DeviceError> {
-    CudaDevice::open(CudaConfig {
-        ordinal: 0,
-        budget_bytes: 1 << 20,
-        kernels: None,
-    })
-    .map(drop)
+    CudaDevice::open(CudaConfig { ordinal: 0, budget_bytes: 1 << 20, kernels: None }).map(drop)
 }
 
 /// Runs `child` alone in a new process with `folder` first on the loader's path; what it printed.
@@ -54,28 +49,15 @@ fn no_driver_is_unavailable_and_no_panic() {
         return;
     }
     // A driver without a device (a build image) has words of its own; every other machine has no libcuda.
-    assert!(
-        said.contains(r#"opened: Err(Unavailable { kind: "cuda", reason: ""#),
-        "{said}"
-    );
+    assert!(said.contains(r#"opened: Err(Unavailable { kind: "cuda", reason: ""#), "{said}");
 }
 
 #[test]
 fn stub_library_without_the_drivers_symbols_is_unavailable() {
     let folder = empty_folder("stub-driver");
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-    let libc = maps
-        .lines()
-        .filter_map(|line| line.split_whitespace().last())
-        .find(|path| path.ends_with("/libc.so.6"));
-    symlink(
-        libc.expect("the test is linked against the C library"),
-        folder.join("libcuda.so"),
-    )
-    .unwrap();
+    let libc = maps.lines().filter_map(|line| line.split_whitespace().last()).find(|path| path.ends_with("/libc.so.6"));
+    symlink(libc.expect("the test is linked against the C library"), folder.join("libcuda.so")).unwrap();
     let said = report(&folder);
-    assert!(
-        said.contains(r#"opened: Err(Unavailable { kind: "cuda", reason: "the libcuda that was found"#),
-        "{said}"
-    );
+    assert!(said.contains(r#"opened: Err(Unavailable { kind: "cuda", reason: "the libcuda that was found"#), "{said}");
 }

@@ -24,11 +24,7 @@ use gpu_tier::device::{CopyPiece, Device, HostExtent, Stream};
 const PAGE: usize = 4096;
 
 fn open(kernels: Option<&str>) -> CudaDevice {
-    let config = CudaConfig {
-        ordinal: 0,
-        budget_bytes: BUDGET,
-        kernels: kernels.map(str::to_owned),
-    };
+    let config = CudaConfig { ordinal: 0, budget_bytes: BUDGET, kernels: kernels.map(str::to_owned) };
     CudaDevice::open(config).unwrap()
 }
 
@@ -99,12 +95,7 @@ fn contract_holds_on_a_driver_that_aligns_to_256_bytes() {
 fn contract_holds_on_the_cpu_device() {
     for link in [Link::InPlace, Link::Strict { bytes_per_second: None }] {
         let workers = Arc::new(Workers::new(2));
-        let config = CpuConfig {
-            budget_bytes: BUDGET,
-            link,
-            workers,
-            isa: Isa::detect(),
-        };
+        let config = CpuConfig { budget_bytes: BUDGET, link, workers, isa: Isa::detect() };
         contract::check(&CpuDevice::open(config).unwrap(), 0);
     }
 }
@@ -117,24 +108,15 @@ fn device_without_kernels_copies_by_pieces() {
     let (copies, launches) = gather_seven(&device, &double);
     assert_eq!((copies, launches), (7, 0));
     let name = device.info().name.clone();
-    assert_eq!(
-        (device.info().kind, name.as_str(), device.info().in_place),
-        ("cuda", "driver double", false)
-    );
+    assert_eq!((device.info().kind, name.as_str(), device.info().in_place), ("cuda", "driver double", false));
     drop(device);
-    let config = CudaConfig {
-        ordinal: 0,
-        budget_bytes: BUDGET,
-        kernels: Some("not a module".to_owned()),
-    };
+    let config = CudaConfig { ordinal: 0, budget_bytes: BUDGET, kernels: Some("not a module".to_owned()) };
     let refused = CudaDevice::open(config.clone()).map(|_| ()).unwrap_err();
     assert!(
         matches!(&refused, DeviceError::Driver { what: "load kernels", reason } if reason.contains("image")),
         "{refused}"
     );
-    let refused = CudaDevice::open(CudaConfig { ordinal: 1, ..config })
-        .map(|_| ())
-        .unwrap_err();
+    let refused = CudaDevice::open(CudaConfig { ordinal: 1, ..config }).map(|_| ()).unwrap_err();
     assert!(
         matches!(&refused, DeviceError::Unavailable { kind: "cuda", reason } if reason.contains("device 1")),
         "{refused}"
@@ -192,28 +174,20 @@ fn in_and_out(double: &Double, waits: bool) -> [Vec<u8>; 3] {
     let device = open(None);
     let arena = Arena::new(2 * PAGE);
     let extent = device.register(arena.clone()).unwrap();
-    assert_eq!(
-        device.is_pinned(extent),
-        Some(true),
-        "a pageable copy out would wait for the gate"
-    );
+    assert_eq!(device.is_pinned(extent), Some(true), "a pageable copy out would wait for the gate");
     let buffer = device.allocate(PAGE as u64).unwrap();
     let (old, new) = (pattern(1, PAGE), pattern(2, PAGE));
     device.upload(Stream::CopyIn, &old, buffer.range()).unwrap();
     finish(&device, Stream::CopyIn);
     arena.write(0, &new);
     let gate = double.hold(COPY_IN);
-    device
-        .copy_in(Stream::CopyIn, &[piece(extent, 0, buffer.range())])
-        .unwrap();
+    device.copy_in(Stream::CopyIn, &[piece(extent, 0, buffer.range())]).unwrap();
     let arrived = device.record(Stream::CopyIn).unwrap();
     assert_eq!(device.is_done(arrived), Ok(false), "a pinned copy is asynchronous");
     if waits {
         device.wait(Stream::CopyOut, arrived).unwrap();
     }
-    device
-        .copy_out(Stream::CopyOut, &[piece(extent, PAGE as u64, buffer.range())])
-        .unwrap();
+    device.copy_out(Stream::CopyOut, &[piece(extent, PAGE as u64, buffer.range())]).unwrap();
     if !waits {
         // Nothing orders the copies, so the one out need not wait for the one in: it finishes first here.
         finish(&device, Stream::CopyOut);
@@ -247,13 +221,7 @@ fn slice_may_be_reused_as_soon_as_upload_returns() {
         // Pinned memory: the driver itself would read it only when the copy runs.
         // SAFETY: the arena's bytes, which nobody writes while the slice is in use.
         let slice = unsafe { std::slice::from_raw_parts(arena.reader_address(), PAGE) };
-        device
-            .upload(
-                Stream::CopyIn,
-                slice,
-                buffer.range().slice(part * PAGE as u64, PAGE as u64),
-            )
-            .unwrap();
+        device.upload(Stream::CopyIn, slice, buffer.range().slice(part * PAGE as u64, PAGE as u64)).unwrap();
     }
     arena.write(0, &[0; PAGE]);
     drop(gate);
@@ -266,21 +234,13 @@ fn slice_may_be_reused_as_soon_as_upload_returns() {
 #[test]
 fn upload_longer_than_all_staging_memory() {
     let double = Double::take();
-    let device = CudaDevice::open(CudaConfig {
-        ordinal: 0,
-        budget_bytes: 16 << 20,
-        kernels: None,
-    })
-    .unwrap();
+    let device = CudaDevice::open(CudaConfig { ordinal: 0, budget_bytes: 16 << 20, kernels: None }).unwrap();
     let buffer = device.allocate(7 << 20).unwrap();
     let data = pattern(4, (6 << 20) + 12345);
     // Slow copies: a chunk that is reused too early is seen.
     double.set_jitter_us(5000);
     device.upload(Stream::Compute, &data, buffer.range()).unwrap();
-    assert_eq!(
-        fetch(&device, Stream::Compute, buffer.range().slice(0, data.len() as u64)),
-        data
-    );
+    assert_eq!(fetch(&device, Stream::Compute, buffer.range().slice(0, data.len() as u64)), data);
     assert!(double.counters().pinned_bytes <= 4 << 20, "staging memory is bounded");
     drop((buffer, device));
     double.assert_nothing_left();
@@ -299,10 +259,7 @@ fn dropped_buffer_lives_until_its_work_is_done() {
     drop(buffer);
     assert_eq!(double.counters().live_blocks, 1, "the copy is still to come");
     assert_eq!(device.memory().used_bytes, PAGE as u64);
-    assert_eq!(
-        device.copy_in(Stream::CopyIn, &[piece(extent, 0, range)]),
-        Err(DeviceError::Range { range })
-    );
+    assert_eq!(device.copy_in(Stream::CopyIn, &[piece(extent, 0, range)]), Err(DeviceError::Range { range }));
     drop(gate);
     assert_eq!(settled(&device).used_bytes, 0);
     assert_eq!(double.counters().live_blocks, 0);
@@ -323,10 +280,7 @@ fn planted_early_free_is_an_illegal_address() {
         result::free_sync(block).unwrap();
     }
     drop(gate);
-    assert_eq!(
-        stream.synchronize(),
-        Err(DriverError(CUresult::CUDA_ERROR_ILLEGAL_ADDRESS))
-    );
+    assert_eq!(stream.synchronize(), Err(DriverError(CUresult::CUDA_ERROR_ILLEGAL_ADDRESS)));
     // A context ends with its sticky error; the next one works.
     drop((stream, context));
     open(None);
@@ -357,33 +311,21 @@ fn failed_copy_is_told_once_and_then_the_device_is_lost() {
         let gate = double.hold(COPY_OUT);
         double.fail(COPY, 3, ECC_UNCORRECTABLE);
         for _ in 0..3 {
-            device
-                .copy_out(Stream::CopyOut, &[piece(extent, 0, buffer.range())])
-                .unwrap();
+            device.copy_out(Stream::CopyOut, &[piece(extent, 0, buffer.range())]).unwrap();
         }
         let event = device.record(Stream::CopyOut).unwrap();
         drop(gate);
         let told = loop {
-            match if polls {
-                device.is_done(event)
-            } else {
-                device.synchronize(event).map(|()| true)
-            } {
+            match if polls { device.is_done(event) } else { device.synchronize(event).map(|()| true) } {
                 Ok(false) => std::thread::yield_now(),
                 Ok(true) => panic!("the third copy was to fail"),
                 Err(error) => break error,
             }
         };
-        assert!(
-            matches!(&told, DeviceError::Driver { reason, .. } if reason.contains("ECC")),
-            "{told:?}"
-        );
+        assert!(matches!(&told, DeviceError::Driver { reason, .. } if reason.contains("ECC")), "{told:?}");
         assert_eq!(device.is_done(event), Err(DeviceError::Lost));
         assert_eq!(device.synchronize(event), Err(DeviceError::Lost));
-        assert_eq!(
-            device.upload(Stream::Compute, &[1], buffer.range()),
-            Err(DeviceError::Lost)
-        );
+        assert_eq!(device.upload(Stream::Compute, &[1], buffer.range()), Err(DeviceError::Lost));
         assert_eq!(device.allocate(1).map(|_| ()).unwrap_err(), DeviceError::Lost);
         drop((buffer, device));
         double.assert_nothing_left();
@@ -397,15 +339,9 @@ fn failure_seen_only_by_a_drop_is_told_to_the_next_caller() {
     let device = open(Some(double::IMAGE));
     let arena = Arena::new(PAGE);
     let extent = device.register(arena.clone()).unwrap();
-    let [buffer, other] = [
-        device.allocate(PAGE as u64).unwrap(),
-        device.allocate(PAGE as u64).unwrap(),
-    ];
+    let [buffer, other] = [device.allocate(PAGE as u64).unwrap(), device.allocate(PAGE as u64).unwrap()];
     double.fail(LAUNCH, 1, LAUNCH_FAILED);
-    let pieces = [
-        piece(extent, 0, buffer.range().slice(0, 8)),
-        piece(extent, 8, buffer.range().slice(8, 8)),
-    ];
+    let pieces = [piece(extent, 0, buffer.range().slice(0, 8)), piece(extent, 8, buffer.range().slice(8, 8))];
     // The launch fails only after the call that enqueues it has returned.
     let gate = double.hold(KERNEL);
     device.copy_in(Stream::CopyIn, &pieces).unwrap();
@@ -432,16 +368,10 @@ fn running_out_of_device_memory_leaves_the_device_usable() {
     let first = device.allocate(2 * PAGE as u64).unwrap();
     let out = |error: DeviceError| matches!(&error, DeviceError::Driver { what: "allocate", reason } if reason.contains("memory"));
     assert!(out(device.allocate(2 * PAGE as u64).map(|_| ()).unwrap_err()));
-    assert_eq!(
-        device.memory().used_bytes,
-        2 * PAGE as u64,
-        "what was refused is not counted"
-    );
+    assert_eq!(device.memory().used_bytes, 2 * PAGE as u64, "what was refused is not counted");
     // A dropped buffer whose work is still going on is waited for before the driver's refusal is passed on.
     double.set_jitter_us(2000);
-    device
-        .upload(Stream::Compute, &pattern(1, PAGE), first.range())
-        .unwrap();
+    device.upload(Stream::Compute, &pattern(1, PAGE), first.range()).unwrap();
     drop(first);
     let second = device.allocate(2 * PAGE as u64).unwrap();
     double.fail(ALLOCATION, 1, OUT_OF_MEMORY);
@@ -450,10 +380,7 @@ fn running_out_of_device_memory_leaves_the_device_usable() {
     double.fail(ALLOCATION, 1, ECC_UNCORRECTABLE);
     drop(third);
     assert!(matches!(device.allocate(1), Err(DeviceError::Driver { .. })));
-    assert!(
-        matches!(device.allocate(1), Err(DeviceError::Lost)),
-        "any other refusal ends the device"
-    );
+    assert!(matches!(device.allocate(1), Err(DeviceError::Lost)), "any other refusal ends the device");
     assert_eq!(double.counters().peak_bytes, 2 * PAGE as u64 + 4096);
     drop((second, device));
     double.assert_nothing_left();
@@ -467,10 +394,7 @@ fn events_tell_time_only_when_asked_to() {
     let timed = || stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT)).unwrap();
     let (start, end, plain) = (timed(), timed(), stream.record_event(None).unwrap());
     assert!(start.elapsed_ms(&end).unwrap() >= 0.0);
-    assert_eq!(
-        start.elapsed_ms(&plain),
-        Err(DriverError(CUresult::CUDA_ERROR_INVALID_HANDLE))
-    );
+    assert_eq!(start.elapsed_ms(&plain), Err(DriverError(CUresult::CUDA_ERROR_INVALID_HANDLE)));
     drop((start, end, plain, stream, context));
     double.assert_nothing_left();
 }

@@ -27,11 +27,7 @@ fn device(slots: u32) -> Arc<dyn Device> {
 }
 
 fn open(slots: u32) -> DeviceRig {
-    let config = DeviceTierConfig {
-        slots,
-        shape: SHAPE,
-        rest_millis: REST_MILLIS,
-    };
+    let config = DeviceTierConfig { slots, shape: SHAPE, rest_millis: REST_MILLIS };
     DeviceRig(DeviceTier::open(device(slots), config).unwrap())
 }
 
@@ -43,10 +39,7 @@ impl DeviceRig {
 
     fn download(&self, place: cache_core::store::SlotPlace) -> Buffer {
         let mut buffer = Buffer::zeroed(place.bytes as usize);
-        self.0
-            .device()
-            .download(Stream::Compute, self.0.range(place), buffer.as_mut_slice())
-            .unwrap();
+        self.0.device().download(Stream::Compute, self.0.range(place), buffer.as_mut_slice()).unwrap();
         buffer
     }
 
@@ -107,24 +100,13 @@ fn model() {
 #[test]
 fn slots_come_from_the_devices_budget() {
     let device = device(3);
-    let config = DeviceTierConfig {
-        slots: 4,
-        shape: SHAPE,
-        rest_millis: 0,
-    };
-    assert!(matches!(
-        DeviceTier::open(Arc::clone(&device), config),
-        Err(DeviceError::Full { .. })
-    ));
+    let config = DeviceTierConfig { slots: 4, shape: SHAPE, rest_millis: 0 };
+    assert!(matches!(DeviceTier::open(Arc::clone(&device), config), Err(DeviceError::Full { .. })));
     let tier = DeviceTier::open(Arc::clone(&device), DeviceTierConfig { slots: 3, ..config }).unwrap();
     assert_eq!(device.memory().used_bytes, 3 * SHAPE.slot_bytes());
     let slot = tier.reserve(block(1).0.key).unwrap();
     drop(tier);
-    assert_eq!(
-        device.memory().used_bytes,
-        3 * SHAPE.slot_bytes(),
-        "a reservation keeps the memory"
-    );
+    assert_eq!(device.memory().used_bytes, 3 * SHAPE.slot_bytes(), "a reservation keeps the memory");
     drop(slot);
     assert_eq!(device.memory().used_bytes, 0);
 }
@@ -133,14 +115,9 @@ fn slots_come_from_the_devices_budget() {
 fn an_open_block_is_sealed_as_any_other() {
     let rig = open(2);
     let (slot, sealed) = rig.open_with(1);
-    assert!(
-        matches!(rig.0.lookup(&sealed.key), Lookup::Miss(_)),
-        "nobody knows its key yet"
-    );
+    assert!(matches!(rig.0.lookup(&sealed.key), Lookup::Miss(_)), "nobody knows its key yet");
     rig.0.commit_open(slot, &sealed).unwrap();
-    let Lookup::Hit(lease) = rig.0.lookup(&sealed.key) else {
-        panic!("sealed, but not there")
-    };
+    let Lookup::Hit(lease) = rig.0.lookup(&sealed.key) else { panic!("sealed, but not there") };
     let image = rig.download(lease.place());
     assert!(
         image.as_slice() == block(1).1.as_slice(),
@@ -157,10 +134,7 @@ fn an_open_slot_is_zeroed() {
     rig.0.commit_open(slot, &sealed).unwrap();
     rig.0.remove(&sealed.key).unwrap();
     let slot = rig.0.reserve_open().unwrap();
-    assert!(
-        rig.download(slot.place()).as_slice().iter().all(|byte| *byte == 0),
-        "the last tenant's bytes are gone"
-    );
+    assert!(rig.download(slot.place()).as_slice().iter().all(|byte| *byte == 0), "the last tenant's bytes are gone");
 }
 
 #[test]
@@ -179,10 +153,7 @@ fn the_same_block_twice_is_kept_once() {
 fn a_block_of_another_form_is_not_sealed() {
     let rig = open(1);
     let (slot, sealed) = rig.open_with(1);
-    let key = cache_core::key::CopyKey {
-        form: cache_core::form::FormMapId::RAW32,
-        ..sealed.key
-    };
+    let key = cache_core::key::CopyKey { form: cache_core::form::FormMapId::RAW32, ..sealed.key };
     let (slot, error) = rig.0.commit_open(slot, &Sealed { key, ..sealed }).unwrap_err();
     assert_eq!(error, StoreError::Check(CheckFailure::Identity));
     rig.0.commit_open(slot, &sealed).unwrap();
@@ -198,10 +169,7 @@ fn an_arriving_copy_is_verified_and_not_resealed() {
     let (slot, error) = slot.commit(&sealed).unwrap_err();
     assert_eq!(error, StoreError::Check(CheckFailure::Section { section: 2 }));
     assert_eq!((rig.0.counters().failed_checks, rig.0.counters().sealed), (1, 0));
-    assert!(
-        rig.download(slot.place()).as_slice() == image.as_slice(),
-        "its bytes are left as they came"
-    );
+    assert!(rig.download(slot.place()).as_slice() == image.as_slice(), "its bytes are left as they came");
 }
 
 #[test]
@@ -211,22 +179,14 @@ fn damage_in_device_memory_is_found_when_it_is_read() {
     let place = slot.place();
     rig.0.commit_open(slot, &sealed).unwrap();
     let section = rig.0.section(place, 1);
-    rig.0
-        .device()
-        .upload(Stream::Compute, &[0xff; 8], section.slice(16, 8))
-        .unwrap();
+    rig.0.device().upload(Stream::Compute, &[0xff; 8], section.slice(16, 8)).unwrap();
     let buffer = Buffer::zeroed(SHAPE.slot_bytes() as usize);
-    rig.0
-        .submit(cache_core::store::StoreOp::Read, sealed.key, buffer)
-        .unwrap();
+    rig.0.submit(cache_core::store::StoreOp::Read, sealed.key, buffer).unwrap();
     let mut done = Vec::new();
     rig.0.poll(&mut done);
     let reason = cache_core::miss::MissReason::FailedCheck;
     assert!(matches!(&done[0].outcome, cache_core::store::Outcome::Miss(found) if *found == reason));
-    assert!(
-        matches!(rig.0.lookup(&sealed.key), Lookup::Miss(_)),
-        "it is never served again"
-    );
+    assert!(matches!(rig.0.lookup(&sealed.key), Lookup::Miss(_)), "it is never served again");
     assert_eq!(rig.0.counters().quarantined, 1);
 }
 

@@ -25,22 +25,12 @@ impl Extent {
     pub(crate) fn new(bytes: u64, slots: u32) -> Result<Extent, HostError> {
         let failed = |what| move |source: io::Error| HostError::Memory { what, bytes, source };
         let file = memfd().map_err(failed("create a memfd"))?;
-        ftruncate(&file, bytes)
-            .map_err(io::Error::from)
-            .map_err(failed("size a memfd"))?;
+        ftruncate(&file, bytes).map_err(io::Error::from).map_err(failed("size a memfd"))?;
         let service = Mapping::new(file.as_fd(), bytes, Access::ReadWrite).map_err(failed("map a memfd"))?;
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL;
-        fcntl_add_seals(&file, seals)
-            .map_err(io::Error::from)
-            .map_err(failed("seal a memfd"))?;
+        fcntl_add_seals(&file, seals).map_err(io::Error::from).map_err(failed("seal a memfd"))?;
         let reader = Mapping::new(file.as_fd(), bytes, Access::ReadOnly).map_err(failed("map a sealed memfd"))?;
-        let extent = Extent {
-            file,
-            service,
-            reader,
-            bytes,
-            slots,
-        };
+        let extent = Extent { file, service, reader, bytes, slots };
         for slot in 0..slots {
             crate::generation::withdraw(extent.word(slot), Generation(1));
         }

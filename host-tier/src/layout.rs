@@ -38,27 +38,14 @@ impl Layout {
         let extent_bytes = EXTENT_BYTES_MAX.min(budget_bytes / 4);
         let fitting = |slots: &u64| round_to_pages(8 * slots) + slots * slot_bytes <= extent_bytes;
         let slots_per_extent = largest(extent_bytes / slot_bytes, fitting).max(1) as u32;
-        let with = |slots: u64| Layout {
-            slot_bytes,
-            slots: slots as u32,
-            slots_per_extent,
-            fixed_bytes,
-            bytes_per_extent,
-        };
+        let with =
+            |slots: u64| Layout { slot_bytes, slots: slots as u32, slots_per_extent, fixed_bytes, bytes_per_extent };
         let slots = largest((budget_bytes / slot_bytes).min(u64::from(u32::MAX)), |slots| {
             with(*slots).held_bytes() <= budget_bytes
         });
         if slots == 0 {
-            let minimum_bytes = Layout {
-                slots_per_extent: 1,
-                ..with(1)
-            }
-            .held_bytes();
-            return Err(HostError::Budget {
-                budget_bytes,
-                slot_bytes,
-                minimum_bytes,
-            });
+            let minimum_bytes = Layout { slots_per_extent: 1, ..with(1) }.held_bytes();
+            return Err(HostError::Budget { budget_bytes, slot_bytes, minimum_bytes });
         }
         Ok(with(slots))
     }
@@ -119,10 +106,7 @@ impl Layout {
 
     /// Extent and byte offset of a slot's generation word, a little-endian u64.
     pub fn generation_place(&self, slot: SlotIndex) -> (u32, u64) {
-        (
-            slot.0 / self.slots_per_extent,
-            8 * u64::from(slot.0 % self.slots_per_extent),
-        )
+        (slot.0 / self.slots_per_extent, 8 * u64::from(slot.0 % self.slots_per_extent))
     }
 }
 
@@ -141,42 +125,22 @@ mod tests {
     use super::*;
     use cache_core::form::Form;
 
-    const SMOLLM2: BlockShape = BlockShape {
-        layers: 30,
-        kv_heads: 3,
-        head_dim: 64,
-        block_tokens: 64,
-        form: Form::Raw16,
-    };
-    const SMALL: BlockShape = BlockShape {
-        layers: 1,
-        kv_heads: 1,
-        head_dim: 16,
-        block_tokens: 16,
-        form: Form::Raw16,
-    };
+    const SMOLLM2: BlockShape =
+        BlockShape { layers: 30, kv_heads: 3, head_dim: 64, block_tokens: 64, form: Form::Raw16 };
+    const SMALL: BlockShape = BlockShape { layers: 1, kv_heads: 1, head_dim: 16, block_tokens: 16, form: Form::Raw16 };
 
     #[test]
     fn never_past_the_budget_and_never_a_slot_short() {
         for shape in [SMOLLM2, SMALL] {
-            for budget_bytes in (1..400)
-                .map(|step| step * 777_777)
-                .chain([16 << 20, 64 << 20, 1 << 30, 100 << 30])
-            {
+            for budget_bytes in (1..400).map(|step| step * 777_777).chain([16 << 20, 64 << 20, 1 << 30, 100 << 30]) {
                 let Ok(layout) = Layout::new(budget_bytes, &shape, 5000, 300) else {
                     continue;
                 };
                 let extents: u64 = (0..layout.extents()).map(|extent| layout.extent_bytes(extent)).sum();
                 let records = 5000 + 300 * u64::from(layout.extents());
-                assert_eq!(
-                    layout.held_bytes(),
-                    extents + records + SlotTable::bytes_for(layout.slots())
-                );
+                assert_eq!(layout.held_bytes(), extents + records + SlotTable::bytes_for(layout.slots()));
                 assert!(layout.held_bytes() <= budget_bytes);
-                let more = Layout {
-                    slots: layout.slots + 1,
-                    ..layout
-                };
+                let more = Layout { slots: layout.slots + 1, ..layout };
                 assert!(more.held_bytes() > budget_bytes, "one more slot fits {budget_bytes}");
                 for extent in 0..layout.extents() {
                     let bytes = layout.extent_bytes(extent);

@@ -72,11 +72,7 @@ impl Mapping {
 
     /// Takes every access away: from now on a touch of this mapping is a SIGSEGV.
     pub(crate) fn protect(&self) -> io::Result<()> {
-        assert_eq!(
-            self.access,
-            Access::ReadOnly,
-            "the service mapping is never protected: safe code reads it"
-        );
+        assert_eq!(self.access, Access::ReadOnly, "the service mapping is never protected: safe code reads it");
         // SAFETY: the range is exactly this mapping; safe code never touches a read-only mapping (see `atomic`).
         unsafe { mprotect(self.address.as_ptr().cast(), self.bytes, MprotectFlags::empty())? };
         Ok(())
@@ -84,11 +80,7 @@ impl Mapping {
 
     /// The 8 bytes at `offset`, shared. Panics when they are misaligned or outside the mapping.
     pub(crate) fn atomic(&self, offset: u64) -> &AtomicU64 {
-        assert_eq!(
-            self.access,
-            Access::ReadWrite,
-            "only the service mapping is touched by address"
-        );
+        assert_eq!(self.access, Access::ReadWrite, "only the service mapping is touched by address");
         self.check(offset, 8);
         assert_eq!(offset % 8, 0, "a word is aligned");
         // SAFETY: inside the mapping and aligned (just checked; the mapping starts on a page); lives as long as `self`. All accesses that
@@ -108,53 +100,30 @@ impl Mapping {
     pub(crate) fn store(&self, offset: u64, source: &[u8]) {
         let words = self.words(offset, source.len());
         for (chunk, word) in source.chunks_exact(8).zip(words) {
-            word.store(
-                u64::from_ne_bytes(chunk.try_into().expect("chunks of 8 bytes")),
-                Ordering::Relaxed,
-            );
+            word.store(u64::from_ne_bytes(chunk.try_into().expect("chunks of 8 bytes")), Ordering::Relaxed);
         }
     }
 
     /// Shows the bytes of a slot in `commit`. The caller has the reservation by value and its writes happened before.
     pub(crate) fn look<R>(&self, offset: u64, bytes: u64, look: impl FnOnce(&[u8]) -> R) -> R {
         self.check(offset, bytes);
-        assert_eq!(
-            self.access,
-            Access::ReadWrite,
-            "only the service mapping is touched by address"
-        );
+        assert_eq!(self.access, Access::ReadWrite, "only the service mapping is touched by address");
         // SAFETY: inside the mapping; nobody writes the bytes while the caller is in `commit` (the table above; kept by `tier.rs`, whose
         // slot table hands a slot to one reservation at a time), and the slice ends with `look`.
         look(unsafe { std::slice::from_raw_parts(self.address.as_ptr().add(offset as usize), bytes as usize) })
     }
 
     fn words(&self, offset: u64, bytes: usize) -> &[AtomicU64] {
-        assert!(
-            offset.is_multiple_of(8) && bytes.is_multiple_of(8),
-            "copies are whole words: {offset}+{bytes}"
-        );
-        assert_eq!(
-            self.access,
-            Access::ReadWrite,
-            "only the service mapping is touched by address"
-        );
+        assert!(offset.is_multiple_of(8) && bytes.is_multiple_of(8), "copies are whole words: {offset}+{bytes}");
+        assert_eq!(self.access, Access::ReadWrite, "only the service mapping is touched by address");
         self.check(offset, bytes as u64);
         // SAFETY: as in `atomic`, for each word; AtomicU64 has the size and, on 64-bit targets, the alignment of u64.
-        unsafe {
-            std::slice::from_raw_parts(
-                self.address.as_ptr().add(offset as usize).cast::<AtomicU64>(),
-                bytes / 8,
-            )
-        }
+        unsafe { std::slice::from_raw_parts(self.address.as_ptr().add(offset as usize).cast::<AtomicU64>(), bytes / 8) }
     }
 
     fn check(&self, offset: u64, bytes: u64) {
         let end = offset.checked_add(bytes).expect("the end fits u64");
-        assert!(
-            end <= self.bytes as u64,
-            "{offset}+{bytes} leaves a mapping of {} bytes",
-            self.bytes
-        );
+        assert!(end <= self.bytes as u64, "{offset}+{bytes} leaves a mapping of {} bytes", self.bytes);
     }
 }
 

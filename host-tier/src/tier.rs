@@ -44,12 +44,7 @@ pub struct HostConfig {
 impl HostConfig {
     /// `rest_millis` 2000, leases without end.
     pub fn new(budget_bytes: u64, shape: BlockShape) -> HostConfig {
-        HostConfig {
-            budget_bytes,
-            shape,
-            rest_millis: 2000,
-            lease_ttl_millis: None,
-        }
+        HostConfig { budget_bytes, shape, rest_millis: 2000, lease_ttl_millis: None }
     }
 }
 
@@ -107,11 +102,7 @@ impl HostTier {
                 budget_bytes: config.budget_bytes,
                 lease_ttl_millis: config.lease_ttl_millis,
                 extents,
-                table: Mutex::new(Table {
-                    slots,
-                    touched: 0,
-                    counters: HostCounters::default(),
-                }),
+                table: Mutex::new(Table { slots, touched: 0, counters: HostCounters::default() }),
                 completions: Mutex::new(Completions::new(OPERATIONS_MAX)),
             }),
         })
@@ -135,10 +126,7 @@ impl HostTier {
     /// What went wrong so far.
     pub fn counters(&self) -> HostCounters {
         let table = self.inner.table();
-        HostCounters {
-            stale_releases: table.slots.stale_releases(),
-            ..table.counters
-        }
+        HostCounters { stale_releases: table.slots.stale_releases(), ..table.counters }
     }
 
     /// Moves time on: slots that have rested long enough are free again.
@@ -150,11 +138,7 @@ impl HostTier {
     pub fn expire_leases(&self, now: Now) -> u32 {
         let mut table = self.inner.table();
         table.slots.advance(now);
-        let overdue = self
-            .inner
-            .lease_ttl_millis
-            .map(|ttl| table.slots.overdue(ttl))
-            .unwrap_or_default();
+        let overdue = self.inner.lease_ttl_millis.map(|ttl| table.slots.overdue(ttl)).unwrap_or_default();
         for key in &overdue {
             self.inner.revoke(&mut table, key);
         }
@@ -164,10 +148,7 @@ impl HostTier {
     /// Ends the lease of a reader that vanished without saying whether it still reads: the copy stays, but its slot rests before it is
     /// used for another.
     pub fn hang_up(&self, lease: Lease) {
-        self.inner
-            .table()
-            .slots
-            .rest_after_removal(lease.slot(), lease.generation());
+        self.inner.table().slots.rest_after_removal(lease.slot(), lease.generation());
         drop(lease);
     }
 
@@ -244,16 +225,8 @@ impl Inner {
     fn inside(&self, slot: SlotIndex, offset: u64, bytes: usize) -> SlotPlace {
         let place = self.layout.place(slot);
         let end = offset.checked_add(bytes as u64).expect("the end fits u64");
-        assert!(
-            end <= place.bytes,
-            "{offset}+{bytes} leaves a slot image of {} bytes",
-            place.bytes
-        );
-        SlotPlace {
-            offset: place.offset + offset,
-            bytes: bytes as u64,
-            ..place
-        }
+        assert!(end <= place.bytes, "{offset}+{bytes} leaves a slot image of {} bytes", place.bytes);
+        SlotPlace { offset: place.offset + offset, bytes: bytes as u64, ..place }
     }
 
     /// Takes a copy out under its readers.
@@ -339,8 +312,7 @@ impl Inner {
     fn put(&self, key: &CopyKey, image: &[u8]) -> Result<(), StoreError> {
         let (slot, generation) = self.reserve(*key)?;
         self.write(slot, 0, image);
-        self.publish(slot, generation, key, None)
-            .inspect_err(|_| self.table().slots.abandon(slot, generation))
+        self.publish(slot, generation, key, None).inspect_err(|_| self.table().slots.abandon(slot, generation))
     }
 
     fn get(&self, key: &CopyKey, image: &mut [u8]) -> Option<MissReason> {
@@ -381,25 +353,14 @@ impl Store for HostTier {
     fn submit(&self, op: StoreOp, key: CopyKey, mut buffer: Buffer) -> Result<OpId, Refused> {
         let (slot_bytes, found_bytes) = (self.inner.layout.slot_bytes(), buffer.as_slice().len() as u64);
         if op != StoreOp::Delete && found_bytes != slot_bytes {
-            return Err(Refused {
-                error: StoreError::Size {
-                    slot_bytes,
-                    found_bytes,
-                },
-                buffer,
-            });
+            return Err(Refused { error: StoreError::Size { slot_bytes, found_bytes }, buffer });
         }
         let op_id = match self.inner.completions().begin() {
             Ok(op_id) => op_id,
             Err(error) => return Err(Refused { error, buffer }),
         };
         let outcome = self.inner.perform(op, &key, &mut buffer);
-        self.inner.completions().finish(Completion {
-            op: op_id,
-            key,
-            buffer,
-            outcome,
-        });
+        self.inner.completions().finish(Completion { op: op_id, key, buffer, outcome });
         Ok(op_id)
     }
 
@@ -442,12 +403,7 @@ impl Lend for HostTier {
 impl Resident for HostTier {
     fn reserve(&self, key: CopyKey) -> Result<Slot, StoreError> {
         let (slot, generation) = self.inner.reserve(key)?;
-        Ok(Slot::new(
-            self.inner.layout.place(slot),
-            slot,
-            generation,
-            Arc::clone(&self.inner) as Arc<dyn SlotOwner>,
-        ))
+        Ok(Slot::new(self.inner.layout.place(slot), slot, generation, Arc::clone(&self.inner) as Arc<dyn SlotOwner>))
     }
 
     fn remove(&self, key: &CopyKey) -> Result<(), StoreError> {

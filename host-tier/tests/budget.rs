@@ -53,24 +53,15 @@ fn what_is_held_is_what_is_counted() {
     let budget_bytes = 600 << 10;
     drop(HostTier::open(HostConfig::new(budget_bytes, SHAPE)).unwrap());
     let before = heap_bytes();
-    let tier = HostTier::open(HostConfig {
-        rest_millis: 1,
-        ..HostConfig::new(budget_bytes, SHAPE)
-    })
-    .unwrap();
+    let tier = HostTier::open(HostConfig { rest_millis: 1, ..HostConfig::new(budget_bytes, SHAPE) }).unwrap();
     let heap = heap_bytes() - before;
-    let pages: u64 = (0..tier.layout().extents())
-        .map(|extent| tier.layout().generation_bytes(extent))
-        .sum();
+    let pages: u64 = (0..tier.layout().extents()).map(|extent| tier.layout().generation_bytes(extent)).sum();
     assert!(
         heap as u64 + pages <= tier.layout().metadata_bytes(),
         "{heap} + {pages} bytes, counted {:?}",
         tier.capacity()
     );
-    assert!(
-        tier.layout().metadata_bytes() - (heap as u64 + pages) < 16 << 10,
-        "and not far more than there is"
-    );
+    assert!(tier.layout().metadata_bytes() - (heap as u64 + pages) < 16 << 10, "and not far more than there is");
     assert_eq!(committed_bytes(&tier), pages, "no slot is committed before it is used");
 
     let mut random = Random::new(11);
@@ -95,10 +86,7 @@ fn what_is_held_is_what_is_counted() {
         tier.advance(Now(step * 1_000_000));
         let capacity = tier.capacity();
         let slots = committed_bytes(&tier) - pages;
-        assert!(
-            tier.layout().metadata_bytes() + slots <= capacity.held_bytes,
-            "{slots} bytes of slots: {capacity:?}"
-        );
+        assert!(tier.layout().metadata_bytes() + slots <= capacity.held_bytes, "{slots} bytes of slots: {capacity:?}");
         assert!(capacity.held_bytes <= budget_bytes, "{capacity:?}");
         peak_bytes = peak_bytes.max(capacity.held_bytes);
     }
@@ -106,23 +94,14 @@ fn what_is_held_is_what_is_counted() {
     leases.shrink_to_fit();
     let grown = heap_bytes() - before;
     assert_eq!(grown, heap, "the tables were allocated when the tier was opened");
-    assert!(
-        budget_bytes - peak_bytes < SHAPE.slot_bytes(),
-        "a full tier leaves less than a slot of its budget"
-    );
+    assert!(budget_bytes - peak_bytes < SHAPE.slot_bytes(), "a full tier leaves less than a slot of its budget");
     drop(tier);
     report();
 }
 
 /// Bytes of a budget that hold no block of the default model.
 fn report() {
-    let shape = BlockShape {
-        layers: 30,
-        kv_heads: 3,
-        head_dim: 64,
-        block_tokens: 64,
-        form: Form::Raw16,
-    };
+    let shape = BlockShape { layers: 30, kv_heads: 3, head_dim: 64, block_tokens: 64, form: Form::Raw16 };
     for budget_bytes in [16u64 << 20, 64 << 20, 1 << 30] {
         let tier = HostTier::open(HostConfig::new(budget_bytes, shape)).unwrap();
         let layout = tier.layout();

@@ -46,13 +46,7 @@ fn a_clients_descriptor_only_reads() {
 
     let address = map(&file, bytes, ProtFlags::READ, MapFlags::SHARED).unwrap();
     // SAFETY: the range is the mapping just made, and nothing refers to it.
-    let raised = unsafe {
-        mprotect(
-            address.cast(),
-            bytes as usize,
-            MprotectFlags::READ | MprotectFlags::WRITE,
-        )
-    };
+    let raised = unsafe { mprotect(address.cast(), bytes as usize, MprotectFlags::READ | MprotectFlags::WRITE) };
     assert_eq!(raised, Err(Errno::ACCESS));
     unmap(address, bytes);
 }
@@ -66,10 +60,7 @@ fn reopening_the_descriptor_gains_nothing() {
     let Ok(again) = OpenOptions::new().read(true).write(true).open(path) else {
         return;
     };
-    assert_eq!(
-        map(&again, extent.bytes(), READ_WRITE, MapFlags::SHARED),
-        Err(Errno::PERM)
-    );
+    assert_eq!(map(&again, extent.bytes(), READ_WRITE, MapFlags::SHARED), Err(Errno::PERM));
     assert!(again.write_at(b"other bytes", 0).is_err());
     assert!(again.set_len(0).is_err());
 }
@@ -96,11 +87,7 @@ fn the_seals_are_complete_and_final() {
         let expected = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL;
         let seals = fcntl_get_seals(&file).unwrap();
         assert!(seals.contains(expected), "{seals:?}");
-        assert_eq!(
-            fcntl_add_seals(&file, SealFlags::WRITE),
-            Err(Errno::PERM),
-            "and no client can seal the tier out"
-        );
+        assert_eq!(fcntl_add_seals(&file, SealFlags::WRITE), Err(Errno::PERM), "and no client can seal the tier out");
     }
 }
 
@@ -108,10 +95,7 @@ fn the_seals_are_complete_and_final() {
 fn permissions(address: *const u8) -> String {
     let start = format!("{:x}-", address as usize);
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
-    let line = maps
-        .lines()
-        .find(|line| line.starts_with(&start))
-        .expect("the mapping is there");
+    let line = maps.lines().find(|line| line.starts_with(&start)).expect("the mapping is there");
     line.split_whitespace().nth(1).unwrap().to_owned()
 }
 
@@ -130,9 +114,7 @@ fn a_protected_reader_mapping_leaves_the_service_at_work() {
     let mut slot = tier.reserve(sealed.key).unwrap();
     tier.write(&mut slot, 0, image.as_slice()).unwrap();
     slot.commit(&sealed).unwrap();
-    let Lookup::Hit(lease) = tier.lookup(&sealed.key) else {
-        panic!("it was committed")
-    };
+    let Lookup::Hit(lease) = tier.lookup(&sealed.key) else { panic!("it was committed") };
     let mut copy = vec![0; image.as_slice().len()];
     assert!(tier.read(&lease, 0, &mut copy) && tier.is_current(&lease));
     assert!(copy == image.as_slice());
@@ -152,9 +134,6 @@ fn a_mapping_outlives_the_tier() {
     drop((tier, file));
     // SAFETY: inside the mapping; the tier that wrote it is gone and the seal lets nobody else write.
     let found = unsafe { std::slice::from_raw_parts(address.add(place.offset as usize), place.bytes as usize) };
-    assert!(
-        found == image.as_slice(),
-        "a client goes on reading the blocks it leases"
-    );
+    assert!(found == image.as_slice(), "a client goes on reading the blocks it leases");
     unmap(address, bytes);
 }

@@ -18,11 +18,7 @@ fn open(slots: u32) -> HostRig {
             _ => low = middle,
         }
     }
-    let tier = HostTier::open(HostConfig {
-        rest_millis: REST_MILLIS,
-        ..HostConfig::new(high, SHAPE)
-    })
-    .unwrap();
+    let tier = HostTier::open(HostConfig { rest_millis: REST_MILLIS, ..HostConfig::new(high, SHAPE) }).unwrap();
     assert_eq!(tier.layout().slots(), slots);
     HostRig(tier)
 }

@@ -35,11 +35,7 @@ impl Slot {
         let mut table = SlotTable::new(1, 0);
         let (slot, generation) = table.reserve(Some(key(1))).unwrap();
         let even = table.commit(slot, generation, key(1)).unwrap();
-        Slot {
-            table: Mutex::new(table),
-            word: AtomicU64::new(even.0),
-            image: [AtomicU64::new(1), AtomicU64::new(1)],
-        }
+        Slot { table: Mutex::new(table), word: AtomicU64::new(even.0), image: [AtomicU64::new(1), AtomicU64::new(1)] }
     }
 
     /// What a client does: it has place and generation from an earlier lookup, and no lock.
@@ -52,10 +48,7 @@ impl Slot {
     }
 
     fn load(&self) -> (u64, u64) {
-        (
-            self.image[0].load(Ordering::Relaxed),
-            self.image[1].load(Ordering::Relaxed),
-        )
+        (self.image[0].load(Ordering::Relaxed), self.image[1].load(Ordering::Relaxed))
     }
 
     fn store(&self, value: u64) {
@@ -107,9 +100,7 @@ fn check(model: impl Fn() + Sync + Send + 'static) {
 fn reader_beside_a_new_tenant(fenced: bool) {
     check(move || {
         let slot = Arc::new(Slot::new());
-        let Found::Leased(_, leased) = slot.lease(1) else {
-            panic!("block 1 is there")
-        };
+        let Found::Leased(_, leased) = slot.lease(1) else { panic!("block 1 is there") };
         let reader = thread::spawn({
             let slot = Arc::clone(&slot);
             move || {
@@ -133,9 +124,7 @@ fn a_reader_never_accepts_the_next_tenants_bytes() {
 fn whoever_takes_the_slot_away_need_not_be_who_writes_it() {
     check(|| {
         let slot = Arc::new(Slot::new());
-        let Found::Leased(_, leased) = slot.lease(1) else {
-            panic!("block 1 is there")
-        };
+        let Found::Leased(_, leased) = slot.lease(1) else { panic!("block 1 is there") };
         let revoker = thread::spawn({
             let slot = Arc::clone(&slot);
             move || slot.revoke()
@@ -230,9 +219,7 @@ fn the_rig_finds_a_missing_fence() {
 fn the_rig_finds_a_missing_fence_after_a_hand_over() {
     check(|| {
         let slot = Arc::new(Slot::new());
-        let Found::Leased(_, leased) = slot.lease(1) else {
-            panic!("block 1 is there")
-        };
+        let Found::Leased(_, leased) = slot.lease(1) else { panic!("block 1 is there") };
         let revoker = thread::spawn({
             let slot = Arc::clone(&slot);
             move || slot.revoke()

@@ -73,6 +73,8 @@ fn gated_reader_beside(reuse: impl FnOnce(&HostTier, Lease)) {
     let (open, gate) = mpsc::channel::<()>();
 
     thread::scope(|scope| {
+        // Closed when an assertion below fails, so that the reader ends as well.
+        let open = open;
         let reader = scope.spawn(move || {
             let mut copy = Buffer::zeroed(place.bytes as usize);
             let half = place.bytes as usize / 2;
@@ -90,18 +92,9 @@ fn gated_reader_beside(reuse: impl FnOnce(&HostTier, Lease)) {
         let (accepted, copy) = reader.join().unwrap();
         assert!(!accepted, "the reader took a copy of two blocks");
         let half = place.bytes as usize / 2;
-        assert!(
-            copy.as_slice()[..half] == block(1).1.as_slice()[..half],
-            "the race is real: half of one block"
-        );
-        assert!(
-            copy.as_slice()[half..] == block(2).1.as_slice()[half..],
-            "and half of the other"
-        );
-        assert!(
-            verify_image(&SHAPE, &block(1).0.key, copy.as_slice()).is_err(),
-            "the sums would have found it too"
-        );
+        assert!(copy.as_slice()[..half] == block(1).1.as_slice()[..half], "the race is real: half of one block");
+        assert!(copy.as_slice()[half..] == block(2).1.as_slice()[half..], "and half of the other");
+        assert!(verify_image(&SHAPE, &block(1).0.key, copy.as_slice()).is_err(), "the sums would have found it too");
     });
     assert!(matches!(tier.lookup(&block(1).0.key), Lookup::Miss(_)));
 }
@@ -111,10 +104,7 @@ fn rests(tier: &HostTier, from: Now) {
     tier.submit(StoreOp::Write, sealed.key, image).unwrap();
     let mut done = Vec::new();
     tier.poll(&mut done);
-    assert!(
-        matches!(done[0].outcome, Outcome::Failed(StoreError::Full { .. })),
-        "the slot rests: {done:?}"
-    );
+    assert!(matches!(done[0].outcome, Outcome::Failed(StoreError::Full { .. })), "the slot rests: {done:?}");
     tier.advance(from.after_millis(REST_MILLIS));
 }
 
@@ -138,10 +128,7 @@ fn a_lease_that_ran_out() {
 fn a_reader_that_hung_up() {
     gated_reader_beside(|tier, lease| {
         tier.hang_up(lease);
-        assert!(
-            matches!(tier.lookup(&block(1).0.key), Lookup::Hit(_)),
-            "others keep the copy"
-        );
+        assert!(matches!(tier.lookup(&block(1).0.key), Lookup::Hit(_)), "others keep the copy");
         tier.remove(&block(1).0.key).unwrap();
         rests(tier, Now(0));
     });
@@ -162,11 +149,7 @@ fn a_forced_eviction() {
 #[test]
 fn accepted_copies_are_whole() {
     const ROUNDS: u32 = 5_000;
-    let tier = HostTier::open(HostConfig {
-        rest_millis: 0,
-        ..HostConfig::new(256 << 10, SHAPE)
-    })
-    .unwrap();
+    let tier = HostTier::open(HostConfig { rest_millis: 0, ..HostConfig::new(256 << 10, SHAPE) }).unwrap();
     let clients: Vec<Client> = tier.extents().iter().map(|extent| Client::map(extent)).collect();
     let layout = *tier.layout();
     // What was committed last, as a client learns it from an answer: block, version, slot, generation.
@@ -180,10 +163,7 @@ fn accepted_copies_are_whole() {
         let client = &clients[extent as usize];
         client.load(layout.place(slot), 0, copy.as_mut_slice());
         if client.still(word_offset, generation) {
-            assert!(
-                copy.as_slice() == block_version(number, version).1.as_slice(),
-                "block {number} version {version}"
-            );
+            assert!(copy.as_slice() == block_version(number, version).1.as_slice(), "block {number} version {version}");
             accepted.fetch_add(1, Ordering::Relaxed);
         } else {
             discarded.fetch_add(1, Ordering::Relaxed);
@@ -214,21 +194,14 @@ fn accepted_copies_are_whole() {
         drop(finished);
     });
     println!("{accepted:?} copies accepted, {discarded:?} discarded");
-    assert!(
-        accepted.load(Ordering::Relaxed) > 0,
-        "the last copy at least is still there"
-    );
+    assert!(accepted.load(Ordering::Relaxed) > 0, "the last copy at least is still there");
 }
 
 /// A writer that holds no reservation scribbles over a committed slot while it is read and verified.
 #[test]
 fn a_scribbled_slot_is_discarded() {
     const ROUNDS: u32 = 300;
-    let tier = HostTier::open(HostConfig {
-        rest_millis: 0,
-        ..HostConfig::new(256 << 10, SHAPE)
-    })
-    .unwrap();
+    let tier = HostTier::open(HostConfig { rest_millis: 0, ..HostConfig::new(256 << 10, SHAPE) }).unwrap();
     let (mut whole, mut discarded) = (0, 0);
     for round in 0..ROUNDS {
         put(&tier, 1, 0);
@@ -271,9 +244,5 @@ fn a_scribbled_slot_is_discarded() {
     println!("{whole} whole, {discarded} discarded, {counters:?}");
     assert_eq!(whole + discarded, 4 * ROUNDS);
     assert!(counters.failed_checks > 0 && counters.failed_checks == counters.quarantined);
-    assert_eq!(
-        (counters.lost_leases, counters.stale_releases),
-        (0, 0),
-        "no reader held a lease"
-    );
+    assert_eq!((counters.lost_leases, counters.stale_releases), (0, 0), "no reader held a lease");
 }

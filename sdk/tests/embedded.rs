@@ -30,10 +30,7 @@ fn a_published_prefix_is_read_by_the_next_sequence() {
     assert_eq!((stats.blocks, stats.device_slots.0, stats.hits), (5, 5, [5, 0]));
     rig.cache.close(first);
     rig.cache.close(second);
-    assert_eq!(
-        rig.cache.lookup(HOME, &links, Accept::Exact).tiers,
-        vec![Tier::Device; 5]
-    );
+    assert_eq!(rig.cache.lookup(HOME, &links, Accept::Exact).tiers, vec![Tier::Device; 5]);
     rig.check_budgets();
 }
 
@@ -82,10 +79,8 @@ fn two_sequences_over_the_device_budget_both_finish() {
     let (a, b) = (chain(HOME, 1, 7), chain(HOME, 2, 7));
     let (first, second) = (rig.cache.open(HOME), rig.cache.open(HOME));
     for index in 0..7 {
-        let wants = [(first, a[index]), (second, b[index])].map(|(sequence, link)| Want {
-            sequence,
-            blocks: vec![Some(link)],
-        });
+        let wants =
+            [(first, a[index]), (second, b[index])].map(|(sequence, link)| Want { sequence, blocks: vec![Some(link)] });
         assert_eq!(rig.cache.reserve(&wants).unwrap(), [Grant::Granted, Grant::Granted]);
         rig.fill(first, index as u32, a[index]);
         rig.fill(second, index as u32, b[index]);
@@ -102,17 +97,9 @@ fn no_room_names_its_figures_and_holds_nothing() {
     let links = chain(HOME, 1, 3 + host_slots);
     let (sequence, _) = rig.run(HOME, &links);
     let more = chain(HOME, 1, 4 + host_slots);
-    let expected = NoRoom {
-        wanted_slots: 1,
-        device_slots: 3,
-        device_live_slots: 3,
-        host_slots,
-        host_live_slots: host_slots,
-    };
-    assert_eq!(
-        rig.reserve(sequence, Some(more[3 + host_slots as usize])),
-        Grant::NoRoom(expected)
-    );
+    let expected =
+        NoRoom { wanted_slots: 1, device_slots: 3, device_live_slots: 3, host_slots, host_live_slots: host_slots };
+    assert_eq!(rig.reserve(sequence, Some(more[3 + host_slots as usize])), Grant::NoRoom(expected));
     assert_eq!(rig.reserve(sequence, None), Grant::NoRoom(expected));
     rig.verify(sequence, &links);
     rig.check_budgets();
@@ -129,21 +116,8 @@ fn more_than_all_slots_is_refused_at_once() {
     let links = chain(HOME, 1, 3);
     rig.run(HOME, &links);
     let sequence = rig.cache.open(HOME);
-    let grants = rig
-        .cache
-        .reserve(&[Want {
-            sequence,
-            blocks: vec![None; 4],
-        }])
-        .unwrap();
-    assert!(matches!(
-        grants[..],
-        [Grant::NoRoom(NoRoom {
-            wanted_slots: 4,
-            device_slots: 3,
-            ..
-        })]
-    ));
+    let grants = rig.cache.reserve(&[Want { sequence, blocks: vec![None; 4] }]).unwrap();
+    assert!(matches!(grants[..], [Grant::NoRoom(NoRoom { wanted_slots: 4, device_slots: 3, .. })]));
     assert_eq!(rig.cache.stats().demoted_blocks, 0);
 }
 
@@ -152,14 +126,8 @@ fn a_wanted_block_that_another_sequence_computes_is_pending() {
     let rig = Rig::new(8, 0);
     let links = chain(HOME, 1, 2);
     let (first, second) = (rig.cache.open(HOME), rig.cache.open(HOME));
-    let wants = [first, second].map(|sequence| Want {
-        sequence,
-        blocks: links.iter().copied().map(Some).collect(),
-    });
-    assert_eq!(
-        rig.cache.reserve(&wants).unwrap(),
-        [Grant::Granted, Grant::PendingElsewhere]
-    );
+    let wants = [first, second].map(|sequence| Want { sequence, blocks: links.iter().copied().map(Some).collect() });
+    assert_eq!(rig.cache.reserve(&wants).unwrap(), [Grant::Granted, Grant::PendingElsewhere]);
     assert!(rig.cache.explain(HOME, links[0]).contains("computing it now"));
     rig.fill(first, 0, links[0]);
     rig.fill(first, 1, links[1]);
@@ -172,10 +140,7 @@ fn an_equal_block_that_was_first_wins_and_the_slot_is_free_again() {
     let rig = Rig::new(4, 0);
     let links = chain(HOME, 1, 1);
     let (first, second) = (rig.cache.open(HOME), rig.cache.open(HOME));
-    assert_eq!(
-        (rig.reserve(first, None), rig.reserve(second, None)),
-        (Grant::Granted, Grant::Granted)
-    );
+    assert_eq!((rig.reserve(first, None), rig.reserve(second, None)), (Grant::Granted, Grant::Granted));
     assert_eq!(rig.fill(first, 0, links[0]), Committed::Inserted);
     assert_eq!(rig.fill(second, 0, links[0]), Committed::Present);
     assert_eq!(rig.cache.stats().device_slots.0, 1);
@@ -205,15 +170,9 @@ fn a_revoked_block_is_lost_reopened_and_committed_again() {
     let links = chain(HOME, 1, 8);
     let (sequence, _) = rig.run(HOME, &links);
     let places = rig.cache.places(sequence).unwrap();
-    let victim = places
-        .iter()
-        .position(|place| matches!(place, BlockPlace::Host(..)))
-        .unwrap();
+    let victim = places.iter().position(|place| matches!(place, BlockPlace::Host(..))).unwrap();
     assert!(rig.cache.revoke_host(HOME, links[victim]));
-    assert!(
-        !rig.cache.check(sequence, victim as u32, &places[victim]),
-        "the slot was taken away under the reader"
-    );
+    assert!(!rig.cache.check(sequence, victim as u32, &places[victim]), "the slot was taken away under the reader");
     assert!(
         places
             .iter()
@@ -225,18 +184,12 @@ fn a_revoked_block_is_lost_reopened_and_committed_again() {
     let places = rig.cache.places(sequence).unwrap();
     assert!(matches!(places[victim], BlockPlace::Lost(MissReason::LeaseLost)));
     drop(places);
-    assert_eq!(
-        rig.cache.lookup(HOME, &links, Accept::Exact).miss,
-        Some(MissReason::LeaseLost)
-    );
+    assert_eq!(rig.cache.lookup(HOME, &links, Accept::Exact).miss, Some(MissReason::LeaseLost));
     assert!(rig.cache.explain(HOME, links[victim]).contains("lease_lost"));
     // Given up half way, it is lost again: nobody reads what was never written.
     assert_eq!(rig.cache.reopen(sequence, victim as u32).unwrap(), Grant::Granted);
     rig.cache.abandon(sequence, victim as u32).unwrap();
-    assert!(matches!(
-        rig.cache.places(sequence).unwrap()[victim],
-        BlockPlace::Lost(MissReason::LeaseLost)
-    ));
+    assert!(matches!(rig.cache.places(sequence).unwrap()[victim], BlockPlace::Lost(MissReason::LeaseLost)));
     assert!(rig.cache.abandon(sequence, victim as u32).is_err());
     rig.check_budgets();
     assert_eq!(rig.cache.reopen(sequence, victim as u32).unwrap(), Grant::Granted);
@@ -279,11 +232,7 @@ fn a_revoked_copy_that_nobody_reads_is_a_miss_at_the_next_use() {
     let reader = rig.cache.open(HOME);
     assert_eq!(rig.cache.acquire(reader, &links, Accept::Exact).unwrap().tiers.len(), 4);
     let places = rig.cache.places(reader).unwrap();
-    assert!(
-        matches!(places[1], BlockPlace::Lost(MissReason::LeaseLost)),
-        "{:?}",
-        places[1]
-    );
+    assert!(matches!(places[1], BlockPlace::Lost(MissReason::LeaseLost)), "{:?}", places[1]);
     drop(places);
     assert!(matches!(rig.cache.reopen(reader, 1).unwrap(), Grant::Granted));
     rig.fill(reader, 1, links[1]);
@@ -295,26 +244,16 @@ fn a_revoked_copy_that_nobody_reads_is_a_miss_at_the_next_use() {
 fn damage(rig: &Rig, place: &BlockPlace) {
     let section = rig.cache.shape().code_section(1);
     match place {
-        BlockPlace::Device(image) => rig
-            .device
-            .upload(Stream::Compute, &[0x5a; 8], image.slice(section.offset, 8))
-            .unwrap(),
+        BlockPlace::Device(image) => {
+            rig.device.upload(Stream::Compute, &[0x5a; 8], image.slice(section.offset, 8)).unwrap()
+        }
         BlockPlace::Host(image, _) => {
             let bytes = rig.device.allocate(4096).unwrap();
             rig.device.upload(Stream::CopyOut, &[0x5a; 8], bytes.range()).unwrap();
-            let host = HostRange {
-                offset: image.offset + section.offset,
-                bytes: 8,
-                ..*image
-            };
-            let piece = CopyPiece {
-                host,
-                device: bytes.range().slice(0, 8),
-            };
+            let host = HostRange { offset: image.offset + section.offset, bytes: 8, ..*image };
+            let piece = CopyPiece { host, device: bytes.range().slice(0, 8) };
             rig.device.copy_out(Stream::CopyOut, &[piece]).unwrap();
-            rig.device
-                .synchronize(rig.device.record(Stream::CopyOut).unwrap())
-                .unwrap();
+            rig.device.synchronize(rig.device.record(Stream::CopyOut).unwrap()).unwrap();
         }
         BlockPlace::Lost(reason) => panic!("nothing to damage: {reason:?}"),
     }
@@ -329,16 +268,9 @@ fn a_device_copy_damaged_after_its_commit_never_reaches_the_host() {
     assert_eq!(rig.reserve(sequence, Some(links[3])), Grant::Granted);
     rig.fill(sequence, 3, links[3]);
     let places = rig.cache.places(sequence).unwrap();
-    assert!(
-        matches!(places[2], BlockPlace::Lost(MissReason::FailedCheck)),
-        "{:?}",
-        places[2]
-    );
+    assert!(matches!(places[2], BlockPlace::Lost(MissReason::FailedCheck)), "{:?}", places[2]);
     drop(places);
-    assert_eq!(
-        (misses(&rig, MissReason::FailedCheck), rig.cache.stats().demoted_blocks),
-        (1, 0)
-    );
+    assert_eq!((misses(&rig, MissReason::FailedCheck), rig.cache.stats().demoted_blocks), (1, 0));
     assert_eq!(rig.cache.reopen(sequence, 2).unwrap(), Grant::Granted);
     rig.fill(sequence, 2, links[2]);
     rig.verify(sequence, &links);
@@ -356,20 +288,13 @@ fn a_damaged_host_copy_never_reaches_the_device() {
     let reader = rig.cache.open(HOME);
     assert_eq!(rig.cache.acquire(reader, &links, Accept::Exact).unwrap().tiers.len(), 4);
     let places = rig.cache.places(reader).unwrap();
-    let victim = places
-        .iter()
-        .position(|place| matches!(place, BlockPlace::Host(..)))
-        .unwrap();
+    let victim = places.iter().position(|place| matches!(place, BlockPlace::Host(..))).unwrap();
     damage(&rig, &places[victim]);
     drop(places);
     let promoted = rig.cache.stats().promoted_blocks;
     rig.cache.prefetch(reader).unwrap();
     let places = rig.cache.places(reader).unwrap();
-    assert!(
-        matches!(places[victim], BlockPlace::Lost(MissReason::FailedCheck)),
-        "{:?}",
-        places[victim]
-    );
+    assert!(matches!(places[victim], BlockPlace::Lost(MissReason::FailedCheck)), "{:?}", places[victim]);
     drop(places);
     assert_eq!(misses(&rig, MissReason::FailedCheck), 1);
     assert!(rig.cache.stats().promoted_blocks > promoted, "the sound copies arrived");
@@ -384,11 +309,7 @@ fn prefetch_moves_bytes_into_free_room_only() {
     let rig = Rig::new(4, 16);
     let links = chain(HOME, 1, 6);
     let (sequence, _) = rig.run(HOME, &links);
-    assert_eq!(
-        rig.cache.prefetch(sequence).unwrap(),
-        0,
-        "every slot holds a live block"
-    );
+    assert_eq!(rig.cache.prefetch(sequence).unwrap(), 0, "every slot holds a live block");
     rig.cache.close(sequence);
     // Another sequence takes three slots; then it ends, and its idle copies give way to the prefetch.
     let (other, _) = rig.run(HOME, &chain(HOME, 2, 3));
@@ -401,27 +322,15 @@ fn prefetch_moves_bytes_into_free_room_only() {
     let moved = rig.cache.prefetch(sequence).unwrap();
     assert!(moved > 0 && in_host > 0);
     assert_eq!(rig.device.traffic().copied_in_bytes, before + verified + moved);
-    assert_eq!(
-        rig.verify(sequence, &links),
-        6 - 4,
-        "all four slots hold this sequence's front"
-    );
-    assert_eq!(
-        rig.cache.stats().promoted_blocks * rig.cache.shape().slot_bytes(),
-        moved
-    );
+    assert_eq!(rig.verify(sequence, &links), 6 - 4, "all four slots hold this sequence's front");
+    assert_eq!(rig.cache.stats().promoted_blocks * rig.cache.shape().slot_bytes(), moved);
     rig.check_budgets();
 }
 
 #[test]
 fn a_strict_device_works_with_the_reader_mapping_closed() {
     for bytes_per_second in [None, Some(5e9)] {
-        let rig = Rig::open(
-            HostLink::Strict { bytes_per_second },
-            common::SHAPE,
-            3,
-            common::host_bytes(3, 12),
-        );
+        let rig = Rig::open(HostLink::Strict { bytes_per_second }, common::SHAPE, 3, common::host_bytes(3, 12));
         rig.cache.protect_host_reader().unwrap();
         let links = chain(HOME, 1, 9);
         let (sequence, _) = rig.run(HOME, &links);
@@ -467,18 +376,11 @@ fn budgets_under_one_block_are_refused_with_the_minimum() {
     let rig = Rig::new(2, 0);
     let device: std::sync::Arc<dyn gpu_tier::attention::Attention> = rig.device.clone();
     let open = |device_slots, host_bytes| {
-        Embedded::open(EmbeddedConfig {
-            device: device.clone(),
-            shape: common::SHAPE,
-            device_slots,
-            host_bytes,
-        })
-        .map(|_| ())
+        Embedded::open(EmbeddedConfig { device: device.clone(), shape: common::SHAPE, device_slots, host_bytes })
+            .map(|_| ())
     };
     assert!(matches!(open(0, 0), Err(CacheError::Budget { .. })));
-    let Err(CacheError::Budget { minimum_bytes, .. }) = open(1, 5000) else {
-        panic!("5000 bytes hold a block")
-    };
+    let Err(CacheError::Budget { minimum_bytes, .. }) = open(1, 5000) else { panic!("5000 bytes hold a block") };
     drop(rig);
     let rig = Rig::open(HostLink::InPlace, common::SHAPE, 1, minimum_bytes);
     assert_eq!(rig.cache.stats().host_slots.1, 1);
@@ -489,19 +391,10 @@ fn what_is_not_there_is_an_error() {
     let rig = Rig::new(2, 0);
     let sequence = rig.cache.open(HOME);
     let link = chain(HOME, 1, 1)[0];
-    assert!(matches!(
-        rig.cache.commit(sequence, 0, link),
-        Err(CacheError::Unknown { .. })
-    ));
+    assert!(matches!(rig.cache.commit(sequence, 0, link), Err(CacheError::Unknown { .. })));
     assert!(matches!(rig.cache.reopen(sequence, 0), Err(CacheError::Unknown { .. })));
     rig.cache.close(sequence);
     rig.cache.close(sequence);
     assert!(matches!(rig.cache.places(sequence), Err(CacheError::Unknown { .. })));
-    assert!(matches!(
-        rig.cache.reserve(&[Want {
-            sequence,
-            blocks: vec![None]
-        }]),
-        Err(CacheError::Unknown { .. })
-    ));
+    assert!(matches!(rig.cache.reserve(&[Want { sequence, blocks: vec![None] }]), Err(CacheError::Unknown { .. })));
 }

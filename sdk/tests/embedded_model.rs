@@ -19,10 +19,7 @@ struct Random(u64);
 
 impl Random {
     fn below(&mut self, limit: usize) -> usize {
-        self.0 = self
-            .0
-            .wrapping_mul(0x5851_f42d_4c95_7f2d)
-            .wrapping_add(0x1405_7b7e_f767_814f);
+        self.0 = self.0.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
         ((self.0 >> 33) % limit as u64) as usize
     }
 }
@@ -61,31 +58,15 @@ struct World {
 impl World {
     fn new(seed: u64) -> World {
         let (device_slots, host_slots) = [(3, 24), (8, 4), (5, 10), (6, 0)][seed as usize % 4];
-        let link = if seed.is_multiple_of(2) {
-            HostLink::InPlace
-        } else {
-            HostLink::Strict { bytes_per_second: None }
-        };
-        let host = if host_slots == 0 {
-            0
-        } else {
-            host_bytes(device_slots, host_slots)
-        };
+        let link = if seed.is_multiple_of(2) { HostLink::InPlace } else { HostLink::Strict { bytes_per_second: None } };
+        let host = if host_slots == 0 { 0 } else { host_bytes(device_slots, host_slots) };
         let rig = Rig::open(link, SHAPE, device_slots, host);
         if link != HostLink::InPlace {
             rig.cache.protect_host_reader().unwrap();
         }
         let mut random = Random(seed);
         let chains = (0..5)
-            .map(|index| {
-                branch(
-                    HOME,
-                    index % 2,
-                    random.below(4) as u32,
-                    10 + index,
-                    3 + random.below(5) as u32,
-                )
-            })
+            .map(|index| branch(HOME, index % 2, random.below(4) as u32, 10 + index, 3 + random.below(5) as u32))
             .collect();
         World {
             rig,
@@ -106,14 +87,7 @@ impl World {
     fn open(&mut self) {
         let id = self.rig.cache.open(HOME);
         let chain = self.random.below(self.chains.len());
-        self.running.insert(
-            id,
-            Running {
-                chain,
-                have: 0,
-                open: 0,
-            },
-        );
+        self.running.insert(id, Running { chain, have: 0, open: 0 });
         self.acquire(id);
     }
 
@@ -136,10 +110,7 @@ impl World {
             Some(link) if self.stored.contains(&link.hash) => {
                 let reason = acquired.miss.unwrap();
                 assert!(
-                    matches!(
-                        reason,
-                        MissReason::Evicted | MissReason::LeaseLost | MissReason::NeverStored
-                    ),
+                    matches!(reason, MissReason::Evicted | MissReason::LeaseLost | MissReason::NeverStored),
                     "{reason:?}"
                 );
                 assert!(reason != MissReason::LeaseLost || self.revoked.contains(&link.hash));
@@ -186,14 +157,7 @@ impl World {
         (sequence.have, sequence.open) = (sequence.have + 1, sequence.open - 1);
         let present = self.rig.cache.lookup(HOME, &[link], Accept::Exact).miss.is_none();
         let committed = self.rig.fill(id, block, link);
-        assert_eq!(
-            committed,
-            if present {
-                Committed::Present
-            } else {
-                Committed::Inserted
-            }
-        );
+        assert_eq!(committed, if present { Committed::Present } else { Committed::Inserted });
         if !present {
             self.revoked.remove(&link.hash);
         }
@@ -211,10 +175,7 @@ impl World {
             let bytes = self.rig.read(place);
             if let BlockPlace::Lost(reason) = place {
                 assert_eq!(*reason, MissReason::LeaseLost);
-                assert!(
-                    self.revoked.contains(&link.hash),
-                    "live block {index} was lost although nobody took it away"
-                );
+                assert!(self.revoked.contains(&link.hash), "live block {index} was lost although nobody took it away");
                 lost.push(index);
                 continue;
             }
@@ -311,13 +272,8 @@ fn random_operations_never_give_other_bytes() {
     }
     println!("{all:?}");
     if std::env::var("KVTIER_SEED").is_err() {
-        let least = [all.hits, all.refused, all.revoked, all.recomputed, all.read_in_host]
-            .into_iter()
-            .min();
-        assert!(
-            least > Some(10) && all.prefetched_bytes > 0,
-            "{all:?}: a path was hardly taken"
-        );
+        let least = [all.hits, all.refused, all.revoked, all.recomputed, all.read_in_host].into_iter().min();
+        assert!(least > Some(10) && all.prefetched_bytes > 0, "{all:?}: a path was hardly taken");
     }
 }
 
@@ -329,11 +285,7 @@ fn threads_share_prefixes_and_never_see_other_bytes() {
     // Each slot taken away rests for two seconds: few enough that the others hold everything.
     let rig = Rig::open(HostLink::InPlace, SHAPE, 10, host_bytes(10, 40));
     let start = Barrier::new(THREADS as usize);
-    let tally = Tally {
-        lost: AtomicU64::new(0),
-        kept: AtomicU64::new(0),
-        revocations_left: AtomicU64::new(20),
-    };
+    let tally = Tally { lost: AtomicU64::new(0), kept: AtomicU64::new(0), revocations_left: AtomicU64::new(20) };
     std::thread::scope(|scope| {
         for thread in 0..THREADS {
             let (rig, start, tally) = (&rig, &start, &tally);
@@ -365,12 +317,7 @@ struct Tally {
 fn complete(rig: &Rig, sequence: SequenceId, links: &[Link]) {
     let mut have = 0;
     while have < links.len() {
-        have += rig
-            .cache
-            .acquire(sequence, &links[have..], Accept::Exact)
-            .unwrap()
-            .tiers
-            .len();
+        have += rig.cache.acquire(sequence, &links[have..], Accept::Exact).unwrap().tiers.len();
         if have == links.len() {
             return;
         }
@@ -393,19 +340,13 @@ fn read_all(rig: &Rig, sequence: SequenceId, links: &[Link], round: u32, tally: 
             continue;
         };
         let left = &tally.revocations_left;
-        if round % 5 == 4
-            && left
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1))
-                .is_ok()
+        if round % 5 == 4 && left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
         {
             rig.cache.revoke_host(HOME, *link);
             assert!(!rig.cache.check(sequence, index as u32, place));
             tally.lost.fetch_add(1, Ordering::Relaxed);
         } else if rig.cache.check(sequence, index as u32, place) {
-            assert!(
-                bytes == expected(link, &SHAPE),
-                "round {round} block {index} has other bytes"
-            );
+            assert!(bytes == expected(link, &SHAPE), "round {round} block {index} has other bytes");
             tally.kept.fetch_add(1, Ordering::Relaxed);
         } else {
             tally.lost.fetch_add(1, Ordering::Relaxed);

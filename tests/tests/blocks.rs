@@ -55,8 +55,13 @@ fn slots_vanish_under_the_reader(link: kvtier_engine::run::Link) {
     let fixture = fixture();
     let prompt = fixture.prompt(900, 420);
     let expected = ask(&mut fixture.engine(plain()), &prompt, 48).logits_digest;
-    let mut engine =
-        fixture.engine(EngineOptions { device_bytes: 300 * TOKEN_BYTES, host_bytes: 256 << 20, link, chunk: 64, ..options() });
+    let mut engine = fixture.engine(EngineOptions {
+        device_bytes: 300 * TOKEN_BYTES,
+        host_bytes: 256 << 20,
+        link,
+        chunk: 64,
+        ..options()
+    });
     let namespace = engine.namespace(None);
     let links: Vec<Link> = Chain::over(namespace, 64, &prompt).links().to_vec();
     let cache = std::sync::Arc::clone(engine.cache());

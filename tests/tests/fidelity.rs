@@ -11,11 +11,14 @@ use kvtier_tests::{fixture, plain, turn};
 
 fn reference_model() -> Arc<Model> {
     static MODEL: OnceLock<Arc<Model>> = OnceLock::new();
-    Arc::clone(MODEL.get_or_init(|| Arc::new(Model::load(&fixture().file, Path::Reference).expect("a supported model"))))
+    Arc::clone(
+        MODEL.get_or_init(|| Arc::new(Model::load(&fixture().file, Path::Reference).expect("a supported model"))),
+    )
 }
 
 fn reference() -> Engine {
-    Engine::open(reference_model(), fixture().weights, EngineOptions { form: Form::Raw32, ..plain() }).expect("an engine")
+    Engine::open(reference_model(), fixture().weights, EngineOptions { form: Form::Raw32, ..plain() })
+        .expect("an engine")
 }
 
 #[test]

@@ -160,7 +160,8 @@ fn two_sequences_beyond_the_device_both_finish() {
 fn sequences_beyond_both_budgets_take_turns() {
     let _turn = turn();
     let prompts = prompts();
-    let small = EngineOptions { device_bytes: 500 * TOKEN_BYTES, host_bytes: 500 * TOKEN_BYTES, link: STRICT, ..options() };
+    let small =
+        EngineOptions { device_bytes: 500 * TOKEN_BYTES, host_bytes: 500 * TOKEN_BYTES, link: STRICT, ..options() };
     let mut engine = fixture().engine(small);
     let answers = ask_together(&mut engine, &[&prompts[4], &prompts[5]], TOKENS);
     assert_eq!([answers[0].logits_digest, answers[1].logits_digest], [expected()[4], expected()[5]]);
@@ -171,7 +172,13 @@ fn sequences_beyond_both_budgets_take_turns() {
 fn a_sequence_beyond_all_budgets_ends_alone() {
     let _turn = turn();
     let prompts = prompts();
-    let small = EngineOptions { device_bytes: 200 * TOKEN_BYTES, host_bytes: 16 << 20, link: STRICT, block_tokens: 16, ..options() };
+    let small = EngineOptions {
+        device_bytes: 200 * TOKEN_BYTES,
+        host_bytes: 16 << 20,
+        link: STRICT,
+        block_tokens: 16,
+        ..options()
+    };
     let mut engine = fixture().engine(small);
     let requests = vec![request(&fixture().prompt(0, 2000), TOKENS), request(&prompts[1], TOKENS)];
     let results = engine.generate(requests, &mut |_| {});

@@ -73,47 +73,27 @@ pub fn run(rest: &[String]) -> Result<(), String> {
         let ratio = row.ratio();
         let bar = row.bar.map_or("-".into(), |bar| format!("{bar:.1}x"));
         let cells = [&row.ours, &row.theirs[0], &row.theirs[1]].map(|values| spread(values));
-        println!(
-            "| {} | {} | {} | {} | {ratio:.2}x | {bar} |",
-            row.what, cells[0], cells[1], cells[2]
-        );
+        println!("| {} | {} | {} | {} | {ratio:.2}x | {bar} |", row.what, cells[0], cells[1], cells[2]);
         if row.bar.is_some_and(|bar| ratio < bar) {
             missed.push(format!("{}: {ratio:.2}x is under the bar of {bar}", row.what));
         }
     }
-    println!(
-        "\nMedian (lowest to highest) of {} rounds. Load at the end: {}",
-        bench.options.rounds,
-        load()
-    );
+    println!("\nMedian (lowest to highest) of {} rounds. Load at the end: {}", bench.options.rounds, load());
     if busy {
         println!("The machine was NOT QUIET at the start: figures not to be published.");
     }
-    if missed.is_empty() {
-        Ok(())
-    } else {
-        Err(missed.join("; "))
-    }
+    if missed.is_empty() { Ok(()) } else { Err(missed.join("; ")) }
 }
 
 fn prepare(options: Options) -> Result<Bench, String> {
     peer::run(peer::Peer::Llama)?;
-    stage::run(
-        "build kvtier",
-        stage::cargo().args(["build", "--release", "-p", "kvtier"]),
-    )?;
+    stage::run("build kvtier", stage::cargo().args(["build", "--release", "-p", "kvtier"]))?;
     let kvtier = stage::target().join("release").join("kvtier");
     stage::run("model", Command::new(&kvtier).args(["model", "fetch"]))?;
     let path = read(Command::new(&kvtier).args(["model", "path"]))?;
     let work = stage::target().join("bars");
     fs::create_dir_all(&work).map_err(|error| format!("create {}: {error}", work.display()))?;
-    Ok(Bench {
-        kvtier,
-        peer: peer::llama_programs(),
-        model: path.trim().into(),
-        work,
-        options,
-    })
+    Ok(Bench { kvtier, peer: peer::llama_programs(), model: path.trim().into(), work, options })
 }
 
 impl Bench {
@@ -121,19 +101,12 @@ impl Bench {
     /// that ours had.
     fn depth(&self, depth: u32, decode_bar: Option<f64>, prefill_bar: Option<f64>) -> Result<Vec<Row>, String> {
         let document = self.document(depth - TEMPLATE_TOKENS)?;
-        let empty = |what: String, bar| Row {
-            what,
-            ours: vec![],
-            theirs: [vec![], vec![]],
-            bar,
-        };
+        let empty = |what: String, bar| Row { what, ours: vec![], theirs: [vec![], vec![]], bar };
         let mut decode = empty(String::new(), decode_bar);
         let mut prefill = empty(String::new(), prefill_bar);
         for round in 1..=self.options.rounds {
             let ours = self.ours(&document)?;
-            let tokens = ours["prompt_tokens"]
-                .as_u64()
-                .ok_or("kvtier's JSON has no prompt_tokens")?;
+            let tokens = ours["prompt_tokens"].as_u64().ok_or("kvtier's JSON has no prompt_tokens")?;
             decode.what = format!("decode after {tokens} tokens");
             prefill.what = format!("prefill of {tokens} tokens");
             decode.ours.push(number(&ours, "decode_tok_s")?);
@@ -146,11 +119,7 @@ impl Bench {
             }
             eprintln!("{} of {}: {}, load {}", round, self.options.rounds, decode.what, load());
         }
-        Ok(if prefill_bar.is_some() {
-            vec![prefill, decode]
-        } else {
-            vec![decode]
-        })
+        Ok(if prefill_bar.is_some() { vec![prefill, decode] } else { vec![decode] })
     }
 
     /// A file whose text is `tokens` tokens long or a few less: the demo's document, twice over, cut at a space.
@@ -163,11 +132,7 @@ impl Bench {
         let (mut low, mut high) = (0, cuts.len());
         while high - low > 1 {
             let middle = low.midpoint(high);
-            if self.count(&path, &text[..cuts[middle]])? <= tokens {
-                low = middle
-            } else {
-                high = middle
-            }
+            if self.count(&path, &text[..cuts[middle]])? <= tokens { low = middle } else { high = middle }
         }
         self.count(&path, &text[..cuts[low]])?;
         Ok(path)
@@ -184,25 +149,15 @@ impl Bench {
 
     fn ours(&self, document: &Path) -> Result<Value, String> {
         let mut command = Command::new(&self.kvtier);
-        command
-            .args(["run", "--json", "--ignore-eos", "--ask", "What happens here?", "--file"])
-            .arg(document);
-        command.args([
-            "--threads",
-            &self.options.threads.to_string(),
-            "--max-tokens",
-            &(DECODED + 1).to_string(),
-        ]);
+        command.args(["run", "--json", "--ignore-eos", "--ask", "What happens here?", "--file"]).arg(document);
+        command.args(["--threads", &self.options.threads.to_string(), "--max-tokens", &(DECODED + 1).to_string()]);
         let line = read(command.arg("--model").arg(&self.model))?;
         serde_json::from_str(line.trim()).map_err(|error| format!("kvtier's JSON: {error}"))
     }
 
     fn theirs(&self, flash: &str, prompt: u64, generate: u32, depth: u64) -> Result<f64, String> {
         let mut command = Command::new(self.peer.join("llama-bench"));
-        command
-            .arg("-m")
-            .arg(&self.model)
-            .args(["-o", "json", "-r", "1", "-fa", flash]);
+        command.arg("-m").arg(&self.model).args(["-o", "json", "-r", "1", "-fa", flash]);
         command.args(["-t", &self.options.threads.to_string(), "-p", &prompt.to_string()]);
         command.args(["-n", &generate.to_string(), "-d", &depth.to_string()]);
         let found: Value =
@@ -221,43 +176,16 @@ impl Row {
 
 fn print_machine(bench: &Bench) {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let field = |name: &str| {
-        info.lines()
-            .find(|line| line.starts_with(name))
-            .and_then(|line| line.split_once(": "))
-    };
+    let field = |name: &str| info.lines().find(|line| line.starts_with(name)).and_then(|line| line.split_once(": "));
     let flags = field("flags").map_or("", |(_, flags)| flags);
-    let sets = [
-        "avx2",
-        "fma",
-        "f16c",
-        "avx512f",
-        "avx512bw",
-        "avx512vl",
-        "avx512_vnni",
-        "avx512_bf16",
-        "avx_vnni",
-    ];
-    let sets: Vec<_> = sets
-        .into_iter()
-        .filter(|set| flags.split(' ').any(|flag| flag == *set))
-        .collect();
-    println!(
-        "CPU: {}; {}",
-        field("model name").map_or("unknown", |(_, name)| name),
-        sets.join(" ")
-    );
-    println!(
-        "Load at the start: {}; {} threads on every side",
-        load(),
-        bench.options.threads
-    );
+    let sets = ["avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "avx_vnni"];
+    let sets: Vec<_> = sets.into_iter().filter(|set| flags.split(' ').any(|flag| flag == *set)).collect();
+    println!("CPU: {}; {}", field("model name").map_or("unknown", |(_, name)| name), sets.join(" "));
+    println!("Load at the start: {}; {} threads on every side", load(), bench.options.threads);
     println!("kvtier: int16 activations, bf16 KV; AVX-512 kernels where F, BW, VL and VNNI are there, else AVX2");
     println!("llama.cpp: int8 activations, f16 KV; built with -march=native");
     let version = Command::new(bench.peer.join("llama-bench")).arg("--version").output();
-    let version = version
-        .map(|output| [output.stdout, output.stderr].concat())
-        .unwrap_or_default();
+    let version = version.map(|output| [output.stdout, output.stderr].concat()).unwrap_or_default();
     let version = String::from_utf8_lossy(&version);
     println!(
         "llama.cpp {}; model: {}",
@@ -268,34 +196,22 @@ fn print_machine(bench: &Bench) {
 
 /// Standard output of a program that must exit with 0; its standard error is shown only when it does not.
 fn read(command: &mut Command) -> Result<String, String> {
-    let output = command
-        .output()
-        .map_err(|error| format!("start {command:?}: {error}"))?;
+    let output = command.output().map_err(|error| format!("start {command:?}: {error}"))?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    Err(format!(
-        "{command:?}: {}: {}",
-        output.status,
-        String::from_utf8_lossy(&output.stderr).trim()
-    ))
+    Err(format!("{command:?}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim()))
 }
 
 fn number(value: &Value, name: &str) -> Result<f64, String> {
-    value[name]
-        .as_f64()
-        .ok_or_else(|| format!("no number {name} in {value}"))
+    value[name].as_f64().ok_or_else(|| format!("no number {name} in {value}"))
 }
 
 fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let half = sorted.len() / 2;
-    if sorted.len() % 2 == 1 {
-        sorted[half]
-    } else {
-        f64::midpoint(sorted[half - 1], sorted[half])
-    }
+    if sorted.len() % 2 == 1 { sorted[half] } else { f64::midpoint(sorted[half - 1], sorted[half]) }
 }
 
 fn spread(values: &[f64]) -> String {
@@ -316,12 +232,7 @@ mod tests {
     #[test]
     fn the_ratio_is_of_medians_and_to_the_faster_setting() {
         let theirs = [vec![10.0, 30.0, 20.0], vec![5.0, 1.0]];
-        let row = Row {
-            what: String::new(),
-            ours: vec![90.0, 10.0, 24.0],
-            theirs,
-            bar: None,
-        };
+        let row = Row { what: String::new(), ours: vec![90.0, 10.0, 24.0], theirs, bar: None };
         assert_eq!(row.ratio(), 24.0 / 20.0);
         assert_eq!(spread(&row.theirs[1]), "3.0 (1.0 to 5.0)");
     }

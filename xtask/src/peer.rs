@@ -32,13 +32,7 @@ const CONFIGURE: [&str; 6] = [
     "-DLLAMA_BUILD_UI=OFF",
 ];
 /// What is built; all of it lands in one folder with the shared libraries.
-const PROGRAMS: [&str; 5] = [
-    "llama-bench",
-    "llama-perplexity",
-    "llama-tokenize",
-    "llama-completion",
-    "llama-quantize",
-];
+const PROGRAMS: [&str; 5] = ["llama-bench", "llama-perplexity", "llama-tokenize", "llama-completion", "llama-quantize"];
 
 /// Builds the peer where it isn't built yet and prints the paths of its programs.
 pub fn run(peer: Peer) -> Result<(), String> {
@@ -76,27 +70,14 @@ fn unpack(base: &Path) -> Result<PathBuf, String> {
     let archive = download.join(format!("{ARCHIVE}.tar.gz"));
     if !archive.is_file() {
         let mut pip = Command::new("python3");
-        pip.args([
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            "--no-binary=llama-cpp-python",
-            "--dest",
-        ]);
+        pip.args(["-m", "pip", "download", "--quiet", "--no-deps", "--no-binary=llama-cpp-python", "--dest"]);
         stage::run(&format!("download {PACKAGE}"), pip.arg(&download).arg(PACKAGE))?;
     }
     let bytes = fs::read(&archive).map_err(|error| format!("read {}: {error}", archive.display()))?;
-    let found: String = Sha256::digest(&bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let found: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
     if found != ARCHIVE_SHA256 {
         let path = archive.display();
-        return Err(format!(
-            "{path} has sha256 {found}, expected {ARCHIVE_SHA256}; delete it and try again"
-        ));
+        return Err(format!("{path} has sha256 {found}, expected {ARCHIVE_SHA256}; delete it and try again"));
     }
     let source = folder(&base.join("source"))?;
     let tree = source.join(ARCHIVE).join("vendor").join("llama.cpp");
@@ -130,14 +111,8 @@ fn build(base: &Path, source: &Path, tools: &Path) -> Result<(), String> {
         command.args(["-n", "19"]).arg(tools.join("cmake")).env("PATH", &path);
         command
     };
-    stage::run(
-        "configure",
-        cmake().arg("-S").arg(source).arg("-B").arg(&build).args(CONFIGURE),
-    )?;
-    stage::run(
-        "build (minutes)",
-        cmake().arg("--build").arg(&build).arg("--target").args(PROGRAMS),
-    )
+    stage::run("configure", cmake().arg("-S").arg(source).arg("-B").arg(&build).args(CONFIGURE))?;
+    stage::run("build (minutes)", cmake().arg("--build").arg(&build).arg("--target").args(PROGRAMS))
 }
 
 fn folder(path: &Path) -> Result<PathBuf, String> {

@@ -60,10 +60,7 @@ impl Report {
             self.failed += count(result, "failed");
             self.section = Section::Running;
         } else if line == "successes:" {
-            self.section = Section::Passed {
-                test: String::new(),
-                skipped: false,
-            };
+            self.section = Section::Passed { test: String::new(), skipped: false };
             return false;
         } else if line == "failures:" {
             self.section = Section::Failures;
@@ -81,32 +78,21 @@ impl Report {
                     if self.program.starts_with("soak_") {
                         self.soaks.push(place(test));
                     } else {
-                        self.skips.push(Skip {
-                            test: place(test),
-                            reason: format!("ignored {reason}").trim().into(),
-                        });
+                        self.skips.push(Skip { test: place(test), reason: format!("ignored {reason}").trim().into() });
                     }
                 } else if let Some(reason) = text.strip_prefix("SKIP: ") {
-                    self.skips.push(Skip {
-                        test: self.program.clone(),
-                        reason: reason.into(),
-                    });
+                    self.skips.push(Skip { test: self.program.clone(), reason: reason.into() });
                 }
                 true
             }
             Section::Passed { test, skipped } => {
-                let header = line
-                    .strip_prefix("---- ")
-                    .and_then(|rest| rest.strip_suffix(" stdout ----"));
+                let header = line.strip_prefix("---- ").and_then(|rest| rest.strip_suffix(" stdout ----"));
                 if let Some(name) = header {
                     *test = name.to_owned();
                     *skipped = false;
                 } else if let Some(reason) = text.strip_prefix("SKIP: ") {
                     let test = format!("{}::{test}", self.program);
-                    let skip = Skip {
-                        test,
-                        reason: reason.into(),
-                    };
+                    let skip = Skip { test, reason: reason.into() };
                     if !self.skips.contains(&skip) {
                         self.skips.push(skip);
                     }
@@ -124,9 +110,7 @@ impl Report {
     /// One message per skip that only a machine with everything but a GPU must not have.
     pub fn forbidden_skips(&self) -> Vec<String> {
         let forbidden = self.skips.iter().filter(|skip| skip.reason != ALLOWED);
-        forbidden
-            .map(|skip| format!("not allowed with CI=true: skipped {skip}"))
-            .collect()
+        forbidden.map(|skip| format!("not allowed with CI=true: skipped {skip}")).collect()
     }
 }
 
@@ -149,10 +133,7 @@ fn ignored(text: &str) -> Option<(&str, &str)> {
 
 /// The number before ` <word>` in `ok. 3 passed; 0 failed; ...`; 0 when it isn't there.
 fn count(result: &str, word: &str) -> usize {
-    let part = result
-        .split([';', '.'])
-        .map(str::trim)
-        .find_map(|part| part.strip_suffix(word));
+    let part = result.split([';', '.']).map(str::trim).find_map(|part| part.strip_suffix(word));
     part.and_then(|number| number.trim().parse().ok()).unwrap_or(0)
 }
 

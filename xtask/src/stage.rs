@@ -8,10 +8,7 @@ use std::time::Instant;
 /// The workspace's root folder. Cargo names it at run time too, which holds when checkouts share a target folder.
 pub fn root() -> PathBuf {
     let xtask = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
-    Path::new(&xtask)
-        .parent()
-        .expect("xtask is a folder of the workspace")
-        .to_owned()
+    Path::new(&xtask).parent().expect("xtask is a folder of the workspace").to_owned()
 }
 
 /// Where cargo puts what it builds.
@@ -29,14 +26,8 @@ pub fn cargo() -> Command {
 /// Runs `command` under a header; its output goes where ours goes. Fails when it can't start or doesn't exit with 0.
 pub fn run(title: &str, command: &mut Command) -> Result<(), String> {
     timed(title, || {
-        let status = command
-            .status()
-            .map_err(|error| format!("{title}: start {command:?}: {error}"))?;
-        if status.success() {
-            Ok(())
-        } else {
-            Err(format!("{title}: {status}"))
-        }
+        let status = command.status().map_err(|error| format!("{title}: start {command:?}: {error}"))?;
+        if status.success() { Ok(()) } else { Err(format!("{title}: {status}")) }
     })
 }
 
@@ -48,18 +39,12 @@ pub fn read(title: &str, command: &mut Command, mut each_line: impl FnMut(&str))
         command.stdout(writer.try_clone().map_err(failed)?).stderr(writer);
         let mut child = command.spawn().map_err(failed)?;
         // The command still holds the pipe's writing end; without this the loop below never sees its end.
-        command
-            .stdout(std::process::Stdio::null())
-            .stderr(std::process::Stdio::null());
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
         for line in BufReader::new(reader).split(b'\n') {
             each_line(&String::from_utf8_lossy(&line.map_err(failed)?));
         }
         let status = child.wait().map_err(failed)?;
-        if status.success() {
-            Ok(())
-        } else {
-            Err(format!("{title}: {status}"))
-        }
+        if status.success() { Ok(()) } else { Err(format!("{title}: {status}")) }
     })
 }
 

@@ -18,9 +18,7 @@ pub fn soak(name: Option<&str>, rest: &[String]) -> Result<(), String> {
     for target in find("soak", "test", name)? {
         let mut command = stage::cargo();
         command.args(["test", "--release", "-p", &target.package, "--test", &target.name, "--"]);
-        command
-            .args(["--ignored", "--nocapture", "--test-threads=1"])
-            .args(rest);
+        command.args(["--ignored", "--nocapture", "--test-threads=1"]).args(rest);
         stage::run(&format!("{} ({})", target.name, target.package), &mut command)?;
     }
     Ok(())
@@ -33,9 +31,7 @@ pub fn bars(name: Option<&str>, rest: &[String]) -> Result<(), String> {
     }
     for target in find("bars", "bin", name)? {
         let mut command = stage::cargo();
-        command
-            .args(["run", "--release", "-p", &target.package, "--bin", &target.name, "--"])
-            .args(rest);
+        command.args(["run", "--release", "-p", &target.package, "--bin", &target.name, "--"]).args(rest);
         stage::run(&format!("{} ({})", target.name, target.package), &mut command)?;
     }
     Ok(())
@@ -45,25 +41,15 @@ pub fn bars(name: Option<&str>, rest: &[String]) -> Result<(), String> {
 /// lists the names there are.
 fn find(prefix: &str, kind: &str, name: Option<&str>) -> Result<Vec<Target>, String> {
     let all = matching(&metadata()?, prefix, kind);
-    let mut names: Vec<_> = all
-        .iter()
-        .map(|target| target.name[prefix.len() + 1..].to_owned())
-        .collect();
+    let mut names: Vec<_> = all.iter().map(|target| target.name[prefix.len() + 1..].to_owned()).collect();
     names.extend((prefix == "bars").then(|| "llama".to_owned()));
     names.sort();
     names.dedup();
-    let names = if names.is_empty() {
-        "none".to_owned()
-    } else {
-        names.join(", ")
-    };
+    let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
     let Some(name) = name else {
         return Err(format!("which {prefix}? there are: {names}"));
     };
-    let found: Vec<_> = all
-        .into_iter()
-        .filter(|target| target.name[prefix.len() + 1..] == *name)
-        .collect();
+    let found: Vec<_> = all.into_iter().filter(|target| target.name[prefix.len() + 1..] == *name).collect();
     if found.is_empty() {
         return Err(format!("no {prefix} is called {name}; there are: {names}"));
     }
@@ -73,9 +59,7 @@ fn find(prefix: &str, kind: &str, name: Option<&str>) -> Result<Vec<Target>, Str
 /// What `cargo metadata` says about the workspace's own packages.
 fn metadata() -> Result<Value, String> {
     let mut command = stage::cargo();
-    command
-        .args(["metadata", "--format-version", "1", "--no-deps"])
-        .stderr(Stdio::inherit());
+    command.args(["metadata", "--format-version", "1", "--no-deps"]).stderr(Stdio::inherit());
     let output = command.output().map_err(|error| format!("cargo metadata: {error}"))?;
     if !output.status.success() {
         return Err(format!("cargo metadata: {}", output.status));
@@ -90,14 +74,9 @@ fn matching(metadata: &Value, prefix: &str, kind: &str) -> Vec<Target> {
     for package in list(&metadata["packages"]) {
         for target in list(&package["targets"]) {
             let name = text(&target["name"]);
-            let right = name
-                .strip_prefix(prefix)
-                .is_some_and(|rest| rest.len() > 1 && rest.starts_with('_'));
+            let right = name.strip_prefix(prefix).is_some_and(|rest| rest.len() > 1 && rest.starts_with('_'));
             if right && list(&target["kind"]).iter().any(|found| found == kind) {
-                found.push(Target {
-                    package: text(&package["name"]),
-                    name,
-                });
+                found.push(Target { package: text(&package["name"]), name });
             }
         }
     }
@@ -118,10 +97,7 @@ mod tests {
         ]}]});
         let found = matching(&metadata, "soak", "test");
         assert_eq!(
-            found
-                .iter()
-                .map(|t| (t.package.as_str(), t.name.as_str()))
-                .collect::<Vec<_>>(),
+            found.iter().map(|t| (t.package.as_str(), t.name.as_str())).collect::<Vec<_>>(),
             [("p", "soak_engine")]
         );
     }
@@ -129,9 +105,6 @@ mod tests {
     #[test]
     fn an_unknown_name_is_refused_with_a_list() {
         let error = soak(Some("no-such-soak"), &[]).unwrap_err();
-        assert!(
-            error.starts_with("no soak is called no-such-soak; there are: "),
-            "{error}"
-        );
+        assert!(error.starts_with("no soak is called no-such-soak; there are: "), "{error}");
     }
 }

@@ -43,14 +43,6 @@ fn finish(report: &Report, failures: &[String]) -> Result<(), String> {
         println!("failed: {failure}");
     }
     let failed = report.failed + failures.len();
-    println!(
-        "{} passed, {failed} failed, {} skipped",
-        report.passed,
-        report.skips.len()
-    );
-    if failed == 0 {
-        Ok(())
-    } else {
-        Err("something failed, see above".into())
-    }
+    println!("{} passed, {failed} failed, {} skipped", report.passed, report.skips.len());
+    if failed == 0 { Ok(()) } else { Err("something failed, see above".into()) }
 }

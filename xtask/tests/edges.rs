@@ -24,11 +24,9 @@ fn drawn(package: &str) -> Option<Vec<&'static str>> {
         "kvtier-engine" => vec!["cache-core", "gpu-tier", "kvtier-sdk"],
         "kvtier-daemon" => vec!["cache-core", "kvtier-sdk"],
         "kvtier" => vec!["kvtier-sdk", "kvtier-engine", "kvtier-daemon"],
-        "kvtier-tests" => [
-            &["cache-core", "kvtier-sdk", "kvtier-engine", "kvtier-daemon", "kvtier"][..],
-            &TIERS,
-        ]
-        .concat(),
+        "kvtier-tests" => {
+            [&["cache-core", "kvtier-sdk", "kvtier-engine", "kvtier-daemon", "kvtier"][..], &TIERS].concat()
+        }
         _ => return None,
     })
 }
@@ -79,12 +77,7 @@ fn plain_cargo_commands_mean_the_cli() {
     let metadata = metadata();
     let members = metadata["workspace_default_members"].as_array().unwrap();
     assert_eq!(members.len(), 1, "{members:?}");
-    let cli = metadata["packages"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .find(|package| package["name"] == "kvtier")
-        .unwrap();
+    let cli = metadata["packages"].as_array().unwrap().iter().find(|package| package["name"] == "kvtier").unwrap();
     assert_eq!(members[0], cli["id"]);
     assert!(cli["manifest_path"].as_str().unwrap().ends_with("/cli/Cargo.toml"));
 }
@@ -92,10 +85,7 @@ fn plain_cargo_commands_mean_the_cli() {
 #[test]
 fn an_undrawn_edge_is_found() {
     let package = |name: &str, imports: &[&str]| {
-        let imports: Vec<_> = imports
-            .iter()
-            .map(|import| serde_json::json!({"name": import}))
-            .collect();
+        let imports: Vec<_> = imports.iter().map(|import| serde_json::json!({"name": import})).collect();
         serde_json::json!({"name": name, "dependencies": imports})
     };
     let metadata = serde_json::json!({"packages": [
@@ -106,10 +96,6 @@ fn an_undrawn_edge_is_found() {
         package("stranger", &[]),
         package("xtask", &["clap"]),
     ]});
-    let expected = [
-        "host-tier -> gpu-tier",
-        "kvtier-engine -> host-tier",
-        "package stranger is not in the picture",
-    ];
+    let expected = ["host-tier -> gpu-tier", "kvtier-engine -> host-tier", "package stranger is not in the picture"];
     assert_eq!(undrawn(&metadata), expected);
 }

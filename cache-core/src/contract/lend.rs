@@ -15,10 +15,7 @@ fn a_lease_blocks_removal<R: Rig<Tier: Lend>>(rig: &R) {
     write(rig, 1).unwrap();
     let lease = hit(rig.tier(), 1);
     assert!(!lease.generation().is_unstable());
-    assert_eq!(
-        delete(rig, super::block(1).0.key),
-        Err(StoreError::Leased { leases: 1 })
-    );
+    assert_eq!(delete(rig, super::block(1).0.key), Err(StoreError::Leased { leases: 1 }));
     assert!(rig.tier().is_current(&lease));
     drop(lease);
     assert_eq!(delete(rig, super::block(1).0.key), Ok(true));
@@ -30,14 +27,8 @@ fn leases_add_up<R: Rig<Tier: Lend>>(rig: &R) {
     let (first, second) = (hit(rig.tier(), 1), hit(rig.tier(), 1));
     assert_eq!(first.place(), second.place(), "one copy, one place");
     drop(first);
-    assert_eq!(
-        delete(rig, super::block(1).0.key),
-        Err(StoreError::Leased { leases: 1 })
-    );
-    assert!(
-        read(rig, super::block(1).0.key).is_ok(),
-        "a leased copy can be read as well"
-    );
+    assert_eq!(delete(rig, super::block(1).0.key), Err(StoreError::Leased { leases: 1 }));
+    assert!(read(rig, super::block(1).0.key).is_ok(), "a leased copy can be read as well");
     assert_eq!(
         delete(rig, super::block(1).0.key),
         Err(StoreError::Leased { leases: 1 }),

@@ -50,11 +50,7 @@ pub fn run<R: SlotRig>(rig: &R, seed: u64, steps: u32) {
         rig.tier().remove(&block(number).0.key).unwrap();
     }
     rig.advance(model.now.after_millis(REST_MILLIS));
-    assert_eq!(
-        rig.tier().capacity().used_slots,
-        0,
-        "nothing is held, so nothing is used"
-    );
+    assert_eq!(rig.tier().capacity().used_slots, 0, "nothing is held, so nothing is used");
 }
 
 impl<R: SlotRig> Model<'_, R> {
@@ -86,10 +82,7 @@ impl<R: SlotRig> Model<'_, R> {
     }
 
     fn leases_of(&self, number: u32) -> u32 {
-        self.leases
-            .iter()
-            .filter(|held| held.current && held.number == number)
-            .count() as u32
+        self.leases.iter().filter(|held| held.current && held.number == number).count() as u32
     }
 
     fn reserve(&mut self, number: u32) {
@@ -132,11 +125,7 @@ impl<R: SlotRig> Model<'_, R> {
         match self.rig.tier().lookup(&block(number).0.key) {
             Lookup::Hit(lease) => {
                 assert!(self.stored.contains(&number));
-                self.leases.push(Held {
-                    lease,
-                    number,
-                    current: true,
-                });
+                self.leases.push(Held { lease, number, current: true });
             }
             Lookup::Pending => assert!(self.reserved.contains_key(&number)),
             Lookup::Miss(_) => assert!(!self.stored.contains(&number) && !self.reserved.contains_key(&number)),
@@ -145,11 +134,7 @@ impl<R: SlotRig> Model<'_, R> {
 
     fn remove(&mut self, number: u32, as_operation: bool) {
         let key = block(number).0.key;
-        let result = if as_operation {
-            delete(self.rig, key).map(drop)
-        } else {
-            self.rig.tier().remove(&key)
-        };
+        let result = if as_operation { delete(self.rig, key).map(drop) } else { self.rig.tier().remove(&key) };
         match (self.stored.contains(&number), self.leases_of(number)) {
             (true, leases) if leases > 0 => assert_eq!(result, Err(StoreError::Leased { leases })),
             _ => {
@@ -182,19 +167,10 @@ impl<R: SlotRig> Model<'_, R> {
         within_budget(capacity);
         assert_eq!(capacity.used_slots, self.used() as u64);
         for held in &self.leases {
-            assert_eq!(
-                self.rig.tier().is_current(&held.lease),
-                held.current,
-                "block {}",
-                held.number
-            );
+            assert_eq!(self.rig.tier().is_current(&held.lease), held.current, "block {}", held.number);
             if held.current {
                 let found = self.rig.fetch(&held.lease);
-                assert!(
-                    found.as_slice() == block(held.number).1.as_slice(),
-                    "block {} as it was written",
-                    held.number
-                );
+                assert!(found.as_slice() == block(held.number).1.as_slice(), "block {} as it was written", held.number);
             }
         }
     }

@@ -20,15 +20,9 @@ fn uncommitted_is_invisible<R: SlotRig>(rig: &R) {
     let (sealed, image) = block(1);
     let mut slot = rig.tier().reserve(sealed.key).unwrap();
     assert!(matches!(rig.tier().lookup(&sealed.key), Lookup::Pending));
-    assert_eq!(
-        rig.tier().reserve(sealed.key).unwrap_err(),
-        StoreError::PendingElsewhere
-    );
+    assert_eq!(rig.tier().reserve(sealed.key).unwrap_err(), StoreError::PendingElsewhere);
     rig.fill(&mut slot, image.as_slice());
-    assert!(
-        matches!(rig.tier().lookup(&sealed.key), Lookup::Pending),
-        "written, but not committed"
-    );
+    assert!(matches!(rig.tier().lookup(&sealed.key), Lookup::Pending), "written, but not committed");
     slot.commit(&sealed).unwrap();
     assert_eq!(rig.tier().reserve(sealed.key).unwrap_err(), StoreError::Present);
     let lease = hit(rig.tier(), 1);
@@ -46,15 +40,9 @@ fn full_says_full<R: SlotRig>(rig: &R) {
         commit(rig, number).unwrap();
     }
     let error = commit(rig, 3).unwrap_err();
-    assert_eq!(
-        (&error, error.kind()),
-        (&StoreError::Full { slots: 3 }, ErrorKind::Full)
-    );
+    assert_eq!((&error, error.kind()), (&StoreError::Full { slots: 3 }, ErrorKind::Full));
     let lease = hit(rig.tier(), 1);
-    assert_eq!(
-        rig.tier().remove(&block(1).0.key),
-        Err(StoreError::Leased { leases: 1 })
-    );
+    assert_eq!(rig.tier().remove(&block(1).0.key), Err(StoreError::Leased { leases: 1 }));
     assert!(commit(rig, 3).is_err());
     rig.tier().remove(&block(0).0.key).unwrap();
     rig.tier().remove(&block(0).0.key).unwrap();
@@ -74,10 +62,7 @@ fn a_revoked_lease_is_not_current<R: SlotRig>(rig: &R) {
     assert!(misses(rig.tier(), 1));
     assert!(matches!(commit(rig, 2), Err(StoreError::Full { .. })), "the slot rests");
     rig.advance(Now(4).after_millis(REST_MILLIS));
-    assert!(
-        matches!(commit(rig, 2), Err(StoreError::Full { .. })),
-        "one nanosecond early"
-    );
+    assert!(matches!(commit(rig, 2), Err(StoreError::Full { .. })), "one nanosecond early");
     rig.advance(Now(5).after_millis(REST_MILLIS));
     commit(rig, 2).unwrap();
     assert!(!rig.tier().is_current(&lease), "the next tenant is not the first");
@@ -154,16 +139,10 @@ fn what_is_stated_must_be_what_is_there<R: SlotRig>(rig: &R) {
     rig.fill(&mut slot, image.as_slice());
     let mut lied = vec![other];
     lied.push(crate::store::Sealed {
-        link: crate::chain::Link {
-            depth: sealed.link.depth + 1,
-            ..sealed.link
-        },
+        link: crate::chain::Link { depth: sealed.link.depth + 1, ..sealed.link },
         ..sealed
     });
-    lied.push(crate::store::Sealed {
-        lineage: crate::form::Lineage(crate::form::FormMapId::RAW32),
-        ..sealed
-    });
+    lied.push(crate::store::Sealed { lineage: crate::form::Lineage(crate::form::FormMapId::RAW32), ..sealed });
     for stated in lied {
         let (back, error) = slot.commit(&stated).expect_err("what was stated is not what is there");
         assert_eq!(error, StoreError::Check(CheckFailure::Identity), "{stated:?}");

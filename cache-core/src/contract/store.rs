@@ -21,15 +21,9 @@ fn what_was_written_is_read<R: Rig>(rig: &R) {
     for number in [2, 0, 1, 0] {
         let (sealed, image) = block(number);
         let found = read(rig, sealed.key).unwrap();
-        assert!(
-            found.as_slice() == image.as_slice(),
-            "block {number} comes back as it was written"
-        );
+        assert!(found.as_slice() == image.as_slice(), "block {number} comes back as it was written");
     }
-    assert!(
-        read(rig, block(9).0.key).is_err(),
-        "a block that was never written misses"
-    );
+    assert!(read(rig, block(9).0.key).is_err(), "a block that was never written misses");
 }
 
 fn what_was_deleted_is_gone<R: Rig>(rig: &R) {
@@ -40,10 +34,7 @@ fn what_was_deleted_is_gone<R: Rig>(rig: &R) {
     assert_eq!(delete(rig, block(1).0.key), Ok(false), "deleting twice is harmless");
     assert!(read(rig, block(2).0.key).is_ok());
     write(rig, 1).unwrap();
-    assert!(
-        read(rig, block(1).0.key).is_ok(),
-        "a deleted block can be written again"
-    );
+    assert!(read(rig, block(1).0.key).is_ok(), "a deleted block can be written again");
 }
 
 fn a_wrong_size_is_refused<R: Rig>(rig: &R) {
@@ -51,15 +42,9 @@ fn a_wrong_size_is_refused<R: Rig>(rig: &R) {
     write(rig, 1).unwrap();
     for bytes in [0, slot_bytes - 1, slot_bytes + 1] {
         for (op, number) in [(StoreOp::Write, 2), (StoreOp::Read, 1)] {
-            let refused = rig
-                .tier()
-                .submit(op, block(number).0.key, Buffer::zeroed(bytes))
-                .unwrap_err();
+            let refused = rig.tier().submit(op, block(number).0.key, Buffer::zeroed(bytes)).unwrap_err();
             assert_eq!(refused.buffer.as_slice().len(), bytes, "the buffer comes back");
-            let expected = StoreError::Size {
-                slot_bytes: slot_bytes as u64,
-                found_bytes: bytes as u64,
-            };
+            let expected = StoreError::Size { slot_bytes: slot_bytes as u64, found_bytes: bytes as u64 };
             assert_eq!(refused.error, expected);
         }
     }
@@ -75,16 +60,8 @@ fn every_buffer_comes_back<R: Rig>(rig: &R) {
         let (sealed, image) = block(number);
         waiting.push(rig.tier().submit(StoreOp::Write, sealed.key, image).unwrap());
         let empty = Buffer::zeroed(SHAPE.slot_bytes() as usize);
-        waiting.push(
-            rig.tier()
-                .submit(StoreOp::Read, block(number + 50).0.key, empty)
-                .unwrap(),
-        );
-        waiting.push(
-            rig.tier()
-                .submit(StoreOp::Delete, block(number + 60).0.key, Buffer::zeroed(0))
-                .unwrap(),
-        );
+        waiting.push(rig.tier().submit(StoreOp::Read, block(number + 50).0.key, empty).unwrap());
+        waiting.push(rig.tier().submit(StoreOp::Delete, block(number + 60).0.key, Buffer::zeroed(0)).unwrap());
     }
     let mut done: Vec<Completion> = Vec::new();
     rig.settle();
@@ -101,9 +78,7 @@ fn damaged_bytes_are_not_taken<R: Rig>(rig: &R) {
     let (sealed, mut image) = block(1);
     image.as_mut_slice()[SHAPE.code_section(1).offset as usize] ^= 0x10;
     let (_, outcome) = run(rig, StoreOp::Write, sealed.key, image);
-    let Outcome::Failed(error) = outcome else {
-        panic!("damaged bytes were taken: {outcome:?}")
-    };
+    let Outcome::Failed(error) = outcome else { panic!("damaged bytes were taken: {outcome:?}") };
     assert_eq!(error.kind(), ErrorKind::Corrupt);
     assert!(read(rig, sealed.key).is_err());
     write(rig, 1).unwrap();
@@ -116,10 +91,7 @@ fn operations_are_bounded<R: Rig>(rig: &R) {
             Ok(_) => taken += 1,
             Err(refused) => break refused,
         }
-        assert!(
-            taken < 1 << 20,
-            "a store that is never polled takes operations without end"
-        );
+        assert!(taken < 1 << 20, "a store that is never polled takes operations without end");
     };
     assert_eq!(refused.error.kind(), ErrorKind::Retry);
     let mut done = Vec::new();

@@ -19,21 +19,12 @@ impl Shard {
     pub fn audit(&self) -> Result<(), String> {
         for tier in [DEVICE, HOST] {
             let copies = |state: CopyState| {
-                self.slab
-                    .ids()
-                    .filter(move |id| self.slab[*id].copies[tier] == state)
-                    .count() as u32
+                self.slab.ids().filter(move |id| self.slab[*id].copies[tier] == state).count() as u32
             };
-            same!(
-                "copies that stay",
-                self.used[tier],
-                copies(CopyState::Arriving) + copies(CopyState::Resident)
-            );
+            same!("copies that stay", self.used[tier], copies(CopyState::Arriving) + copies(CopyState::Resident));
             same!("copies that leave", self.leaving[tier], copies(CopyState::Leaving));
-            let live = self
-                .slab
-                .ids()
-                .filter(|id| self.slab[*id].live > 0 && self.slab[*id].copies[tier] != CopyState::None);
+            let live =
+                self.slab.ids().filter(|id| self.slab[*id].live > 0 && self.slab[*id].copies[tier] != CopyState::None);
             same!("live copies", self.live_held[tier], live.count() as u32);
         }
         if self.device_used() > self.budgets.device_slots || self.used[HOST] > self.budgets.host_slots {
@@ -44,11 +35,7 @@ impl Shard {
                 self.budgets
             ));
         }
-        same!(
-            "slots set aside",
-            self.aside,
-            self.rooms.iter().map(|room| room.set_aside()).sum::<u32>()
-        );
+        same!("slots set aside", self.aside, self.rooms.iter().map(|room| room.set_aside()).sum::<u32>());
         self.audit_entries()
     }
 
@@ -69,10 +56,7 @@ impl Shard {
                 return Err(format!("{id:?} is kept for nobody"));
             }
             if entry.is_bare() != entry.loss.is_some() {
-                return Err(format!(
-                    "{id:?} has copies {:?} and was lost by {:?}",
-                    entry.copies, entry.loss
-                ));
+                return Err(format!("{id:?} has copies {:?} and was lost by {:?}", entry.copies, entry.loss));
             }
             idle[DEVICE] += u32::from(entry.live == 0 && entry.copies[DEVICE] == CopyState::Resident);
             let arriving = entry.copies[DEVICE] == CopyState::Arriving;
@@ -97,11 +81,7 @@ impl Shard {
 
     /// Readers of each live entry. O(entries).
     pub fn live_entries(&self) -> HashMap<EntryId, u32> {
-        self.slab
-            .ids()
-            .map(|id| (id, self.slab[id].live))
-            .filter(|(_, live)| *live > 0)
-            .collect()
+        self.slab.ids().map(|id| (id, self.slab[id].live)).filter(|(_, live)| *live > 0).collect()
     }
 
     /// Blocks that have a copy. O(entries).

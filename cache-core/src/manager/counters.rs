@@ -24,10 +24,7 @@ pub struct Counters {
 
 impl Counters {
     pub(crate) fn miss(&mut self, reason: MissReason) {
-        let index = MissReason::ALL
-            .iter()
-            .position(|other| *other == reason)
-            .expect("ALL names every reason");
+        let index = MissReason::ALL.iter().position(|other| *other == reason).expect("ALL names every reason");
         self.misses[index] += 1;
     }
 }

@@ -159,9 +159,7 @@ impl Slab {
     }
 
     pub(crate) fn ids(&self) -> impl Iterator<Item = EntryId> + '_ {
-        (0..self.entries.len() as u32)
-            .map(EntryId)
-            .filter(|id| self.get(*id).is_some())
+        (0..self.entries.len() as u32).map(EntryId).filter(|id| self.get(*id).is_some())
     }
 
     /// The variants of a block: one entry per form and provenance.
@@ -176,8 +174,7 @@ impl Slab {
     }
 
     pub(crate) fn find(&self, key: &CopyKey) -> Option<EntryId> {
-        self.variants(key.namespace, key.hash, key.group)
-            .find(|id| self[*id].key == *key)
+        self.variants(key.namespace, key.hash, key.group).find(|id| self[*id].key == *key)
     }
 
     /// Adds an entry without copies. The caller has made sure that one is free.
@@ -188,11 +185,7 @@ impl Slab {
         if let Some(parent) = parent {
             self[parent].children += 1;
         }
-        let nowhere = Neighbours {
-            listed: Listed::No,
-            before: None,
-            after: None,
-        };
+        let nowhere = Neighbours { listed: Listed::No, before: None, after: None };
         self.entries[id.0 as usize] = Some(Entry {
             key,
             parent_hash: link.parent,
@@ -213,9 +206,7 @@ impl Slab {
 
     /// Removes an entry without copies, readers or children; returns its parent.
     pub(crate) fn remove(&mut self, id: EntryId) -> Option<EntryId> {
-        let entry = self.entries[id.0 as usize]
-            .take()
-            .expect("only a known entry is removed");
+        let entry = self.entries[id.0 as usize].take().expect("only a known entry is removed");
         debug_assert!(entry.is_bare() && entry.live == 0 && entry.children == 0);
         self.free.push(id);
         self.unlink_variant(&entry, id);
@@ -231,9 +222,7 @@ impl Slab {
         if first != id {
             let mut before = first;
             while self[before].next_variant != Some(id) {
-                before = self[before]
-                    .next_variant
-                    .expect("a known entry stands among its variants");
+                before = self[before].next_variant.expect("a known entry stands among its variants");
             }
             self[before].next_variant = entry.next_variant;
         } else if let Some(next) = entry.next_variant {
@@ -248,17 +237,13 @@ impl std::ops::Index<EntryId> for Slab {
     type Output = Entry;
 
     fn index(&self, id: EntryId) -> &Entry {
-        self.entries[id.0 as usize]
-            .as_ref()
-            .expect("an entry id is used only while its entry is held")
+        self.entries[id.0 as usize].as_ref().expect("an entry id is used only while its entry is held")
     }
 }
 
 impl std::ops::IndexMut<EntryId> for Slab {
     fn index_mut(&mut self, id: EntryId) -> &mut Entry {
-        self.entries[id.0 as usize]
-            .as_mut()
-            .expect("an entry id is used only while its entry is held")
+        self.entries[id.0 as usize].as_mut().expect("an entry id is used only while its entry is held")
     }
 }
 
@@ -275,14 +260,7 @@ mod tests {
             let mut hash = [0; 32];
             hash[..4].copy_from_slice(&number.wrapping_mul(0x9e37_79b9).to_le_bytes());
             let key = CopyKey::exact(Namespace([0; 32]), BlockHash(hash));
-            held.push_back(slab.insert(
-                key,
-                Link {
-                    hash: key.hash,
-                    parent: None,
-                    depth: 0,
-                },
-            ));
+            held.push_back(slab.insert(key, Link { hash: key.hash, parent: None, depth: 0 }));
             if held.len() == 50 {
                 let gone = held.pop_front().expect("50 are held");
                 slab.remove(gone);

@@ -33,11 +33,7 @@ impl List {
     }
 
     fn push(&mut self, slab: &mut Slab, side: usize, id: EntryId, listed: Listed) {
-        slab[id].lists[side] = Neighbours {
-            listed,
-            before: self.tail,
-            after: None,
-        };
+        slab[id].lists[side] = Neighbours { listed, before: self.tail, after: None };
         match self.tail {
             Some(tail) => slab[tail].lists[side].after = Some(id),
             None => self.head = Some(id),
@@ -56,11 +52,7 @@ impl List {
             Some(after) => slab[after].lists[side].before = before,
             None => self.tail = before,
         }
-        slab[id].lists[side] = Neighbours {
-            listed: Listed::No,
-            before: None,
-            after: None,
-        };
+        slab[id].lists[side] = Neighbours { listed: Listed::No, before: None, after: None };
         self.len -= 1;
     }
 }
@@ -213,14 +205,9 @@ mod tests {
             depths.set(depth, true);
             assert_eq!(depths.deepest(), Some(depth));
         }
-        for (depth, next) in [
-            (9_999, Some(4096)),
-            (4096, Some(4095)),
-            (4095, Some(64)),
-            (64, Some(63)),
-            (63, Some(0)),
-            (0, None),
-        ] {
+        for (depth, next) in
+            [(9_999, Some(4096)), (4096, Some(4095)), (4095, Some(64)), (64, Some(63)), (63, Some(0)), (0, None)]
+        {
             depths.set(depth, false);
             assert_eq!(depths.deepest(), next);
         }

@@ -43,27 +43,15 @@ impl GhostTable {
 
     /// A table of about `records` records (rounded up to whole sets of four).
     pub fn new(records: u32) -> GhostTable {
-        GhostTable {
-            sets: vec![[None; WAYS]; (records as usize).div_ceil(WAYS).max(1)],
-            forgotten_until: None,
-        }
+        GhostTable { sets: vec![[None; WAYS]; (records as usize).div_ceil(WAYS).max(1)], forgotten_until: None }
     }
 
     /// Remembers that the last copy of `key` went.
     pub fn record(&mut self, key: &CopyKey, tier: Tier, reason: MissReason, now: Now) {
-        let ghost = Ghost {
-            fingerprint: fingerprint(key),
-            when: now,
-            tier,
-            reason,
-        };
+        let ghost = Ghost { fingerprint: fingerprint(key), when: now, tier, reason };
         let set = self.set(ghost.fingerprint);
-        let same = set
-            .iter()
-            .position(|held| held.is_some_and(|held| held.fingerprint == ghost.fingerprint));
-        let oldest = (0..WAYS)
-            .min_by_key(|way| set[*way].map(|held| held.when))
-            .expect("a set has ways");
+        let same = set.iter().position(|held| held.is_some_and(|held| held.fingerprint == ghost.fingerprint));
+        let oldest = (0..WAYS).min_by_key(|way| set[*way].map(|held| held.when)).expect("a set has ways");
         let overwritten = set[same.unwrap_or(oldest)].replace(ghost);
         if let Some(overwritten) = overwritten.filter(|held| held.fingerprint != ghost.fingerprint) {
             self.forgotten_until = self.forgotten_until.max(Some(overwritten.when));
@@ -84,10 +72,7 @@ impl GhostTable {
     pub fn find(&self, key: &CopyKey) -> Option<Ghost> {
         let fingerprint = fingerprint(key);
         let set = &self.sets[(fingerprint % self.sets.len() as u64) as usize];
-        set.iter()
-            .flatten()
-            .find(|ghost| ghost.fingerprint == fingerprint)
-            .copied()
+        set.iter().flatten().find(|ghost| ghost.fingerprint == fingerprint).copied()
     }
 
     /// The latest departure that is no longer remembered: a block without a record was never stored, or went before this.
@@ -125,10 +110,7 @@ mod tests {
         }
         assert_eq!(table.find(&key(0)), None);
         assert_eq!(table.forgotten_until(), Some(Now(100)));
-        assert_eq!(
-            table.find(&key(4)).map(|ghost| (ghost.when, ghost.tier)),
-            Some((Now(104), Tier::Host))
-        );
+        assert_eq!(table.find(&key(4)).map(|ghost| (ghost.when, ghost.tier)), Some((Now(104), Tier::Host)));
         table.forget(&key(4));
         assert_eq!(table.find(&key(4)), None);
     }
@@ -138,10 +120,7 @@ mod tests {
         let mut table = GhostTable::new(4);
         table.record(&key(1), Tier::Host, MissReason::Evicted, Now(1));
         table.record(&key(1), Tier::Device, MissReason::FailedCheck, Now(2));
-        assert_eq!(
-            table.find(&key(1)).map(|ghost| ghost.reason),
-            Some(MissReason::FailedCheck)
-        );
+        assert_eq!(table.find(&key(1)).map(|ghost| ghost.reason), Some(MissReason::FailedCheck));
         assert_eq!(table.forgotten_until(), None);
     }
 }

@@ -17,11 +17,7 @@ const FAILURES_MAX: u32 = 4;
 
 #[derive(Clone, Debug)]
 enum Purpose {
-    Open {
-        owner: Owner,
-        keys: Vec<Option<CopyKey>>,
-        held: u32,
-    },
+    Open { owner: Owner, keys: Vec<Option<CopyKey>>, held: u32 },
     Promote,
 }
 
@@ -72,29 +68,14 @@ impl Shard {
         actions: &mut Actions,
     ) {
         self.unpark();
-        let elsewhere = keys
-            .first()
-            .copied()
-            .flatten()
-            .and_then(|key| self.opened.get(&key))
-            .is_some_and(|other| *other != owner);
+        let elsewhere =
+            keys.first().copied().flatten().and_then(|key| self.opened.get(&key)).is_some_and(|other| *other != owner);
         if elsewhere {
             actions.push(Action::PendingElsewhere { ticket });
             return;
         }
-        let purpose = Purpose::Open {
-            owner,
-            keys: keys.to_vec(),
-            held,
-        };
-        let room = Room {
-            ticket,
-            purpose,
-            wanted: keys.len() as u32,
-            got: 0,
-            outstanding: 0,
-            failures: 0,
-        };
+        let purpose = Purpose::Open { owner, keys: keys.to_vec(), held };
+        let room = Room { ticket, purpose, wanted: keys.len() as u32, got: 0, outstanding: 0, failures: 0 };
         if room.wanted + self.open > self.budgets.device_slots {
             self.refuse(&room, actions);
             return;
@@ -108,30 +89,10 @@ impl Shard {
         let promotable = |id: &&EntryId| copies(id) == [CopyState::None, CopyState::Resident];
         let spare = (self.device_free() + self.candidates.idle(DEVICE).len()) as usize;
         let candidates: Vec<EntryId> = entries.iter().filter(promotable).take(spare).copied().collect();
-        let waiting_for = entries
-            .iter()
-            .filter(|id| copies(id)[DEVICE] == CopyState::Arriving)
-            .copied()
-            .collect();
+        let waiting_for = entries.iter().filter(|id| copies(id)[DEVICE] == CopyState::Arriving).copied().collect();
         let wanted = candidates.len() as u32;
-        self.promotions.push(Promotion {
-            ticket,
-            candidates,
-            waiting_for,
-            arrived: 0,
-            missed: 0,
-        });
-        self.fill(
-            Room {
-                ticket,
-                purpose: Purpose::Promote,
-                wanted,
-                got: 0,
-                outstanding: 0,
-                failures: 0,
-            },
-            actions,
-        );
+        self.promotions.push(Promotion { ticket, candidates, waiting_for, arrived: 0, missed: 0 });
+        self.fill(Room { ticket, purpose: Purpose::Promote, wanted, got: 0, outstanding: 0, failures: 0 }, actions);
     }
 
     /// A demotion for `ticket` has ended and its slot, unless the copy stayed, is free.
@@ -146,11 +107,7 @@ impl Shard {
     }
 
     pub(crate) fn onboarded(&mut self, id: EntryId, end: CopyEnd, actions: &mut Actions) {
-        if self
-            .slab
-            .get(id)
-            .is_none_or(|entry| entry.copies[DEVICE] != CopyState::Arriving)
-        {
+        if self.slab.get(id).is_none_or(|entry| entry.copies[DEVICE] != CopyState::Arriving) {
             return;
         }
         let arrived = end == CopyEnd::Done;
@@ -233,20 +190,14 @@ impl Shard {
                 for key in keys.into_iter().flatten() {
                     self.opened.entry(key).or_insert(owner);
                 }
-                actions.push(Action::Granted {
-                    ticket: room.ticket,
-                    slots: room.wanted,
-                });
+                actions.push(Action::Granted { ticket: room.ticket, slots: room.wanted });
             }
         }
     }
 
     fn refuse(&mut self, room: &Room, actions: &mut Actions) {
         self.counters.refused += 1;
-        actions.push(Action::Refused {
-            ticket: room.ticket,
-            shortage: self.shortage(room.wanted),
-        });
+        actions.push(Action::Refused { ticket: room.ticket, shortage: self.shortage(room.wanted) });
     }
 
     fn start_promotions(&mut self, ticket: Ticket, slots: u32, actions: &mut Actions) {
@@ -255,22 +206,14 @@ impl Shard {
         };
         let mut left = slots;
         for id in std::mem::take(&mut self.promotions[index].candidates) {
-            let Some(copies) = self
-                .slab
-                .get(id)
-                .filter(|entry| entry.live > 0)
-                .map(|entry| entry.copies)
-            else {
+            let Some(copies) = self.slab.get(id).filter(|entry| entry.live > 0).map(|entry| entry.copies) else {
                 continue;
             };
             if left > 0 && copies == [CopyState::None, CopyState::Resident] {
                 left -= 1;
                 self.set_copy(id, DEVICE, CopyState::Arriving);
                 self.promotions[index].waiting_for.push(id);
-                actions.push(Action::Promote {
-                    entry: id,
-                    key: self.slab[id].key,
-                });
+                actions.push(Action::Promote { entry: id, key: self.slab[id].key });
             }
         }
         self.answer_promotions(actions);
@@ -280,17 +223,8 @@ impl Shard {
         self.promotions.retain(|promotion| {
             let ended = promotion.candidates.is_empty() && promotion.waiting_for.is_empty();
             if ended {
-                let Promotion {
-                    ticket,
-                    arrived,
-                    missed,
-                    ..
-                } = *promotion;
-                actions.push(Action::Promoted {
-                    ticket,
-                    arrived,
-                    missed,
-                });
+                let Promotion { ticket, arrived, missed, .. } = *promotion;
+                actions.push(Action::Promoted { ticket, arrived, missed });
             }
             !ended
         });
@@ -317,11 +251,7 @@ impl Shard {
                 self.candidates.rotate(&mut self.slab, DEVICE);
             }
         }
-        if live_too {
-            self.free_live(ticket, actions)
-        } else {
-            Freed::No
-        }
+        if live_too { self.free_live(ticket, actions) } else { Freed::No }
     }
 
     fn free_live(&mut self, ticket: Ticket, actions: &mut Actions) -> Freed {
@@ -351,10 +281,7 @@ impl Shard {
         self.slab[id].demoted_for = Some(ticket);
         self.set_copy(id, DEVICE, CopyState::Leaving);
         self.set_copy(id, HOST, CopyState::Arriving);
-        actions.push(Action::Demote {
-            entry: id,
-            key: self.slab[id].key,
-        });
+        actions.push(Action::Demote { entry: id, key: self.slab[id].key });
     }
 
     /// Makes sure that a host slot is free, or will be once the actions so far are performed.
@@ -387,11 +314,7 @@ impl Shard {
 
     fn drop_host(&mut self, id: EntryId, actions: &mut Actions) {
         self.set_copy(id, HOST, CopyState::Leaving);
-        actions.push(Action::Drop {
-            entry: id,
-            key: self.slab[id].key,
-            tier: Tier::Host,
-        });
+        actions.push(Action::Drop { entry: id, key: self.slab[id].key, tier: Tier::Host });
     }
 
     /// Entries whose eviction met a lease become candidates again.

@@ -23,9 +23,7 @@ impl CacheManager {
             device_slots: share(budgets.device_slots, index),
             host_slots: share(budgets.host_slots, index),
         };
-        CacheManager {
-            shards: (0..shards).map(|index| Shard::new(part(index))).collect(),
-        }
+        CacheManager { shards: (0..shards).map(|index| Shard::new(part(index))).collect() }
     }
 
     /// Number of the shard that serves a namespace. A namespace is a digest, so any eight of its bytes spread evenly.
@@ -52,22 +50,11 @@ mod tests {
 
     #[test]
     fn budgets_are_shared_without_a_rest_and_namespaces_stay_put() {
-        let manager = CacheManager::new(
-            3,
-            Budgets {
-                device_slots: 10,
-                host_slots: 5,
-            },
-        );
+        let manager = CacheManager::new(3, Budgets { device_slots: 10, host_slots: 5 });
         let sum = |pick: fn(&Budgets) -> u32| manager.shards().iter().map(|shard| pick(&shard.budgets())).sum::<u32>();
         assert_eq!((sum(|b| b.device_slots), sum(|b| b.host_slots)), (10, 5));
         let routes: Vec<usize> = (0..=255u8).map(|byte| manager.route(Namespace([byte; 32]))).collect();
-        assert_eq!(
-            routes,
-            (0..=255u8)
-                .map(|byte| manager.route(Namespace([byte; 32])))
-                .collect::<Vec<_>>()
-        );
+        assert_eq!(routes, (0..=255u8).map(|byte| manager.route(Namespace([byte; 32]))).collect::<Vec<_>>());
         assert!((0..3).all(|shard| routes.contains(&shard)));
     }
 }

@@ -107,26 +107,11 @@ impl Shard {
         self.now = self.now.max(now);
         let mut actions = Actions::new();
         match event {
-            Event::Acquire {
-                namespace,
-                links,
-                accept,
-            } => self.acquire(namespace, links, accept, &mut actions),
+            Event::Acquire { namespace, links, accept } => self.acquire(namespace, links, accept, &mut actions),
             Event::Release { entries } => self.release(entries),
-            Event::Room {
-                ticket,
-                owner,
-                keys,
-                held,
-            } => self.room(ticket, owner, keys, held, &mut actions),
+            Event::Room { ticket, owner, keys, held } => self.room(ticket, owner, keys, held, &mut actions),
             Event::Abandon { owner, keys, held } => self.abandon(owner, keys, held),
-            Event::Commit {
-                owner,
-                opened_for,
-                key,
-                link,
-                held,
-            } => {
+            Event::Commit { owner, opened_for, key, link, held } => {
                 self.close_open(owner, opened_for, held);
                 self.commit(key, link, held, &mut actions);
             }
@@ -165,18 +150,8 @@ impl Shard {
     /// What is known of an entry.
     pub fn entry(&self, id: EntryId) -> Option<EntryView> {
         let entry = self.slab.get(id)?;
-        let link = Link {
-            hash: entry.key.hash,
-            parent: entry.parent_hash,
-            depth: entry.depth,
-        };
-        Some(EntryView {
-            key: entry.key,
-            link,
-            live: entry.live,
-            copies: entry.copies,
-            loss: entry.loss,
-        })
+        let link = Link { hash: entry.key.hash, parent: entry.parent_hash, depth: entry.depth };
+        Some(EntryView { key: entry.key, link, live: entry.live, copies: entry.copies, loss: entry.loss })
     }
 
     /// What is known of a copy that is gone.
@@ -241,11 +216,7 @@ impl Shard {
                 (None, false) => {}
             }
         }
-        let ghost = || {
-            self.ghosts
-                .find(&CopyKey::exact(namespace, link.hash))
-                .map(|ghost| ghost.reason)
-        };
+        let ghost = || self.ghosts.find(&CopyKey::exact(namespace, link.hash)).map(|ghost| ghost.reason);
         Err(reason.or_else(ghost).unwrap_or(MissReason::NeverStored))
     }
 
@@ -299,11 +270,7 @@ impl Shard {
     }
 
     fn dropped(&mut self, id: EntryId, refused: bool) {
-        if self
-            .slab
-            .get(id)
-            .is_none_or(|entry| entry.copies[HOST] != CopyState::Leaving)
-        {
+        if self.slab.get(id).is_none_or(|entry| entry.copies[HOST] != CopyState::Leaving) {
             return;
         }
         if refused {
@@ -318,11 +285,8 @@ impl Shard {
     }
 
     pub(crate) fn lost(&mut self, id: EntryId, tier: Tier, reason: MissReason, actions: &mut Actions) {
-        let Some(key) = self
-            .slab
-            .get(id)
-            .filter(|entry| entry.copies[side(tier)] != CopyState::None)
-            .map(|entry| entry.key)
+        let Some(key) =
+            self.slab.get(id).filter(|entry| entry.copies[side(tier)] != CopyState::None).map(|entry| entry.key)
         else {
             return;
         };
@@ -336,11 +300,7 @@ impl Shard {
     /// Drops a device copy to make room.
     pub(crate) fn evict_device(&mut self, id: EntryId, actions: &mut Actions) {
         self.counters.evicted_blocks[DEVICE] += 1;
-        actions.push(Action::Drop {
-            entry: id,
-            key: self.slab[id].key,
-            tier: Tier::Device,
-        });
+        actions.push(Action::Drop { entry: id, key: self.slab[id].key, tier: Tier::Device });
         self.set_copy(id, DEVICE, CopyState::None);
         self.went(id, Tier::Device, MissReason::Evicted);
     }
@@ -356,11 +316,7 @@ impl Shard {
 
     /// The source of a copy was lost while it ran, and now the copy has failed as well.
     pub(crate) fn went_unnoticed(&mut self, id: EntryId, tier: Tier) {
-        if self
-            .slab
-            .get(id)
-            .is_some_and(|entry| entry.is_bare() && entry.loss.is_none())
-        {
+        if self.slab.get(id).is_some_and(|entry| entry.is_bare() && entry.loss.is_none()) {
             self.went(id, tier, MissReason::LeaseLost);
         }
     }
@@ -407,11 +363,8 @@ impl Shard {
     }
 
     pub(crate) fn demoted(&mut self, id: EntryId, end: CopyEnd, actions: &mut Actions) {
-        let Some(ticket) = self
-            .slab
-            .get(id)
-            .filter(|entry| entry.copies[HOST] == CopyState::Arriving)
-            .map(|entry| entry.demoted_for)
+        let Some(ticket) =
+            self.slab.get(id).filter(|entry| entry.copies[HOST] == CopyState::Arriving).map(|entry| entry.demoted_for)
         else {
             return;
         };
@@ -420,11 +373,7 @@ impl Shard {
             CopyEnd::Done => self.settle_demotion(id, actions),
             CopyEnd::Full | CopyEnd::Failed => self.undo_demotion(id, actions),
             CopyEnd::Damaged | CopyEnd::SourceLost => {
-                let reason = if end == CopyEnd::Damaged {
-                    MissReason::FailedCheck
-                } else {
-                    MissReason::LeaseLost
-                };
+                let reason = if end == CopyEnd::Damaged { MissReason::FailedCheck } else { MissReason::LeaseLost };
                 self.set_copy(id, HOST, CopyState::None);
                 self.lost(id, Tier::Device, reason, actions);
                 self.went_unnoticed(id, Tier::Device);
@@ -441,11 +390,7 @@ impl Shard {
         self.slab[id].loss = None;
         self.set_copy(id, HOST, CopyState::Resident);
         if self.slab[id].copies[DEVICE] == CopyState::Leaving {
-            actions.push(Action::Drop {
-                entry: id,
-                key: self.slab[id].key,
-                tier: Tier::Device,
-            });
+            actions.push(Action::Drop { entry: id, key: self.slab[id].key, tier: Tier::Device });
             self.set_copy(id, DEVICE, CopyState::None);
         }
     }

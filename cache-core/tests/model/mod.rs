@@ -117,9 +117,7 @@ impl Model {
                 let (root, cut, length) = (index % 3, 1 + random.below(6), 2 + random.below(12));
                 let token =
                     |position: usize| (if position < 4 * cut { root } else { 100 + index } * 1000 + position) as u32;
-                Chain::over(HOME, 4, &(0..4 * length).map(token).collect::<Vec<_>>())
-                    .links()
-                    .to_vec()
+                Chain::over(HOME, 4, &(0..4 * length).map(token).collect::<Vec<_>>()).links().to_vec()
             })
             .collect();
         let parents = chains.iter().flatten().filter_map(|link| {
@@ -204,13 +202,7 @@ impl Model {
         self.plant(&mut actions);
         if matches!(event, Event::Promote { .. }) {
             for action in &actions {
-                if let Action::Demote { key, .. }
-                | Action::Drop {
-                    key,
-                    tier: Tier::Device,
-                    ..
-                } = action
-                {
+                if let Action::Demote { key, .. } | Action::Drop { key, tier: Tier::Device, .. } = action {
                     must!(self.readers(key) == 0, "a promotion evicts live {key:?}");
                 }
             }
@@ -222,30 +214,11 @@ impl Model {
     fn plant(&mut self, actions: &mut Vec<Action>) {
         let rewrite = |action: &mut Action, model: &Model| match (model.bug, &*action) {
             (Bug::DropInsteadOfDemote, Action::Demote { entry, key }) if model.readers(key) > 0 => {
-                *action = Action::Drop {
-                    entry: *entry,
-                    key: *key,
-                    tier: Tier::Device,
-                };
+                *action = Action::Drop { entry: *entry, key: *key, tier: Tier::Device };
             }
-            (
-                Bug::ParentFirst,
-                Action::Drop {
-                    entry,
-                    key,
-                    tier: Tier::Device,
-                },
-            ) => {
-                if let Some(parent) = model
-                    .parents
-                    .get(key)
-                    .filter(|parent| model.device.contains_key(parent))
-                {
-                    *action = Action::Drop {
-                        entry: *entry,
-                        key: *parent,
-                        tier: Tier::Device,
-                    };
+            (Bug::ParentFirst, Action::Drop { entry, key, tier: Tier::Device }) => {
+                if let Some(parent) = model.parents.get(key).filter(|parent| model.device.contains_key(parent)) {
+                    *action = Action::Drop { entry: *entry, key: *parent, tier: Tier::Device };
                 }
             }
             _ => {}
@@ -260,11 +233,9 @@ impl Model {
             let early: Vec<Action> = actions
                 .iter()
                 .filter_map(|action| match action {
-                    Action::Demote { entry, key } => Some(Action::Drop {
-                        entry: *entry,
-                        key: *key,
-                        tier: Tier::Device,
-                    }),
+                    Action::Demote { entry, key } => {
+                        Some(Action::Drop { entry: *entry, key: *key, tier: Tier::Device })
+                    }
                     _ => None,
                 })
                 .collect();
@@ -274,22 +245,11 @@ impl Model {
 
     fn perform(&mut self, action: Action, answers: &mut Vec<Action>) -> Checked {
         match action {
-            Action::Drop {
-                key,
-                tier: Tier::Device,
-                ..
-            } => self.drop_device(key)?,
+            Action::Drop { key, tier: Tier::Device, .. } => self.drop_device(key)?,
             Action::Drop { entry, key, .. } => self.drop_host(entry, key)?,
             Action::Discard { key, tier } => {
-                let copies = if tier == Tier::Device {
-                    &mut self.device
-                } else {
-                    &mut self.host
-                };
-                must!(
-                    copies.remove(&key).is_some(),
-                    "{key:?} is discarded from {tier:?} where it is not"
-                );
+                let copies = if tier == Tier::Device { &mut self.device } else { &mut self.host };
+                must!(copies.remove(&key).is_some(), "{key:?} is discarded from {tier:?} where it is not");
                 self.leased.remove(&key);
             }
             Action::Demote { entry, key } => {
@@ -298,21 +258,14 @@ impl Model {
                     "{key:?} is demoted from {:?}",
                     self.device.get(&key)
                 );
-                must!(
-                    !self.host.contains_key(&key),
-                    "{key:?} is demoted onto {:?}",
-                    self.host.get(&key)
-                );
+                must!(!self.host.contains_key(&key), "{key:?} is demoted onto {:?}", self.host.get(&key));
                 let child = self.children_in(&self.device, &key).next();
                 must!(child.is_none(), "{key:?} is demoted before its child {child:?}");
                 if self.host.len() as u32 >= self.budgets.host_slots {
                     must!(!self.leased.is_empty(), "{key:?} is demoted into a full host tier");
                     self.failed_now = true;
                     self.stayed.insert(key);
-                    self.enqueue(Event::Demoted {
-                        entry,
-                        end: CopyEnd::Full,
-                    })?;
+                    self.enqueue(Event::Demoted { entry, end: CopyEnd::Full })?;
                 } else {
                     self.device.insert(key, Copy::Leaving);
                     self.host.insert(key, Copy::Arriving);
@@ -325,41 +278,27 @@ impl Model {
                     "{key:?} is promoted from {:?}",
                     self.host.get(&key)
                 );
-                must!(
-                    !self.device.contains_key(&key),
-                    "{key:?} is promoted onto {:?}",
-                    self.device.get(&key)
-                );
+                must!(!self.device.contains_key(&key), "{key:?} is promoted onto {:?}", self.device.get(&key));
                 self.device.insert(key, Copy::Arriving);
                 self.onboards.push((entry, key));
             }
             Action::Granted { ticket, slots } => {
-                let (_, wanted, _) = self
-                    .waiting
-                    .remove(&ticket)
-                    .ok_or(format!("{ticket:?} is granted twice"))?;
+                let (_, wanted, _) = self.waiting.remove(&ticket).ok_or(format!("{ticket:?} is granted twice"))?;
                 must!(slots == wanted as u32, "{slots} slots for {wanted}");
                 self.open_slots += slots;
                 self.granted += 1;
             }
             Action::Refused { ticket, shortage } => {
-                let (sequence, wanted, reopens) = self
-                    .waiting
-                    .remove(&ticket)
-                    .ok_or(format!("{ticket:?} is refused twice"))?;
-                must!(
-                    shortage.wanted_slots == wanted as u32,
-                    "{shortage:?} for {wanted} slots"
-                );
+                let (sequence, wanted, reopens) =
+                    self.waiting.remove(&ticket).ok_or(format!("{ticket:?} is refused twice"))?;
+                must!(shortage.wanted_slots == wanted as u32, "{shortage:?} for {wanted} slots");
                 self.refused += 1;
                 self.unwish(sequence, wanted, reopens);
                 self.refusal_is_right(wanted as u32)?;
             }
             Action::PendingElsewhere { ticket } => {
-                let (sequence, wanted, reopens) = self
-                    .waiting
-                    .remove(&ticket)
-                    .ok_or(format!("{ticket:?} is answered twice"))?;
+                let (sequence, wanted, reopens) =
+                    self.waiting.remove(&ticket).ok_or(format!("{ticket:?} is answered twice"))?;
                 self.unwish(sequence, wanted, reopens);
             }
             Action::Promoted { ticket, .. } => must!(self.promoting.remove(&ticket), "{ticket:?} is answered twice"),
@@ -410,10 +349,7 @@ impl Model {
             self.host.get(&key)
         );
         let spare = self.device.get(&key) == Some(&Copy::Committed);
-        must!(
-            self.readers(&key) == 0 || spare,
-            "the last copy of live {key:?} is dropped"
-        );
+        must!(self.readers(&key) == 0 || spare, "the last copy of live {key:?} is dropped");
         let child = self.children_in(&self.host, &key).next();
         must!(
             child.is_none() || (spare && self.readers(&key) > 0),
@@ -437,16 +373,8 @@ impl Model {
     /// Hard limits after every single action.
     fn limits(&self) -> Checked {
         let (device, host) = (self.device.len() as u32 + self.open_slots, self.host.len() as u32);
-        must!(
-            device <= self.budgets.device_slots,
-            "{device} device slots of {:?}",
-            self.budgets
-        );
-        must!(
-            host <= self.budgets.host_slots,
-            "{host} host slots of {:?}",
-            self.budgets
-        );
+        must!(device <= self.budgets.device_slots, "{device} device slots of {:?}", self.budgets);
+        must!(host <= self.budgets.host_slots, "{host} host slots of {:?}", self.budgets);
         Ok(())
     }
 
@@ -459,15 +387,9 @@ impl Model {
             return Ok(());
         }
         self.refusals_checked += 1;
-        let live = self
-            .readers
-            .iter()
-            .filter(|(key, readers)| **readers > 0 && self.readable(key).is_some())
-            .count() as u32;
-        let Budgets {
-            device_slots,
-            host_slots,
-        } = self.budgets;
+        let live =
+            self.readers.iter().filter(|(key, readers)| **readers > 0 && self.readable(key).is_some()).count() as u32;
+        let Budgets { device_slots, host_slots } = self.budgets;
         let taken = self.open_slots + wanted;
         must!(
             taken > device_slots || live > device_slots - taken + host_slots,
@@ -488,19 +410,11 @@ impl Model {
             self.shard.open_slots()
         );
         let misses: u64 = self.shard.counters().misses.iter().sum();
-        must!(
-            misses == self.misses,
-            "{} misses, the shard counts {misses}",
-            self.misses
-        );
+        must!(misses == self.misses, "{} misses, the shard counts {misses}", self.misses);
         for key in self.chains.iter().flatten().map(|link| CopyKey::exact(HOME, link.hash)) {
             let view = self.shard.view(&key).map(|(_, view)| view);
             let live = view.map_or(0, |view| view.live);
-            must!(
-                live == self.readers(&key),
-                "{key:?} has {} readers, the shard counts {live}",
-                self.readers(&key)
-            );
+            must!(live == self.readers(&key), "{key:?} has {} readers, the shard counts {live}", self.readers(&key));
             let copies = view.map_or([CopyState::None; 2], |view| view.copies);
             for (copy, state) in [self.device.get(&key), self.host.get(&key)].into_iter().zip(copies) {
                 let same = match state {
@@ -529,10 +443,7 @@ impl Model {
     }
 
     fn reasons(&self, key: &CopyKey) -> Vec<MissReason> {
-        let tainted = CopyKey {
-            provenance: Provenance(9),
-            ..*key
-        };
+        let tainted = CopyKey { provenance: Provenance(9), ..*key };
         if self.readable(&tainted).is_some() {
             return vec![MissReason::Provenance];
         }

@@ -20,9 +20,7 @@ pub fn dequantize_row(kind: TensorType, row: &[u8], out: &mut [f32]) {
         out.len(),
         row.len()
     );
-    let blocks = row
-        .chunks_exact(kind.block_bytes())
-        .zip(out.chunks_exact_mut(kind.block_elements()));
+    let blocks = row.chunks_exact(kind.block_bytes()).zip(out.chunks_exact_mut(kind.block_elements()));
     match kind {
         TensorType::F32 => blocks.for_each(|(b, o)| o[0] = f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
         TensorType::F16 => blocks.for_each(|(b, o)| o[0] = half_at(b, 0)),
@@ -141,10 +139,7 @@ mod tests {
 
     #[test]
     fn floats_are_themselves() {
-        let bytes: Vec<u8> = [1.5f32, -0.0, f32::INFINITY]
-            .iter()
-            .flat_map(|v| v.to_le_bytes())
-            .collect();
+        let bytes: Vec<u8> = [1.5f32, -0.0, f32::INFINITY].iter().flat_map(|v| v.to_le_bytes()).collect();
         assert_eq!(row(TensorType::F32, &bytes), [1.5, -0.0, f32::INFINITY]);
         assert_eq!(row(TensorType::F16, &[0x00, 0x3C, 0x01, 0x00]), [1.0, 2f32.powi(-24)]);
         assert_eq!(row(TensorType::Bf16, &[0x80, 0x3F, 0x49, 0xC0]), [1.0, -3.140625]);
@@ -200,36 +195,12 @@ mod tests {
     #[test]
     fn bits_equal_the_python_package_s() {
         let golden = [
-            (
-                TensorType::Q4_0,
-                "2152fd0a78964c3a3acc61d63da941af34d17ee037592e697cc303f1f769c240",
-                &[0][..],
-            ),
-            (
-                TensorType::Q4_1,
-                "c8af2c45c0d361f0e12789737695e0cfeac918da3d5faf785daa5dc5b18df3b7",
-                &[0, 2],
-            ),
-            (
-                TensorType::Q5_0,
-                "af7c7a1f7fe3113ea66782065d3c07778d9426d80c5d94f2565409c7b9681f97",
-                &[0],
-            ),
-            (
-                TensorType::Q8_0,
-                "7ea3307fcb49caa508bbe50534d645c6311aada9950ec2e88ae51eb4db6668e1",
-                &[0],
-            ),
-            (
-                TensorType::Q4K,
-                "eabf48b1142eb413136f305242c06a3d4f17947c4d11f117ba689745eebfa219",
-                &[0, 2],
-            ),
-            (
-                TensorType::Q6K,
-                "b2ca735c2f9a295047a7dd519f7cf00100c0e74a1213b663213427de671ad655",
-                &[208],
-            ),
+            (TensorType::Q4_0, "2152fd0a78964c3a3acc61d63da941af34d17ee037592e697cc303f1f769c240", &[0][..]),
+            (TensorType::Q4_1, "c8af2c45c0d361f0e12789737695e0cfeac918da3d5faf785daa5dc5b18df3b7", &[0, 2]),
+            (TensorType::Q5_0, "af7c7a1f7fe3113ea66782065d3c07778d9426d80c5d94f2565409c7b9681f97", &[0]),
+            (TensorType::Q8_0, "7ea3307fcb49caa508bbe50534d645c6311aada9950ec2e88ae51eb4db6668e1", &[0]),
+            (TensorType::Q4K, "eabf48b1142eb413136f305242c06a3d4f17947c4d11f117ba689745eebfa219", &[0, 2]),
+            (TensorType::Q6K, "b2ca735c2f9a295047a7dd519f7cf00100c0e74a1213b663213427de671ad655", &[208]),
         ];
         for (kind, expected, halves) in golden {
             let mut state = 0x6B76u64;
@@ -237,9 +208,7 @@ mod tests {
             for _ in 0..3 {
                 let mut block: Vec<u8> = (0..kind.block_bytes())
                     .map(|_| {
-                        state = state
-                            .wrapping_mul(6_364_136_223_846_793_005)
-                            .wrapping_add(1_442_695_040_888_963_407);
+                        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                         (state >> 56) as u8
                     })
                     .collect();

@@ -65,10 +65,8 @@ impl GgufFile {
     /// Errors: any [`GgufError`]; those about the content are wrapped with the path.
     pub fn open(path: impl AsRef<Path>) -> Result<GgufFile, GgufError> {
         let path = path.as_ref();
-        Self::parse(Bytes::map(path)?).map_err(|problem| GgufError::InFile {
-            path: path.to_owned(),
-            problem: Box::new(problem),
-        })
+        Self::parse(Bytes::map(path)?)
+            .map_err(|problem| GgufError::InFile { path: path.to_owned(), problem: Box::new(problem) })
     }
 
     /// Checks a file held in memory.
@@ -89,19 +87,11 @@ impl GgufFile {
             let number = cursor.u32(|| format!("type of metadata `{key}`"))?;
             let value = MetaValue::read(&mut cursor, number, key)?;
             if metadata.insert(key.to_owned(), value).is_some() {
-                return Err(GgufError::Duplicate {
-                    what: format!("metadata `{key}`"),
-                });
+                return Err(GgufError::Duplicate { what: format!("metadata `{key}`") });
             }
         }
         let (tensors, by_name) = read_tensors(&mut cursor, tensor_count, &metadata, bytes.len())?;
-        Ok(GgufFile {
-            version,
-            metadata,
-            tensors,
-            by_name,
-            bytes,
-        })
+        Ok(GgufFile { version, metadata, tensors, by_name, bytes })
     }
 
     /// GGUF version, 2 or 3.
@@ -131,8 +121,7 @@ impl GgufFile {
 
     /// The tensor called `name`. Errors: `MissingTensor`.
     pub fn tensor(&self, name: &str) -> Result<&TensorInfo, GgufError> {
-        self.find_tensor(name)
-            .ok_or_else(|| GgufError::MissingTensor { name: name.to_owned() })
+        self.find_tensor(name).ok_or_else(|| GgufError::MissingTensor { name: name.to_owned() })
     }
 
     /// The stored bytes of a tensor of this file.
@@ -215,8 +204,7 @@ impl GgufFile {
         expected: &'static str,
         convert: impl FnOnce(&'a MetaValue) -> Option<T>,
     ) -> Result<T, GgufError> {
-        self.optional(key, expected, convert)?
-            .ok_or_else(|| GgufError::MissingKey { key: key.to_owned() })
+        self.optional(key, expected, convert)?.ok_or_else(|| GgufError::MissingKey { key: key.to_owned() })
     }
 
     fn optional<'a, T>(
@@ -230,11 +218,7 @@ impl GgufFile {
         };
         match convert(value) {
             Some(converted) => Ok(Some(converted)),
-            None => Err(GgufError::WrongType {
-                key: key.to_owned(),
-                found: value.describe(),
-                expected,
-            }),
+            None => Err(GgufError::WrongType { key: key.to_owned(), found: value.describe(), expected }),
         }
     }
 }
@@ -262,9 +246,7 @@ fn read_version(cursor: &mut Cursor<'_>) -> Result<u32, GgufError> {
     let start = cursor.clone().remaining().min(4) as u64;
     let magic = cursor.clone().take(start, || "magic".to_owned())?;
     if !b"GGUF".starts_with(magic) {
-        return Err(GgufError::Magic {
-            found: magic.to_owned(),
-        });
+        return Err(GgufError::Magic { found: magic.to_owned() });
     }
     cursor.take(4, || "magic".to_owned())?;
     match cursor.u32(|| "version".to_owned())? {
@@ -282,11 +264,7 @@ fn alignment(metadata: &BTreeMap<String, MetaValue>) -> Result<u64, GgufError> {
     };
     match integer_u32(value) {
         Some(alignment) if alignment.is_power_of_two() => Ok(alignment.into()),
-        _ => Err(GgufError::WrongType {
-            key: key.to_owned(),
-            found: value.describe(),
-            expected: "a power of two",
-        }),
+        _ => Err(GgufError::WrongType { key: key.to_owned(), found: value.describe(), expected: "a power of two" }),
     }
 }
 
@@ -330,25 +308,14 @@ fn read_tensors(
             furthest = Some((end, entry.name.clone()));
         }
         if by_name.insert(entry.name.clone(), tensors.len()).is_some() {
-            return Err(GgufError::Duplicate {
-                what: format!("tensor `{}`", entry.name),
-            });
+            return Err(GgufError::Duplicate { what: format!("tensor `{}`", entry.name) });
         }
         // Within the file unless `furthest` says otherwise below, so the casts lose nothing.
         let range = (end - entry.bytes) as usize..end as usize;
-        tensors.push(TensorInfo {
-            name: entry.name,
-            dims: entry.dims,
-            kind: entry.kind,
-            range,
-        });
+        tensors.push(TensorInfo { name: entry.name, dims: entry.dims, kind: entry.kind, range });
     }
     if let Some((expected, name)) = furthest {
-        return Err(GgufError::Truncated {
-            what: format!("tensor `{name}`"),
-            expected,
-            found: file_bytes as u64,
-        });
+        return Err(GgufError::Truncated { what: format!("tensor `{name}`"), expected, found: file_bytes as u64 });
     }
     Ok((tensors, by_name))
 }
@@ -382,10 +349,8 @@ fn read_entry(cursor: &mut Cursor<'_>, index: u64) -> Result<Entry, GgufError> {
     let mut elements = 1usize;
     for axis in 0..count {
         let dim = cursor.u64(|| format!("dimension {axis} of tensor `{name}`"))?;
-        let fits = usize::try_from(dim)
-            .ok()
-            .filter(|&dim| dim > 0)
-            .and_then(|dim| Some((dim, elements.checked_mul(dim)?)));
+        let fits =
+            usize::try_from(dim).ok().filter(|&dim| dim > 0).and_then(|dim| Some((dim, elements.checked_mul(dim)?)));
         let Some((dim, product)) = fits else {
             return Err(GgufError::OutOfRange {
                 what: format!("dimension {axis} of tensor `{name}`"),
@@ -398,10 +363,8 @@ fn read_entry(cursor: &mut Cursor<'_>, index: u64) -> Result<Entry, GgufError> {
     }
     let number = cursor.u32(|| format!("type of tensor `{name}`"))?;
     let offset = cursor.u64(|| format!("offset of tensor `{name}`"))?;
-    let kind = TensorType::from_ggml(number).ok_or_else(|| GgufError::UnknownQuantisation {
-        tensor: name.to_owned(),
-        number,
-    })?;
+    let kind = TensorType::from_ggml(number)
+        .ok_or_else(|| GgufError::UnknownQuantisation { tensor: name.to_owned(), number })?;
     let row = dims[0];
     if !row.is_multiple_of(kind.block_elements()) {
         return Err(GgufError::RowBlocks {
@@ -416,11 +379,5 @@ fn read_entry(cursor: &mut Cursor<'_>, index: u64) -> Result<Entry, GgufError> {
         value: elements as u64,
         limit: "too large for any file".to_owned(),
     })?;
-    Ok(Entry {
-        name: name.to_owned(),
-        dims,
-        kind,
-        offset,
-        bytes: bytes as u64,
-    })
+    Ok(Entry { name: name.to_owned(), dims, kind, offset, bytes: bytes as u64 })
 }

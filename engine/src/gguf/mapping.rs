@@ -29,10 +29,7 @@ pub(super) enum Bytes {
 impl Bytes {
     /// Maps a regular file.
     pub(super) fn map(path: &Path) -> Result<Bytes, GgufError> {
-        let failed = |source| GgufError::Open {
-            path: path.to_owned(),
-            source,
-        };
+        let failed = |source| GgufError::Open { path: path.to_owned(), source };
         // Checked before opening: opening a pipe would wait for a writer.
         if !std::fs::metadata(path).map_err(failed)?.is_file() {
             return Err(GgufError::NotAFile { path: path.to_owned() });

@@ -89,10 +89,7 @@ impl MetaValue {
             11 => MetaValue::I64(i64::from_le_bytes(cursor.array(what)?)),
             12 => MetaValue::F64(f64::from_le_bytes(cursor.array(what)?)),
             number => {
-                return Err(GgufError::ValueType {
-                    key: key.to_owned(),
-                    number,
-                });
+                return Err(GgufError::ValueType { key: key.to_owned(), number });
             }
         })
     }
@@ -187,10 +184,7 @@ impl MetaArray {
             11 => MetaArray::I64(entries!(cursor, what, i64)),
             12 => MetaArray::F64(entries!(cursor, what, f64)),
             number => {
-                return Err(GgufError::ValueType {
-                    key: key.to_owned(),
-                    number,
-                });
+                return Err(GgufError::ValueType { key: key.to_owned(), number });
             }
         })
     }

@@ -79,10 +79,7 @@ impl Activations {
 
     /// An empty buffer for quantised matrices only: saves the f32 copy.
     pub fn int16_only() -> Activations {
-        Activations {
-            keeps_f32: false,
-            ..Activations::new()
-        }
+        Activations { keeps_f32: false, ..Activations::new() }
     }
 
     /// A new buffer holding the `m` rows of `x`; see [`Activations::set`].
@@ -191,21 +188,12 @@ fn scale_of(largest: u32) -> Option<f32> {
 
 /// The scale of a block for which [`scale_of`] is `None`: NaN for an infinity or NaN, else 0.
 fn scale_of_zero(largest: u32) -> f32 {
-    if largest >= f32::INFINITY.to_bits() {
-        f32::NAN
-    } else {
-        0.0
-    }
+    if largest >= f32::INFINITY.to_bits() { f32::NAN } else { 0.0 }
 }
 
 fn meta_of(scale: f32, sums: [i32; 2]) -> BlockMeta {
     let sum = sums[0] + sums[1];
-    BlockMeta {
-        scale,
-        scaled_sum: scale * sum as f32,
-        minus_sum: -sum,
-        minus_half_sums: sums.map(|sum| -sum),
-    }
+    BlockMeta { scale, scaled_sum: scale * sum as f32, minus_sum: -sum, minus_half_sums: sums.map(|sum| -sum) }
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -17,10 +17,7 @@ pub(super) struct AlignedBytes {
 impl AlignedBytes {
     /// `len` zero bytes.
     pub(super) fn zeroed(len: usize) -> AlignedBytes {
-        AlignedBytes {
-            lines: vec![Line([0; 64]); len.div_ceil(64)],
-            len,
-        }
+        AlignedBytes { lines: vec![Line([0; 64]); len.div_ceil(64)], len }
     }
 
     /// Makes room for `len` bytes; the contents are then anything.
@@ -69,27 +66,16 @@ unsafe impl<T: Send> Send for SharedMut<'_, T> {}
 
 impl<'a, T> SharedMut<'a, T> {
     pub(super) fn new(slice: &'a mut [T]) -> SharedMut<'a, T> {
-        SharedMut {
-            start: slice.as_mut_ptr(),
-            len: slice.len(),
-            owner: PhantomData,
-        }
+        SharedMut { start: slice.as_mut_ptr(), len: slice.len(), owner: PhantomData }
     }
 
     /// The elements of `range`. Panics when it is not inside the slice.
     ///
     /// # Safety
     /// No two parts that are alive at the same time overlap.
-    #[expect(
-        clippy::mut_from_ref,
-        reason = "disjoint parts are what the type is for; the caller promises it"
-    )]
+    #[expect(clippy::mut_from_ref, reason = "disjoint parts are what the type is for; the caller promises it")]
     pub(super) unsafe fn part(&self, range: Range<usize>) -> &mut [T] {
-        assert!(
-            range.start <= range.end && range.end <= self.len,
-            "part {range:?} of {} elements",
-            self.len
-        );
+        assert!(range.start <= range.end && range.end <= self.len, "part {range:?} of {} elements", self.len);
         // SAFETY: inside the borrowed slice (checked above); disjoint from other parts by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
     }

@@ -20,12 +20,7 @@ impl<B: AsRef<[u8]>> EmbeddingTable<B> {
     /// Errors: as [`super::Matrix::from_rows`].
     pub fn new(kind: TensorType, rows: usize, cols: usize, bytes: B) -> Result<EmbeddingTable<B>, MatrixError> {
         check_shape(kind, rows, cols, bytes.as_ref())?;
-        Ok(EmbeddingTable {
-            kind,
-            rows,
-            cols,
-            bytes,
-        })
+        Ok(EmbeddingTable { kind, rows, cols, bytes })
     }
 
     /// Number of rows (token ids).

@@ -83,12 +83,7 @@ unsafe fn load_scales<const F: u8>(record: *const u8) -> Scales {
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn load(source: *const u8) -> Ints {
     // SAFETY: by the caller's promise.
-    unsafe {
-        [
-            _mm256_loadu_si256(source.cast()),
-            _mm256_loadu_si256(source.add(32).cast()),
-        ]
-    }
+    unsafe { [_mm256_loadu_si256(source.cast()), _mm256_loadu_si256(source.add(32).cast())] }
 }
 
 #[inline]
@@ -170,17 +165,9 @@ fn accumulate<const F: u8>(isum: [Ints; 2], scales: Scales, meta: &BlockMeta, mu
     let format = const { Format::from_u8(F) };
     let scale = _mm256_set1_ps(meta.scale);
     for i in 0..2 {
-        acc[i] = _mm256_fmadd_ps(
-            _mm256_cvtepi32_ps(isum[0][i]),
-            _mm256_mul_ps(scales.0[i], scale),
-            acc[i],
-        );
+        acc[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(isum[0][i]), _mm256_mul_ps(scales.0[i], scale), acc[i]);
         if matches!(format, Format::ByteHalves) {
-            acc[i] = _mm256_fmadd_ps(
-                _mm256_cvtepi32_ps(isum[1][i]),
-                _mm256_mul_ps(scales.1[i], scale),
-                acc[i],
-            );
+            acc[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(isum[1][i]), _mm256_mul_ps(scales.1[i], scale), acc[i]);
         }
         if format.has_min() {
             acc[i] = _mm256_fmadd_ps(scales.1[i], _mm256_set1_ps(meta.scaled_sum), acc[i]);
@@ -214,10 +201,7 @@ unsafe fn store_floats(target: *mut f32, values: Floats) {
 ///
 /// # Safety
 /// `block` and rows `first..first + R` are inside the tile.
-#[expect(
-    clippy::needless_range_loop,
-    reason = "row and pair index registers, memory and offsets alike"
-)]
+#[expect(clippy::needless_range_loop, reason = "row and pair index registers, memory and offsets alike")]
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn rows<const F: u8, const R: usize>(
@@ -239,11 +223,7 @@ unsafe fn rows<const F: u8, const R: usize>(
         let mut high = low;
         for r in 0..R {
             let meta = &*meta.add(r);
-            low[r] = start::<F>(if halves {
-                meta.minus_half_sums[0]
-            } else {
-                meta.minus_sum
-            });
+            low[r] = start::<F>(if halves { meta.minus_half_sums[0] } else { meta.minus_sum });
         }
         for p in 0..PAIRS / 2 {
             for r in 0..R {
@@ -294,10 +274,7 @@ unsafe fn single<const F: u8>(records: &[u8], tile: Tile<'_>, out: &mut [f32; LA
                 [nibbles(codes, x, start::<F>(meta.minus_sum)), none]
             } else if matches!(format, Format::ByteHalves) {
                 let first = bytes::<4>(codes, x, start::<F>(meta.minus_half_sums[0]));
-                [
-                    first,
-                    bytes::<4>(codes.add(256), x.add(8), start::<F>(meta.minus_half_sums[1])),
-                ]
+                [first, bytes::<4>(codes.add(256), x.add(8), start::<F>(meta.minus_half_sums[1]))]
             } else {
                 [bytes::<8>(codes, x, start::<F>(meta.minus_sum)), none]
             };
@@ -331,10 +308,7 @@ unsafe fn nibbles(codes: *const u8, x: *const i32, start: Ints) -> Ints {
             up = dot(up, and(shifted, mask_up), pair(3));
         }
     }
-    [
-        _mm256_add_epi32(low[0], _mm256_srai_epi32::<4>(up[0])),
-        _mm256_add_epi32(low[1], _mm256_srai_epi32::<4>(up[1])),
-    ]
+    [_mm256_add_epi32(low[0], _mm256_srai_epi32::<4>(up[0])), _mm256_add_epi32(low[1], _mm256_srai_epi32::<4>(up[1]))]
 }
 
 /// The integer sum of `GROUPS` groups of byte codes.

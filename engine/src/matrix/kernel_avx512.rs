@@ -149,11 +149,7 @@ fn accumulate<const F: u8>(isum: [__m512i; 2], scales: Scales, meta: &BlockMeta,
     }
     let isum = _mm512_add_epi32(isum[0], isum[1]);
     let acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(isum), _mm512_mul_ps(scales.0, scale), acc);
-    if format.has_min() {
-        _mm512_fmadd_ps(scales.1, _mm512_set1_ps(meta.scaled_sum), acc)
-    } else {
-        acc
-    }
+    if format.has_min() { _mm512_fmadd_ps(scales.1, _mm512_set1_ps(meta.scaled_sum), acc) } else { acc }
 }
 
 /// Adds one K-block to `R` rows of accumulators.
@@ -233,10 +229,7 @@ unsafe fn single<const F: u8>(records: &[u8], tile: Tile<'_>, out: &mut [f32; LA
                 nibbles(codes, x, start::<F>(meta.minus_sum))
             } else if matches!(format, Format::ByteHalves) {
                 let first = bytes::<4>(codes, x, start::<F>(meta.minus_half_sums[0]));
-                [
-                    first,
-                    bytes::<4>(codes.add(256), x.add(BLOCK / 2), start::<F>(meta.minus_half_sums[1])),
-                ]
+                [first, bytes::<4>(codes.add(256), x.add(BLOCK / 2), start::<F>(meta.minus_half_sums[1]))]
             } else {
                 [bytes::<8>(codes, x, start::<F>(meta.minus_sum)), _mm512_setzero_si512()]
             };

@@ -94,12 +94,7 @@ impl Matrix {
             (None, TensorType::Bf16) => (Weights::Dense(Float::Bf16), dense::pack(Float::Bf16, rows, cols, bytes)),
             (None, _) => (Weights::Dense(Float::F32), dense::pack(Float::F32, rows, cols, bytes)),
         };
-        Ok(Matrix {
-            rows,
-            cols,
-            weights,
-            packed,
-        })
+        Ok(Matrix { rows, cols, weights, packed })
     }
 
     /// Number of outputs.
@@ -155,18 +150,9 @@ fn check_shape(kind: TensorType, rows: usize, cols: usize, bytes: &[u8]) -> Resu
     if cols == 0 || !cols.is_multiple_of(multiple) {
         return Err(MatrixError::Columns { kind, cols, multiple });
     }
-    let expected = kind
-        .row_bytes(cols)
-        .and_then(|row| row.checked_mul(rows))
-        .unwrap_or(usize::MAX);
+    let expected = kind.row_bytes(cols).and_then(|row| row.checked_mul(rows)).unwrap_or(usize::MAX);
     if bytes.len() != expected {
-        return Err(MatrixError::Bytes {
-            kind,
-            rows,
-            cols,
-            found: bytes.len(),
-            expected,
-        });
+        return Err(MatrixError::Bytes { kind, rows, cols, found: bytes.len(), expected });
     }
     Ok(())
 }
@@ -180,28 +166,18 @@ pub fn multiply_many(isa: Isa, workers: &Workers, x: &Activations, products: &mu
         .iter_mut()
         .map(|(matrix, out)| {
             assert_eq!(matrix.cols, x.k(), "columns of the matrix and of the activations");
-            assert_eq!(
-                out.len(),
-                x.m() * matrix.rows,
-                "results are [{}, {}]",
-                x.m(),
-                matrix.rows
-            );
+            assert_eq!(out.len(), x.m() * matrix.rows, "results are [{}, {}]", x.m(), matrix.rows);
             (*matrix, SharedMut::new(out))
         })
         .collect();
     let tiles = x.m().div_ceil(TILE);
     let panels: usize = products.iter().map(|(matrix, _)| matrix.panels()).sum();
     let piece = (panels * tiles).div_ceil(workers.count() * PIECES_PER_WORKER).max(1);
-    let pieces: usize = products
-        .iter()
-        .map(|(matrix, _)| matrix.panels().div_ceil(piece) * tiles)
-        .sum();
+    let pieces: usize = products.iter().map(|(matrix, _)| matrix.panels().div_ceil(piece) * tiles).sum();
     // Each worker has a run of consecutive pieces, so that it reads weights in sequence and finds what it wrote last time
     // in its own cache; when done it helps with the others' runs. Who does a piece does not change its bits.
-    let runs: Vec<Run> = (0..workers.count())
-        .map(|worker| Run::new(split(pieces, 1, worker, workers.count())))
-        .collect();
+    let runs: Vec<Run> =
+        (0..workers.count()).map(|worker| Run::new(split(pieces, 1, worker, workers.count()))).collect();
     workers.run(&|worker| {
         let mut scratch = [[0.0; LANES]; TILE];
         let (before, own_and_after) = runs.split_at(worker);
@@ -233,10 +209,7 @@ struct Run {
 
 impl Run {
     fn new(pieces: Range<usize>) -> Run {
-        Run {
-            next: AtomicUsize::new(pieces.start),
-            end: pieces.end,
-        }
+        Run { next: AtomicUsize::new(pieces.start), end: pieces.end }
     }
 
     fn take(&self) -> Option<usize> {

@@ -86,12 +86,7 @@ impl Format {
 
     /// Bytes of the record of one K-block.
     pub(super) const fn record_bytes(self) -> usize {
-        self.scale_bytes()
-            + if self.is_nibble() {
-                LANES * BLOCK / 2
-            } else {
-                LANES * BLOCK
-            }
+        self.scale_bytes() + if self.is_nibble() { LANES * BLOCK / 2 } else { LANES * BLOCK }
     }
 
     /// log2 of the zero point; `None` where it is 0.
@@ -125,12 +120,7 @@ pub(super) fn pack(kind: TensorType, format: Format, rows: usize, cols: usize, b
         let panel = &mut packed.as_mut_slice()[row / LANES * panel_bytes..][..panel_bytes];
         for (block, record) in panel.chunks_exact_mut(format.record_bytes()).enumerate() {
             let source = &stored[block / per_stored * kind.block_bytes()..][..kind.block_bytes()];
-            put(
-                format,
-                record,
-                row % LANES,
-                &row_block(kind, source, block % per_stored),
-            );
+            put(format, record, row % LANES, &row_block(kind, source, block % per_stored));
         }
     }
     packed
@@ -199,16 +189,8 @@ fn row_block(kind: TensorType, stored: &[u8], part: usize) -> RowBlock {
         std::array::from_fn(|k| if k < 16 { bytes[k] & 15 } else { bytes[k - 16] >> 4 })
     };
     match kind {
-        TensorType::Q4_0 => RowBlock {
-            codes: nibbles(&stored[2..]),
-            scale: [half_at(0); 2],
-            minimum: 0.0,
-        },
-        TensorType::Q4_1 => RowBlock {
-            codes: nibbles(&stored[4..]),
-            scale: [half_at(0); 2],
-            minimum: half_at(2),
-        },
+        TensorType::Q4_0 => RowBlock { codes: nibbles(&stored[2..]), scale: [half_at(0); 2], minimum: 0.0 },
+        TensorType::Q4_1 => RowBlock { codes: nibbles(&stored[4..]), scale: [half_at(0); 2], minimum: half_at(2) },
         TensorType::Q5_0 => {
             let fifth = u32::from_le_bytes([stored[2], stored[3], stored[4], stored[5]]);
             let mut codes = nibbles(&stored[6..]);
@@ -216,20 +198,12 @@ fn row_block(kind: TensorType, stored: &[u8], part: usize) -> RowBlock {
                 // The zero point is 16 in the file and 128 in the panel.
                 *code = (*code | (((fifth >> k) & 1) << 4) as u8) + 112;
             }
-            RowBlock {
-                codes,
-                scale: [half_at(0); 2],
-                minimum: 0.0,
-            }
+            RowBlock { codes, scale: [half_at(0); 2], minimum: 0.0 }
         }
         TensorType::Q8_0 => {
             // Signed in the file, zero point 128 in the panel.
             let codes = std::array::from_fn(|k| stored[2 + k] ^ 0x80);
-            RowBlock {
-                codes,
-                scale: [half_at(0); 2],
-                minimum: 0.0,
-            }
+            RowBlock { codes, scale: [half_at(0); 2], minimum: 0.0 }
         }
         TensorType::Q4K => q4_k(stored, part),
         TensorType::Q6K => q6_k(stored, part),
@@ -246,19 +220,12 @@ fn q4_k(stored: &[u8], part: usize) -> RowBlock {
     let (scale, minimum) = if part < 4 {
         (packed[part] & 63, packed[part + 4] & 63)
     } else {
-        (
-            (packed[part + 4] & 15) | (packed[part - 4] >> 6) << 4,
-            (packed[part + 4] >> 4) | (packed[part] >> 6) << 4,
-        )
+        ((packed[part + 4] & 15) | (packed[part - 4] >> 6) << 4, (packed[part + 4] >> 4) | (packed[part] >> 6) << 4)
     };
     let quarter = &stored[16 + part / 2 * 32..][..32];
     let codes = std::array::from_fn(|k| (quarter[k] >> (part % 2 * 4)) & 15);
     // Exact: 11 and 6 significant bits.
-    RowBlock {
-        codes,
-        scale: [half_at(0) * f32::from(scale); 2],
-        minimum: -(half_at(2) * f32::from(minimum)),
-    }
+    RowBlock { codes, scale: [half_at(0) * f32::from(scale); 2], minimum: -(half_at(2) * f32::from(minimum)) }
 }
 
 /// Columns 32 * `part`.. (of 8 such runs) of a Q6_K block. Source: `dequantize_row_q6_K` of ggml-quants.c.
@@ -272,9 +239,5 @@ fn q6_k(stored: &[u8], part: usize) -> RowBlock {
     let codes =
         std::array::from_fn(|k| ((low[k] >> (quarter / 2 * 4)) & 15 | ((high[k] >> (quarter * 2)) & 3) << 4) + 96);
     // Exact: 11 and 8 significant bits.
-    RowBlock {
-        codes,
-        scale: [0, 1].map(|i| scale * f32::from(scales[i] as i8)),
-        minimum: 0.0,
-    }
+    RowBlock { codes, scale: [0, 1].map(|i| scale * f32::from(scales[i] as i8)), minimum: 0.0 }
 }

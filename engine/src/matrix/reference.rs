@@ -27,12 +27,7 @@ impl<B: AsRef<[u8]> + Sync> ReferenceMatrix<B> {
     /// Errors: as [`super::Matrix::from_rows`].
     pub fn new(kind: TensorType, rows: usize, cols: usize, bytes: B) -> Result<ReferenceMatrix<B>, MatrixError> {
         check_shape(kind, rows, cols, bytes.as_ref())?;
-        Ok(ReferenceMatrix {
-            kind,
-            rows,
-            cols,
-            bytes,
-        })
+        Ok(ReferenceMatrix { kind, rows, cols, bytes })
     }
 
     /// Number of outputs.

@@ -76,12 +76,7 @@ fn every_kernel_has_the_scalar_bits() {
                 for isa in Isa::available() {
                     for team in &teams {
                         let found = product(isa, team, &matrix, &x);
-                        assert!(
-                            found == twin,
-                            "{kind} {rows}x{cols}, m {m}, {}, {} workers",
-                            isa.name(),
-                            team.count()
-                        );
+                        assert!(found == twin, "{kind} {rows}x{cols}, m {m}, {}, {} workers", isa.name(), team.count());
                     }
                 }
             }
@@ -117,11 +112,8 @@ fn several_products_at_once_have_the_bits_of_each() {
         let x = activations(m, 256, &mut random);
         let quantised = Activations::quantize(Isa::detect(), &workers, &x, m, 256);
         let mut outs = matrices.each_ref().map(|matrix| vec![f32::NAN; m * matrix.rows()]);
-        let mut products: Vec<(&Matrix, &mut [f32])> = matrices
-            .iter()
-            .zip(&mut outs)
-            .map(|(matrix, out)| (matrix, out.as_mut_slice()))
-            .collect();
+        let mut products: Vec<(&Matrix, &mut [f32])> =
+            matrices.iter().zip(&mut outs).map(|(matrix, out)| (matrix, out.as_mut_slice())).collect();
         multiply_many(Isa::detect(), &workers, &quantised, &mut products);
         for (matrix, out) in matrices.iter().zip(&outs) {
             let bits: Vec<u32> = out.iter().map(|value| value.to_bits()).collect();
@@ -156,15 +148,10 @@ fn results_are_near_f64() {
         let bytes = stored(kind, rows, cols, &mut random);
         let x: Vec<f32> = (0..m * cols).map(|_| random.unit()).collect();
         let matrix = Matrix::from_rows(kind, rows, cols, &bytes).unwrap();
-        let results: Vec<f32> = product(Isa::detect(), &workers, &matrix, &x)
-            .into_iter()
-            .map(f32::from_bits)
-            .collect();
+        let results: Vec<f32> = product(Isa::detect(), &workers, &matrix, &x).into_iter().map(f32::from_bits).collect();
         let shipped = worst_error(kind, rows, cols, &results, &bytes, &x);
         let mut results = vec![0.0; m * rows];
-        ReferenceMatrix::new(kind, rows, cols, bytes.as_slice())
-            .unwrap()
-            .multiply(&workers, &x, m, &mut results);
+        ReferenceMatrix::new(kind, rows, cols, bytes.as_slice()).unwrap().multiply(&workers, &x, m, &mut results);
         let reference = worst_error(kind, rows, cols, &results, &bytes, &x);
         println!("{kind}: shipped {shipped:.2e}, reference {reference:.2e}");
         assert!(shipped < 1e-5, "{kind}: {shipped:e}");
@@ -195,30 +182,17 @@ fn awkward_activations_stay_in_their_row() {
         let matrix = Matrix::from_rows(kind, 20, 256, &stored(kind, 20, 256, &mut random)).unwrap();
         let clean = activations(6, 256, &mut random);
         let mut x = clean.clone();
-        for (row, value) in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e30]
-            .into_iter()
-            .enumerate()
-        {
+        for (row, value) in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e30].into_iter().enumerate() {
             x[row * 256 + 40 + row] = value;
         }
         x[4 * 256..5 * 256].fill(1e-42);
         for isa in Isa::available() {
-            let found: Vec<f32> = product(isa, &workers, &matrix, &x)
-                .into_iter()
-                .map(f32::from_bits)
-                .collect();
-            assert!(
-                found[..3 * 20].iter().all(|value| !value.is_finite()),
-                "{kind}: {:?}",
-                &found[..60]
-            );
+            let found: Vec<f32> = product(isa, &workers, &matrix, &x).into_iter().map(f32::from_bits).collect();
+            assert!(found[..3 * 20].iter().all(|value| !value.is_finite()), "{kind}: {:?}", &found[..60]);
             assert!(found[3 * 20..4 * 20].iter().all(|value| !value.is_nan()), "{kind}");
             assert!(found[4 * 20..5 * 20].iter().all(|value| value.abs() < 1e-37), "{kind}");
             let last: Vec<u32> = found[5 * 20..].iter().map(|value| value.to_bits()).collect();
-            assert!(
-                last == product(isa, &workers, &matrix, &clean)[5 * 20..],
-                "{kind}: a clean row changed"
-            );
+            assert!(last == product(isa, &workers, &matrix, &clean)[5 * 20..], "{kind}: a clean row changed");
         }
     }
 }
@@ -234,22 +208,13 @@ fn codes_survive_packing() {
         let zero = format.zero_shift().map_or(0, |shift| 1 << shift);
         let mut expected = vec![0.0; 256];
         for row in 0..18 {
-            dequantize_row(
-                kind,
-                &bytes[row * bytes.len() / 18..][..bytes.len() / 18],
-                &mut expected,
-            );
+            dequantize_row(kind, &bytes[row * bytes.len() / 18..][..bytes.len() / 18], &mut expected);
             let panel = &packed.as_slice()[row / LANES * panel_bytes..][..panel_bytes];
             for (block, record) in panel.chunks_exact(format.record_bytes()).enumerate() {
                 let weights = pack::take(format, record, row % LANES);
                 for k in 0..BLOCK {
                     let value = (i32::from(weights.codes[k]) - zero) as f32 * weights.scale[k / 16] + weights.minimum;
-                    assert_eq!(
-                        value,
-                        expected[block * BLOCK + k],
-                        "{kind}: row {row}, column {}",
-                        block * BLOCK + k
-                    );
+                    assert_eq!(value, expected[block * BLOCK + k], "{kind}: row {row}, column {}", block * BLOCK + k);
                 }
             }
         }
@@ -273,22 +238,9 @@ fn embedding_rows_are_the_stored_rows() {
 #[test]
 fn misfits_are_errors() {
     let columns = Matrix::from_rows(TensorType::Q4K, 1, 128, &[0; 72]).err();
-    assert_eq!(
-        columns,
-        Some(MatrixError::Columns {
-            kind: TensorType::Q4K,
-            cols: 128,
-            multiple: 256
-        })
-    );
+    assert_eq!(columns, Some(MatrixError::Columns { kind: TensorType::Q4K, cols: 128, multiple: 256 }));
     let bytes = Matrix::from_rows(TensorType::Q8_0, 2, 32, &[0; 67]).err();
-    let expected = MatrixError::Bytes {
-        kind: TensorType::Q8_0,
-        rows: 2,
-        cols: 32,
-        found: 67,
-        expected: 68,
-    };
+    let expected = MatrixError::Bytes { kind: TensorType::Q8_0, rows: 2, cols: 32, found: 67, expected: 68 };
     assert_eq!(bytes, Some(expected));
     assert!(Matrix::from_rows(TensorType::F32, usize::MAX, 64, &[]).is_err());
     assert!(Matrix::from_rows(TensorType::Q4_1, 3, 0, &[]).is_err());

@@ -1,7 +1,7 @@
 //! A model's shape, read from the GGUF's metadata and checked before anything is allocated.
 
-use cache_core::manifest::{GroupKind, HeadSlice, LayerGroup, Manifest, RopeIdentity};
 use cache_core::hash::WeightsId;
+use cache_core::manifest::{GroupKind, HeadSlice, LayerGroup, Manifest, RopeIdentity};
 
 use crate::error::EngineError;
 use crate::gguf::GgufFile;
@@ -45,7 +45,9 @@ impl ModelConfig {
     pub fn from_gguf(file: &GgufFile) -> Result<ModelConfig, EngineError> {
         let architecture = file.str("general.architecture")?.to_owned();
         if architecture != "llama" {
-            return Err(EngineError::Model(format!("architecture `{architecture}` is not supported; use a `llama` model")));
+            return Err(EngineError::Model(format!(
+                "architecture `{architecture}` is not supported; use a `llama` model"
+            )));
         }
         let dimension = |key: &str| dimension(file, &format!("llama.{key}"));
         let heads = dimension("attention.head_count")?;
@@ -77,10 +79,10 @@ impl ModelConfig {
 
     fn check(&self, file: &GgufFile) -> Result<(), EngineError> {
         let wrong = |problem: String| Err(EngineError::Model(problem));
-        if self.heads % self.kv_heads != 0 {
+        if !self.heads.is_multiple_of(self.kv_heads) {
             return wrong(format!("{} query heads are not a multiple of {} KV heads", self.heads, self.kv_heads));
         }
-        if self.head_dim % 16 != 0 || self.head_dim > 256 {
+        if !self.head_dim.is_multiple_of(16) || self.head_dim > 256 {
             return wrong(format!("head_dim {} is not a multiple of 16 up to 256", self.head_dim));
         }
         if !self.norm_epsilon.is_finite() || self.norm_epsilon < 0.0 {
@@ -89,7 +91,10 @@ impl ModelConfig {
         if let Some(value_length) = file.optional_u32("llama.attention.value_length")?
             && value_length != self.head_dim
         {
-            return wrong(format!("values have {value_length} channels and keys {}; they must be equal", self.head_dim));
+            return wrong(format!(
+                "values have {value_length} channels and keys {}; they must be equal",
+                self.head_dim
+            ));
         }
         if file.optional_u32("llama.expert_count")?.unwrap_or(0) > 0 {
             return wrong("mixture-of-experts models are not supported; use a dense `llama` model".to_owned());

@@ -29,7 +29,8 @@ impl DigestCache {
         let mut file = File::open(path)?;
         let name = note_name(&file.metadata()?);
         let note = self.folder.as_ref().map(|folder| folder.join(name));
-        if let Some(known) = note.as_ref().and_then(|note| fs::read(note).ok()).and_then(|bytes| bytes.try_into().ok()) {
+        if let Some(known) = note.as_ref().and_then(|note| fs::read(note).ok()).and_then(|bytes| bytes.try_into().ok())
+        {
             return Ok(known);
         }
         let digest = sha256(&mut file)?;

@@ -12,8 +12,17 @@ use crate::gguf::TensorType;
 #[derive(Clone, Debug, PartialEq)]
 enum Scaling {
     None,
-    Linear { factor: f32 },
-    Yarn { factor: f32, original_context: u32, extrapolation: f32, attention_factor: f32, beta_fast: f32, beta_slow: f32 },
+    Linear {
+        factor: f32,
+    },
+    Yarn {
+        factor: f32,
+        original_context: u32,
+        extrapolation: f32,
+        attention_factor: f32,
+        beta_fast: f32,
+        beta_slow: f32,
+    },
 }
 
 /// Rotary embedding of one model.
@@ -73,14 +82,16 @@ impl Rope {
         let mut identity = match &self.scaling {
             Scaling::None => String::new(),
             Scaling::Linear { factor } => format!("linear:{}", bits(*factor)),
-            Scaling::Yarn { factor, original_context, extrapolation, attention_factor, beta_fast, beta_slow } => format!(
-                "yarn:{}:{original_context}:{}:{}:{}:{}",
-                bits(*factor),
-                bits(*extrapolation),
-                bits(*attention_factor),
-                bits(*beta_fast),
-                bits(*beta_slow)
-            ),
+            Scaling::Yarn { factor, original_context, extrapolation, attention_factor, beta_fast, beta_slow } => {
+                format!(
+                    "yarn:{}:{original_context}:{}:{}:{}:{}",
+                    bits(*factor),
+                    bits(*extrapolation),
+                    bits(*attention_factor),
+                    bits(*beta_fast),
+                    bits(*beta_slow)
+                )
+            }
         };
         if !self.pair_factors.is_empty() {
             identity.push_str("+pairs");
@@ -164,7 +175,9 @@ fn read_scaling(file: &GgufFile) -> Result<Scaling, EngineError> {
             beta_fast: positive("llama.rope.scaling.yarn_beta_fast", 32.0)?,
             beta_slow: positive("llama.rope.scaling.yarn_beta_slow", 1.0)?,
         }),
-        other => Err(EngineError::Model(format!("RoPE scaling `{other}` is not supported; `none`, `linear` and `yarn` are"))),
+        other => {
+            Err(EngineError::Model(format!("RoPE scaling `{other}` is not supported; `none`, `linear` and `yarn` are")))
+        }
     }
 }
 
@@ -176,7 +189,8 @@ fn read_pair_factors(file: &GgufFile, pairs: u32) -> Result<Vec<f32>, EngineErro
     if tensor.kind != TensorType::F32 || bytes.len() != pairs as usize * 4 {
         return Err(EngineError::Model(format!("`rope_freqs.weight` is not F32 [{pairs}]")));
     }
-    let factors: Vec<f32> = bytes.chunks_exact(4).map(|four| f32::from_le_bytes(four.try_into().expect("chunks of 4"))).collect();
+    let factors: Vec<f32> =
+        bytes.chunks_exact(4).map(|four| f32::from_le_bytes(four.try_into().expect("chunks of 4"))).collect();
     match factors.iter().find(|factor| !(factor.is_finite() && **factor > 0.0)) {
         None => Ok(factors),
         Some(factor) => Err(EngineError::Model(format!("`rope_freqs.weight` holds {factor}"))),
@@ -213,7 +227,11 @@ mod tests {
                 rope.rotate(&mut head, &angles);
                 head
             };
-            rotated(query_at, 1.0).iter().zip(rotated(key_at, 2.0)).map(|(a, b)| f64::from(*a) * f64::from(b)).sum::<f64>()
+            rotated(query_at, 1.0)
+                .iter()
+                .zip(rotated(key_at, 2.0))
+                .map(|(a, b)| f64::from(*a) * f64::from(b))
+                .sum::<f64>()
         };
         assert!((score(7, 3) - score(1004, 1000)).abs() < 1e-4);
     }

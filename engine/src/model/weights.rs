@@ -83,7 +83,13 @@ pub struct Compute {
 
 impl Compute {
     /// `out = x W^T` for each matrix over the same rows of `x` (`[m, cols]`), `out` is `[m, rows]`. All of one path.
-    pub fn project(&self, x: &[f32], rows: usize, activations: &mut Activations, targets: &mut [(&Linear, &mut [f32])]) {
+    pub fn project(
+        &self,
+        x: &[f32],
+        rows: usize,
+        activations: &mut Activations,
+        targets: &mut [(&Linear, &mut [f32])],
+    ) {
         let cols = x.len() / rows;
         if targets.iter().all(|(linear, _)| matches!(linear, Linear::Fast(_))) {
             activations.set(self.isa, &self.workers, x, rows, cols);
@@ -147,7 +153,8 @@ impl Model {
     /// Packs the weights of `file` for `path`. Errors name the tensor.
     pub fn load(file: &Arc<GgufFile>, path: Path) -> Result<Model, EngineError> {
         let config = ModelConfig::from_gguf(file)?;
-        let layers = (0..config.layers).map(|index| Layer::load(file, &config, index, path)).collect::<Result<_, _>>()?;
+        let layers =
+            (0..config.layers).map(|index| Layer::load(file, &config, index, path)).collect::<Result<_, _>>()?;
         let (width, vocabulary) = (config.width as usize, config.vocabulary as usize);
         let table = file.tensor("token_embd.weight")?;
         expect_shape(table, vocabulary, width)?;
@@ -218,5 +225,8 @@ fn expect_shape(tensor: &TensorInfo, rows: usize, cols: usize) -> Result<(), Eng
         return Ok(());
     }
     let (found_rows, found_cols) = (tensor.rows(), tensor.row_elements());
-    Err(EngineError::Model(format!("tensor `{}` is [{found_rows}, {found_cols}], expected [{rows}, {cols}]", tensor.name)))
+    Err(EngineError::Model(format!(
+        "tensor `{}` is [{found_rows}, {found_cols}], expected [{rows}, {cols}]",
+        tensor.name
+    )))
 }

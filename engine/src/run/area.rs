@@ -83,7 +83,8 @@ impl AreaPlan {
         let running = state * u64::from(rows);
         let accumulator_bytes = if partials <= input.device_bytes / 16 { running.max(partials) } else { running };
         let paging_slot_bytes = geometry.section_bytes() * u64::from(blocks_per_group(geometry));
-        let area = row_bytes(geometry) * u64::from(rows) + accumulator_bytes + paging_slot_bytes * u64::from(paging_slots);
+        let area =
+            row_bytes(geometry) * u64::from(rows) + accumulator_bytes + paging_slot_bytes * u64::from(paging_slots);
         let area_bytes = cache_core::buffer::round_to_pages(area);
         let left = input.device_bytes.saturating_sub(area_bytes);
         let most = u64::from(input.context.div_ceil(geometry.block_tokens)).saturating_mul(4).max(8);
@@ -164,7 +165,11 @@ impl StepArea {
                 let bytes = if as_partials { state(*rows) * u64::from(*spans) } else { state(*rows) };
                 let range = self.accumulators.slice(offset, bytes);
                 offset += bytes;
-                if as_partials { Accumulator::Partials { range, spans: *spans } } else { Accumulator::Running { range } }
+                if as_partials {
+                    Accumulator::Partials { range, spans: *spans }
+                } else {
+                    Accumulator::Running { range }
+                }
             })
             .collect()
     }
@@ -185,7 +190,8 @@ mod tests {
     #[test]
     fn every_budget_from_the_minimum_up_is_kept() {
         for block_tokens in [16, 64, 256] {
-            let EngineError::Budget { minimum_bytes, .. } = AreaPlan::divide(&input(1, block_tokens)).unwrap_err() else {
+            let EngineError::Budget { minimum_bytes, .. } = AreaPlan::divide(&input(1, block_tokens)).unwrap_err()
+            else {
                 panic!("a byte is no budget")
             };
             assert!(AreaPlan::divide(&input(minimum_bytes - 1, block_tokens)).is_err());

@@ -2,9 +2,12 @@
 
 pub mod area;
 pub mod engine;
+mod generate;
 mod paging;
+mod repair;
 pub mod request;
 pub mod sampler;
+pub mod score;
 mod sequence;
 mod step;
 

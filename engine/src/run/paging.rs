@@ -7,9 +7,9 @@
 use std::collections::VecDeque;
 
 use cache_core::payload::BlockShape;
+use gpu_tier::DeviceError;
 use gpu_tier::attention::{Accumulator, Attend, Attention, Geometry, SectionPlace};
 use gpu_tier::device::{CopyPiece, DeviceRange, Event, HostRange, Stream};
-use gpu_tier::DeviceError;
 use kvtier_sdk::cache::BlockPlace;
 
 use crate::run::area::{blocks_per_group, spans_per_group};
@@ -63,7 +63,12 @@ impl<'a> Pager<'a> {
             Vec::new()
         } else {
             let away = |group: &[BlockPlace]| group.iter().any(|place| matches!(place, BlockPlace::Host(..)));
-            places.chunks(per_group).enumerate().filter(|(_, group)| away(group)).map(|(index, _)| index as u32).collect()
+            places
+                .chunks(per_group)
+                .enumerate()
+                .filter(|(_, group)| away(group))
+                .map(|(index, _)| index as u32)
+                .collect()
         };
         let free = (0..(slots.bytes / slot_bytes) as u32).rev().collect();
         let spans = tokens.div_ceil(gpu_tier::attention::SPAN_TOKENS);
@@ -101,7 +106,9 @@ impl<'a> Pager<'a> {
         self.sections.clear();
         self.sections.extend(self.places.iter().map(|place| match place {
             BlockPlace::Device(range) => Some(SectionPlace::Device(range.slice(section.offset, section.bytes))),
-            BlockPlace::Host(range, _) if in_place => Some(SectionPlace::Host(host_slice(*range, section.offset, section.bytes))),
+            BlockPlace::Host(range, _) if in_place => {
+                Some(SectionPlace::Host(host_slice(*range, section.offset, section.bytes)))
+            }
             BlockPlace::Host(..) | BlockPlace::Lost(_) => None,
         }));
     }
@@ -129,7 +136,8 @@ impl<'a> Pager<'a> {
     }
 
     fn attend_as_they_come(&mut self, layer: u32, job: &Attend<'_>) -> Result<(), DeviceError> {
-        let resident: Vec<u32> = self.all_spans().into_iter().filter(|span| !self.is_missing(self.group_of(*span))).collect();
+        let resident: Vec<u32> =
+            self.all_spans().into_iter().filter(|span| !self.is_missing(self.group_of(*span))).collect();
         let mut resident = resident.chunks(SPANS_PER_LOOK);
         loop {
             self.issue(layer)?;

@@ -24,6 +24,8 @@ pub(crate) struct Sequence {
     pub(crate) blocks: u32,
     /// Blocks that are committed (or were found).
     pub(crate) committed: u32,
+    /// True until it has looked its next blocks up: at the start, and after waiting for another sequence's blocks.
+    pub(crate) looks: bool,
     chain: Chain,
     sampler: Sampler,
     digest: Sha256,
@@ -50,6 +52,7 @@ impl Sequence {
             computed: 0,
             blocks: 0,
             committed: 0,
+            looks: true,
             chain,
             digest: Sha256::new(),
             started: Instant::now(),
@@ -104,7 +107,7 @@ impl Sequence {
 
     /// Forgets everything that was computed, as after a suspension.
     pub(crate) fn restart(&mut self, id: SequenceId) {
-        (self.id, self.computed, self.blocks, self.committed) = (id, 0, 0, 0);
+        (self.id, self.computed, self.blocks, self.committed, self.looks) = (id, 0, 0, 0, true);
     }
 
     /// Chooses the next token from the logits of the last one; returns it.
@@ -115,7 +118,7 @@ impl Sequence {
         let token = self.sampler.choose(logits);
         self.tokens.push(token);
         self.first_token.get_or_insert_with(Instant::now);
-        if self.tokens.len() as u32 % block_tokens == 0 {
+        if self.tokens.len().is_multiple_of(block_tokens as usize) {
             self.chain.push(&self.tokens[self.tokens.len() - block_tokens as usize..]);
         }
         token

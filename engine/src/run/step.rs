@@ -101,7 +101,8 @@ impl Stepper {
         deliver: &mut dyn FnMut(usize, u32, &[f32]),
     ) -> Result<StepEnd, EngineError> {
         let rows: usize = segments.iter().map(|segment| segment.tokens.len()).sum();
-        let places = segments.iter().map(|segment| self.cache.places(segment.sequence)).collect::<Result<Vec<_>, _>>()?;
+        let places =
+            segments.iter().map(|segment| self.cache.places(segment.sequence)).collect::<Result<Vec<_>, _>>()?;
         let lost = lost_blocks(segments, &places, self.shape.block_tokens);
         if !lost.is_empty() {
             return Ok(StepEnd::Lost(lost));
@@ -397,7 +398,9 @@ fn norm_rows(compute: &Compute, x: &[f32], weight: &[f32], epsilon: f32, out: &m
 
 /// `gate = silu(gate) * up`.
 fn gate_rows(compute: &Compute, width: usize, gate: &mut [f32], up: &[f32]) {
-    for_rows(compute, width, gate, &|first, gate| math::silu_multiply(compute.isa, gate, &up[first..first + gate.len()]));
+    for_rows(compute, width, gate, &|first, gate| {
+        math::silu_multiply(compute.isa, gate, &up[first..first + gate.len()])
+    });
 }
 
 /// Hands whole rows of `out` to the workers; `work(index of the first element, part)`. A few rows stay on the caller.

@@ -57,15 +57,11 @@ impl Tokenizer {
     pub fn from_gguf(file: &GgufFile) -> Result<Tokenizer, TokenizerError> {
         let model = file.str("tokenizer.ggml.model")?;
         if model != "gpt2" {
-            return Err(TokenizerError::Model {
-                found: model.to_owned(),
-            });
+            return Err(TokenizerError::Model { found: model.to_owned() });
         }
         let name = file.optional_str("tokenizer.ggml.pre")?.unwrap_or("default");
-        let pre = PreTokenizer::from_name(name).ok_or_else(|| TokenizerError::Pre {
-            found: name.to_owned(),
-            known: pretokenizer::KNOWN,
-        })?;
+        let pre = PreTokenizer::from_name(name)
+            .ok_or_else(|| TokenizerError::Pre { found: name.to_owned(), known: pretokenizer::KNOWN })?;
         let tokens = file.strings("tokenizer.ggml.tokens")?;
         let mut kinds = read_kinds(file, tokens.len())?;
         let ids = SpecialIds::read(file, tokens, pre.add_bos)?;
@@ -84,16 +80,7 @@ impl Tokenizer {
             .collect();
         let described = tokens.iter().zip(&kinds).zip(0..);
         let specials = SpecialSet::new(described.map(|((text, &kind), id)| (id, kind, text.as_str())));
-        Ok(Tokenizer {
-            bpe,
-            pre,
-            specials,
-            kinds,
-            pieces,
-            ends,
-            byte_known,
-            ids,
-        })
+        Ok(Tokenizer { bpe, pre, specials, kinds, pieces, ends, byte_known, ids })
     }
 
     /// Token ids of `text`, which may be any bytes; nothing is added at either end.
@@ -134,10 +121,10 @@ impl Tokenizer {
             for part in raw.split(|&byte| !self.byte_known[usize::from(byte)]) {
                 word.clear();
                 word.extend(part.iter().map(|&byte| bytes::to_char(byte)));
-                let tokens = self.bpe.tokenize(&word).map_err(|error| TokenizerError::Word {
-                    bytes: part.len(),
-                    reason: error.to_string(),
-                })?;
+                let tokens = self
+                    .bpe
+                    .tokenize(&word)
+                    .map_err(|error| TokenizerError::Word { bytes: part.len(), reason: error.to_string() })?;
                 out.extend(tokens.into_iter().map(|token| token.id));
             }
         }
@@ -201,11 +188,9 @@ impl Tokenizer {
 impl SpecialIds {
     fn read(file: &GgufFile, tokens: &[String], add_bos: bool) -> Result<SpecialIds, TokenizerError> {
         let id = |key: &'static str, default: Option<u32>| match file.optional_u32(key)? {
-            Some(found) if found as usize >= tokens.len() => Err(TokenizerError::SpecialId {
-                key,
-                found,
-                vocab: tokens.len(),
-            }),
+            Some(found) if found as usize >= tokens.len() => {
+                Err(TokenizerError::SpecialId { key, found, vocab: tokens.len() })
+            }
             Some(found) => Ok(Some(found)),
             None => Ok(default.filter(|&id| (id as usize) < tokens.len())),
         };
@@ -228,20 +213,16 @@ fn read_kinds(file: &GgufFile, tokens: usize) -> Result<Vec<TokenKind>, Tokenize
     let key = "tokenizer.ggml.token_type";
     match file.optional_i32s(key)? {
         None => Ok(vec![TokenKind::Normal; tokens]),
-        Some(numbers) if numbers.len() != tokens => Err(TokenizerError::Entries {
-            key,
-            found: numbers.len(),
-            expected: tokens,
-        }),
+        Some(numbers) if numbers.len() != tokens => {
+            Err(TokenizerError::Entries { key, found: numbers.len(), expected: tokens })
+        }
         Some(numbers) => Ok(numbers.iter().map(|&number| TokenKind::from_number(number)).collect()),
     }
 }
 
 fn build_bpe(tokens: &[String], merges: &[String], pre: &PreTokenizer) -> Result<BPE, TokenizerError> {
     if u32::try_from(tokens.len()).is_err() {
-        return Err(TokenizerError::Vocabulary {
-            reason: format!("{} tokens, ids are 32-bit", tokens.len()),
-        });
+        return Err(TokenizerError::Vocabulary { reason: format!("{} tokens, ids are 32-bit", tokens.len()) });
     }
     let vocab: Vocab = tokens.iter().cloned().zip(0..).collect();
     let mut seen = std::collections::HashSet::with_capacity(merges.len());
@@ -250,10 +231,7 @@ fn build_bpe(tokens: &[String], merges: &[String], pre: &PreTokenizer) -> Result
         // A token may itself start with a space, so the pair is parted at the first space after its first byte.
         let space = merge.bytes().skip(1).position(|byte| byte == b' ');
         let Some(space) = space else {
-            return Err(TokenizerError::Merge {
-                index,
-                merge: merge.clone(),
-            });
+            return Err(TokenizerError::Merge { index, merge: merge.clone() });
         };
         // Of a merge listed twice the first rank counts.
         if seen.insert(merge.as_str()) {
@@ -265,9 +243,7 @@ fn build_bpe(tokens: &[String], merges: &[String], pre: &PreTokenizer) -> Result
         .ignore_merges(pre.ignore_merges)
         .cache_capacity(CACHED_WORDS)
         .build()
-        .map_err(|error| TokenizerError::Vocabulary {
-            reason: error.to_string(),
-        })
+        .map_err(|error| TokenizerError::Vocabulary { reason: error.to_string() })
 }
 
 /// The bytes of every token, joined, and where each ends. Only normal tokens are spelled in the byte alphabet.

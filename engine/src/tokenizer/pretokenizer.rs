@@ -45,22 +45,16 @@ pub(super) const KNOWN: &str =
 impl PreTokenizer {
     /// The pre-tokenizer called `name` in a GGUF file; `None` for one not supported.
     pub(super) fn from_name(name: &str) -> Option<PreTokenizer> {
-        let plain = |passes| PreTokenizer {
-            passes,
-            ignore_merges: false,
-            add_bos: false,
-        };
+        let plain = |passes| PreTokenizer { passes, ignore_merges: false, add_bos: false };
         Some(match name {
             "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" | "exaone" | "minerva-7b" => {
                 plain(&[Pass::EachNumber, Pass::Gpt2])
             }
             "gpt-2" | "phi-2" | "mpt" | "olmo" | "gigachat" => plain(&[Pass::Gpt2]),
             "default" => plain(&[Pass::PunctuationRuns, Pass::Gpt2, Pass::NumberRuns, Pass::DigitTriples]),
-            "llama3" | "llama-v3" | "llama-bpe" | "falcon3" | "falcon-h1" | "pixtral" | "lfm2" => PreTokenizer {
-                passes: &[Pass::Llama3 { numbers: 3 }],
-                ignore_merges: true,
-                add_bos: true,
-            },
+            "llama3" | "llama-v3" | "llama-bpe" | "falcon3" | "falcon-h1" | "pixtral" | "lfm2" => {
+                PreTokenizer { passes: &[Pass::Llama3 { numbers: 3 }], ignore_merges: true, add_bos: true }
+            }
             "dbrx" | "smaug-bpe" => plain(&[Pass::Llama3 { numbers: 3 }]),
             "qwen2" | "deepseek-r1-qwen" | "stablelm2" => plain(&[Pass::Llama3 { numbers: 1 }]),
             _ => return None,
@@ -90,9 +84,9 @@ impl Pass {
         match self {
             Pass::EachNumber => cut_matches(piece, out, |rest| usize::from(class(rest[0]).is_number())),
             Pass::NumberRuns => cut_matches(piece, out, |rest| run(rest, Class::is_number)),
-            Pass::PunctuationRuns => cut_matches(piece, out, |rest| {
-                rest.iter().take_while(|&&p| is_punctuation(p)).count()
-            }),
+            Pass::PunctuationRuns => {
+                cut_matches(piece, out, |rest| rest.iter().take_while(|&&p| is_punctuation(p)).count())
+            }
             Pass::DigitTriples => cut_matches(piece, out, |rest| {
                 let digit = |p: &u32| (0x30..=0x39).contains(p);
                 let triple = rest.len() >= 3 && rest[..3].iter().all(digit);
@@ -173,11 +167,7 @@ fn lower(point: u32) -> u32 {
 /// before something else.
 fn whitespace(points: &[u32]) -> usize {
     let length = run(points, Class::is_whitespace);
-    if length > 1 && length < points.len() {
-        length - 1
-    } else {
-        length
-    }
+    if length > 1 && length < points.len() { length - 1 } else { length }
 }
 
 fn gpt2_word(points: &[u32]) -> usize {
@@ -270,9 +260,7 @@ mod tests {
         let text = "I'LL say 12345\n\n \tfoo(bar)\r\n  end ";
         assert_eq!(
             words("llama-bpe", text),
-            [
-                "I", "'LL", " say", " ", "123", "45", "\n\n", " ", "\tfoo", "(bar", ")\r\n", " ", " end", " "
-            ]
+            ["I", "'LL", " say", " ", "123", "45", "\n\n", " ", "\tfoo", "(bar", ")\r\n", " ", " end", " "]
         );
         assert_eq!(words("qwen2", "a12"), ["a", "1", "2"]);
         assert_eq!(words("qwen2", "_\u{301}a !!\n"), ["_\u{301}", "a", " !!\n"]);
@@ -280,10 +268,7 @@ mod tests {
 
     #[test]
     fn default_cuts_punctuation_and_digit_triples() {
-        assert_eq!(
-            words("default", "x=1234567, y"),
-            ["x", "=", "123", "456", "7", ",", " y"]
-        );
+        assert_eq!(words("default", "x=1234567, y"), ["x", "=", "123", "456", "7", ",", " y"]);
         assert_eq!(words("default", "a 12 b"), ["a", " ", "12", " b"]);
     }
 

@@ -77,10 +77,8 @@ impl SpecialSet {
             .filter(|(_, kind, text)| !matches!(kind, TokenKind::Normal | TokenKind::Other) && !text.is_empty())
             .collect();
         chosen.sort_by_key(|(_, _, text)| std::cmp::Reverse(text.len()));
-        let entries = chosen
-            .into_iter()
-            .map(|(id, kind, text)| (id, kind, memmem::Finder::new(text).into_owned()))
-            .collect();
+        let entries =
+            chosen.into_iter().map(|(id, kind, text)| (id, kind, memmem::Finder::new(text).into_owned())).collect();
         SpecialSet { entries }
     }
 
@@ -133,12 +131,7 @@ mod tests {
         let text = b"xa<s><s><s>y";
         assert_eq!(
             set().cut(text, SpecialTokens::Parse),
-            [
-                Fragment::Text(b"xa"),
-                Fragment::Token(4),
-                Fragment::Token(0),
-                Fragment::Text(b"y")
-            ]
+            [Fragment::Text(b"xa"), Fragment::Token(4), Fragment::Token(0), Fragment::Text(b"y")]
         );
     }
 

@@ -15,10 +15,7 @@ const COMPUTE_CAPABILITY_MAJOR: c_int = 75;
 const FIRST_HANDLE: usize = 0x1000;
 
 static INITIALIZED: AtomicBool = AtomicBool::new(false);
-static PRIMARY: Mutex<Primary> = Mutex::new(Primary {
-    retains: 0,
-    generation: 0,
-});
+static PRIMARY: Mutex<Primary> = Mutex::new(Primary { retains: 0, generation: 0 });
 /// The code of the first failed job; every later call of the context returns it. 0: none.
 static STICKY: AtomicU32 = AtomicU32::new(0);
 
@@ -72,11 +69,7 @@ fn device(ordinal: c_int) -> Result<(), Code> {
     if !INITIALIZED.load(Ordering::SeqCst) {
         return Err(Code::NOT_INITIALIZED);
     }
-    if ordinal == 0 {
-        Ok(())
-    } else {
-        Err(Code::INVALID_DEVICE)
-    }
+    if ordinal == 0 { Ok(()) } else { Err(Code::INVALID_DEVICE) }
 }
 
 /// # Safety

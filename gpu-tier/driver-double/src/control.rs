@@ -40,10 +40,7 @@ struct Countdown {
 
 impl Countdown {
     const fn new() -> Countdown {
-        Countdown {
-            left: AtomicU64::new(0),
-            code: AtomicU32::new(0),
-        }
+        Countdown { left: AtomicU64::new(0), code: AtomicU32::new(0) }
     }
 }
 
@@ -51,12 +48,8 @@ static FAULTS: [Countdown; 3] = [const { Countdown::new() }; 3];
 static COUNTS: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 static REFUSE_REGISTRATION: AtomicBool = AtomicBool::new(false);
 static JITTER_US: AtomicU64 = AtomicU64::new(UNSET);
-static ENVIRONMENT: LazyLock<u64> = LazyLock::new(|| {
-    std::env::var(JITTER)
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(0)
-});
+static ENVIRONMENT: LazyLock<u64> =
+    LazyLock::new(|| std::env::var(JITTER).ok().and_then(|text| text.parse().ok()).unwrap_or(0));
 static SEED: AtomicU64 = AtomicU64::new(0x9E37_79B9_7F4A_7C15);
 /// Mask of [`Kind`] bits whose jobs wait at the gate.
 static HELD: Mutex<u32> = Mutex::new(0);
@@ -65,14 +58,8 @@ static RELEASED: Condvar = Condvar::new();
 /// Takes part in a countdown: fails if this operation is the chosen one.
 pub(crate) fn fault(kind: Fault) -> Result<(), Code> {
     let countdown = &FAULTS[kind as usize];
-    let before = countdown
-        .left
-        .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
-    if before == Ok(1) {
-        Err(Code(countdown.code.load(Ordering::SeqCst)))
-    } else {
-        Ok(())
-    }
+    let before = countdown.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+    if before == Ok(1) { Err(Code(countdown.code.load(Ordering::SeqCst))) } else { Ok(()) }
 }
 
 pub(crate) fn count(what: Counted) {
@@ -105,9 +92,7 @@ pub(crate) fn pass(kind: Kind) {
 /// Back to the defaults; forgets host functions and counts, and sets the high-water mark to what is live.
 #[unsafe(no_mangle)]
 extern "C" fn cuda_double_reset() {
-    FAULTS
-        .iter()
-        .for_each(|countdown| countdown.left.store(0, Ordering::SeqCst));
+    FAULTS.iter().for_each(|countdown| countdown.left.store(0, Ordering::SeqCst));
     COUNTS.iter().for_each(|count| count.store(0, Ordering::SeqCst));
     REFUSE_REGISTRATION.store(false, Ordering::SeqCst);
     cuda_double_set_jitter_us(UNSET);

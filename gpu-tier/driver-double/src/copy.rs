@@ -91,10 +91,8 @@ extern "C" fn cuMemcpyDtoDAsync_v2(target: u64, source: u64, bytes: usize, strea
         stream.enqueue(Kind::CopyWithin, move || {
             fault?;
             let memory = read();
-            let (from, to) = (
-                memory.device(source, bytes).ok_or(Code::ILLEGAL_ADDRESS)?,
-                running(&memory, target, bytes)?,
-            );
+            let (from, to) =
+                (memory.device(source, bytes).ok_or(Code::ILLEGAL_ADDRESS)?, running(&memory, target, bytes)?);
             if (from as usize).abs_diff(to as usize) < bytes {
                 return Err(Code::INVALID_VALUE);
             }

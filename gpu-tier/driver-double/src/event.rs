@@ -38,11 +38,7 @@ pub(crate) fn count() -> u64 {
 }
 
 fn find(handle: usize) -> Result<Arc<Event>, Code> {
-    events()
-        .as_ref()
-        .and_then(|events| events.get(&handle))
-        .cloned()
-        .ok_or(Code::INVALID_HANDLE)
+    events().as_ref().and_then(|events| events.get(&handle)).cloned().ok_or(Code::INVALID_HANDLE)
 }
 
 impl Event {
@@ -71,11 +67,7 @@ impl Event {
 unsafe extern "C" fn cuEventCreate(handle: *mut usize, flags: u32) -> u32 {
     answer(context::enter().map(|()| {
         let id = NEXT.fetch_add(1, Ordering::SeqCst);
-        let event = Event {
-            timed: flags & DISABLE_TIMING == 0,
-            state: Mutex::default(),
-            changed: Condvar::new(),
-        };
+        let event = Event { timed: flags & DISABLE_TIMING == 0, state: Mutex::default(), changed: Condvar::new() };
         events().get_or_insert_default().insert(id, Arc::new(event));
         // SAFETY: the caller passes a place for one handle.
         unsafe { handle.write(id) };
@@ -122,11 +114,7 @@ extern "C" fn cuEventQuery(handle: usize) -> u32 {
     answer(context::enter().and_then(|()| {
         let event = find(handle)?;
         let state = event.state();
-        if state.done < state.recorded {
-            Err(Code::NOT_READY)
-        } else {
-            context::healthy()
-        }
+        if state.done < state.recorded { Err(Code::NOT_READY) } else { context::healthy() }
     }))
 }
 
@@ -150,11 +138,7 @@ unsafe fn elapsed(milliseconds: *mut f32, start: usize, end: usize) -> Result<()
     }
     let at = |event: &Event| {
         let state = event.state();
-        if state.done < state.recorded {
-            Err(Code::NOT_READY)
-        } else {
-            state.at.ok_or(Code::INVALID_HANDLE)
-        }
+        if state.done < state.recorded { Err(Code::NOT_READY) } else { state.at.ok_or(Code::INVALID_HANDLE) }
     };
     let span = at(&end)?.saturating_duration_since(at(&start)?);
     // SAFETY: the caller passes a place for one float.

@@ -93,11 +93,7 @@ impl Memory {
     /// The bytes of a device address, all of them in one live block.
     pub(crate) fn device(&self, address: u64, bytes: usize) -> Option<*mut u8> {
         let untagged = usize::try_from(address & !DEVICE_TAG).ok()?;
-        let below = self
-            .device
-            .range(..=untagged)
-            .next_back()
-            .map(|(start, block)| (start, block.bytes));
+        let below = self.device.range(..=untagged).next_back().map(|(start, block)| (start, block.bytes));
         (address & DEVICE_TAG != 0 && holder(below, untagged, bytes)).then_some(untagged as *mut u8)
     }
 
@@ -123,12 +119,7 @@ impl Memory {
     /// Live device bytes, their high-water mark, live blocks, and pinned host bytes.
     pub(crate) fn usage(&self) -> [u64; 4] {
         let pinned: usize = self.pinned.values().map(|pinned| pinned.bytes).sum();
-        [
-            self.live_bytes as u64,
-            self.peak_bytes as u64,
-            self.device.len() as u64,
-            pinned as u64,
-        ]
+        [self.live_bytes as u64, self.peak_bytes as u64, self.device.len() as u64, pinned as u64]
     }
 
     pub(crate) fn set_misalign(&mut self, misalign: bool) {
@@ -144,11 +135,8 @@ impl Memory {
         if bytes == 0 {
             return Err(Code::INVALID_VALUE);
         }
-        let used = self
-            .live_bytes
-            .checked_add(bytes)
-            .filter(|used| *used <= self.capacity)
-            .ok_or(Code::OUT_OF_MEMORY)?;
+        let used =
+            self.live_bytes.checked_add(bytes).filter(|used| *used <= self.capacity).ok_or(Code::OUT_OF_MEMORY)?;
         let occupied = bytes.next_multiple_of(ALIGNMENT) + if self.misalign { ALIGNMENT } else { 0 };
         let usable = occupied.next_multiple_of(PAGE);
         // SAFETY: a fresh private mapping that nothing refers to yet.
@@ -161,14 +149,7 @@ impl Memory {
         // SAFETY: those pages, writable since the line above.
         unsafe { (pages as *mut u8).write_bytes(FRESH, usable) };
         let start = pages + usable - occupied;
-        self.device.insert(
-            start,
-            Block {
-                bytes,
-                pages,
-                page_bytes: usable,
-            },
-        );
+        self.device.insert(start, Block { bytes, pages, page_bytes: usable });
         self.live_bytes = used;
         self.peak_bytes = self.peak_bytes.max(used);
         Ok(start as u64 | DEVICE_TAG)
@@ -177,11 +158,7 @@ impl Memory {
     /// Ends access to a block. Its addresses are never handed out again, so a late use is seen.
     fn free(&mut self, address: u64) -> Result<(), Code> {
         let start = usize::try_from(address & !DEVICE_TAG).map_err(|_| Code::INVALID_VALUE)?;
-        let block = self
-            .device
-            .remove(&start)
-            .filter(|_| address & DEVICE_TAG != 0)
-            .ok_or(Code::INVALID_VALUE)?;
+        let block = self.device.remove(&start).filter(|_| address & DEVICE_TAG != 0).ok_or(Code::INVALID_VALUE)?;
         self.live_bytes -= block.bytes;
         let (pages, usable) = (block.pages as *mut c_void, block.page_bytes);
         // SAFETY: the pages of the removed block; the write lock keeps jobs out.
@@ -192,22 +169,12 @@ impl Memory {
     }
 
     fn pin(&mut self, address: usize, bytes: usize, flags: u32, owned: bool) -> Result<(), Code> {
-        let end = address
-            .checked_add(bytes)
-            .filter(|_| bytes > 0 && address > 0)
-            .ok_or(Code::INVALID_VALUE)?;
+        let end = address.checked_add(bytes).filter(|_| bytes > 0 && address > 0).ok_or(Code::INVALID_VALUE)?;
         let below = self.pinned.range(..end).next_back();
         if below.is_some_and(|(start, pinned)| start + pinned.bytes > address) {
             return Err(Code::ALREADY_REGISTERED);
         }
-        self.pinned.insert(
-            address,
-            Pinned {
-                bytes,
-                mapped: flags & DEVICE_MAP != 0,
-                owned,
-            },
-        );
+        self.pinned.insert(address, Pinned { bytes, mapped: flags & DEVICE_MAP != 0, owned });
         Ok(())
     }
 
@@ -264,15 +231,11 @@ unsafe extern "C" fn cuMemHostAlloc(pointer: *mut *mut c_void, bytes: usize, fla
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuMemFreeHost(pointer: *mut c_void) -> u32 {
     let mut memory = write();
-    answer(
-        memory
-            .unpin(pointer as usize, true, Code::INVALID_VALUE)
-            .and_then(|bytes| {
-                // SAFETY: the mapping of that length made by `cuMemHostAlloc`; jobs are kept out by the write lock.
-                unsafe { rustix::mm::munmap(pointer, bytes) }.map_err(|_| Code::INVALID_VALUE)?;
-                context::enter()
-            }),
-    )
+    answer(memory.unpin(pointer as usize, true, Code::INVALID_VALUE).and_then(|bytes| {
+        // SAFETY: the mapping of that length made by `cuMemHostAlloc`; jobs are kept out by the write lock.
+        unsafe { rustix::mm::munmap(pointer, bytes) }.map_err(|_| Code::INVALID_VALUE)?;
+        context::enter()
+    }))
 }
 
 #[unsafe(no_mangle)]
@@ -296,9 +259,7 @@ extern "C" fn cuMemHostUnregister(pointer: *mut c_void) -> u32 {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuMemHostGetDevicePointer_v2(address: *mut u64, pointer: *mut c_void, _flags: u32) -> u32 {
     answer(context::enter().and_then(|()| {
-        let mapped = read()
-            .pinned_in(pointer as usize, 1)
-            .is_some_and(|pinned| pinned.mapped);
+        let mapped = read().pinned_in(pointer as usize, 1).is_some_and(|pinned| pinned.mapped);
         if !mapped {
             return Err(Code::INVALID_VALUE);
         }

@@ -72,16 +72,8 @@ unsafe extern "C" fn cuda_double_register(
     parameters: usize,
 ) {
     // SAFETY: the caller vouches for both.
-    let (name, sizes) = unsafe {
-        (
-            CStr::from_ptr(name),
-            std::slice::from_raw_parts(parameter_bytes, parameters),
-        )
-    };
-    let kernel = Kernel {
-        run,
-        parameter_bytes: sizes.to_vec(),
-    };
+    let (name, sizes) = unsafe { (CStr::from_ptr(name), std::slice::from_raw_parts(parameter_bytes, parameters)) };
+    let kernel = Kernel { run, parameter_bytes: sizes.to_vec() };
     with(|modules| modules.kernels.insert(name.to_string_lossy().into_owned(), kernel));
 }
 
@@ -110,11 +102,7 @@ extern "C" fn cuModuleUnload(module: usize) -> u32 {
         modules.loaded.retain(|loaded| *loaded != module);
         modules.loaded.len() < before
     });
-    answer(if removed {
-        context::healthy()
-    } else {
-        Err(Code::INVALID_HANDLE)
-    })
+    answer(if removed { context::healthy() } else { Err(Code::INVALID_HANDLE) })
 }
 
 /// # Safety
@@ -141,9 +129,7 @@ unsafe extern "C" fn cuModuleGetFunction(function: *mut usize, module: usize, na
 
 unsafe extern "C" fn resolve(launch: *const Launch, address: u64, bytes: usize) -> *mut u8 {
     // SAFETY: `launch` is the argument that the host function got; it and its memory outlive the function's run.
-    unsafe { &*(*launch).memory }
-        .kernel(address, bytes)
-        .unwrap_or(std::ptr::null_mut())
+    unsafe { &*(*launch).memory }.kernel(address, bytes).unwrap_or(std::ptr::null_mut())
 }
 
 /// Limits of the hardware on the shape of a launch: threads of a block, blocks in y and z, shared memory without opt-in.
@@ -191,13 +177,7 @@ unsafe extern "C" fn cuLaunchKernel(
             control::count(Counted::Launch);
             let memory = read();
             let parameters: Vec<*const c_void> = values.iter().map(|value| value.as_ptr().cast()).collect();
-            let launch = Launch {
-                grid,
-                block,
-                parameters: parameters.as_ptr(),
-                memory: &raw const *memory,
-                resolve,
-            };
+            let launch = Launch { grid, block, parameters: parameters.as_ptr(), memory: &raw const *memory, resolve };
             // SAFETY: whoever registered the function vouched for it; the launch lives until it returns.
             match unsafe { (kernel.run)(&raw const launch) } {
                 0 => Ok(()),

@@ -41,18 +41,12 @@ fn words(code: u32) -> Option<(&'static CStr, &'static CStr)> {
         400 => (c"CUDA_ERROR_INVALID_HANDLE", c"invalid resource handle"),
         500 => (c"CUDA_ERROR_NOT_FOUND", c"named symbol not found"),
         600 => (c"CUDA_ERROR_NOT_READY", c"device not ready"),
-        700 => (
-            c"CUDA_ERROR_ILLEGAL_ADDRESS",
-            c"an illegal memory access was encountered",
-        ),
+        700 => (c"CUDA_ERROR_ILLEGAL_ADDRESS", c"an illegal memory access was encountered"),
         712 => (
             c"CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED",
             c"part or all of the requested memory range is already mapped",
         ),
-        713 => (
-            c"CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED",
-            c"pointer does not correspond to a registered memory region",
-        ),
+        713 => (c"CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED", c"pointer does not correspond to a registered memory region"),
         719 => (c"CUDA_ERROR_LAUNCH_FAILED", c"unspecified launch failure"),
         801 => (c"CUDA_ERROR_NOT_SUPPORTED", c"operation not supported"),
         _ => return None,

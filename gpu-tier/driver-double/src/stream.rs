@@ -65,20 +65,13 @@ pub(crate) fn count() -> u64 {
 /// The stream behind a handle; the null stream is not imitated.
 pub(crate) fn find(handle: usize) -> Result<Arc<Stream>, Code> {
     let streams = streams();
-    let entry = streams
-        .as_ref()
-        .and_then(|streams| streams.get(&handle))
-        .ok_or(Code::INVALID_HANDLE)?;
+    let entry = streams.as_ref().and_then(|streams| streams.get(&handle)).ok_or(Code::INVALID_HANDLE)?;
     Ok(entry.stream.clone())
 }
 
 /// Waits for the work of all streams.
 pub(crate) fn drain_all() {
-    let all: Vec<Arc<Stream>> = streams()
-        .iter()
-        .flatten()
-        .map(|(_, entry)| entry.stream.clone())
-        .collect();
+    let all: Vec<Arc<Stream>> = streams().iter().flatten().map(|(_, entry)| entry.stream.clone()).collect();
     all.iter().for_each(|stream| stream.drain());
 }
 
@@ -95,11 +88,7 @@ impl Stream {
     ) -> Result<(), Code> {
         let mut queue = self.queue();
         let jobs = queue.jobs.as_ref().ok_or(Code::INVALID_HANDLE)?;
-        jobs.send(Job {
-            kind,
-            work: Box::new(work),
-        })
-        .map_err(|_| Code::INVALID_HANDLE)?;
+        jobs.send(Job { kind, work: Box::new(work) }).map_err(|_| Code::INVALID_HANDLE)?;
         queue.enqueued += 1;
         Ok(())
     }
@@ -133,15 +122,8 @@ unsafe extern "C" fn cuStreamCreate(handle: *mut usize, _flags: u32) -> u32 {
     answer(context::enter().and_then(|()| {
         let id = NEXT.fetch_add(1, Ordering::SeqCst);
         let (sender, receiver) = channel();
-        let queue = Queue {
-            jobs: Some(sender),
-            enqueued: 0,
-            done: 0,
-        };
-        let stream = Arc::new(Stream {
-            queue: Mutex::new(queue),
-            changed: Condvar::new(),
-        });
+        let queue = Queue { jobs: Some(sender), enqueued: 0, done: 0 };
+        let stream = Arc::new(Stream { queue: Mutex::new(queue), changed: Condvar::new() });
         let worker = stream.clone();
         let thread = std::thread::Builder::new()
             .name(format!("cuda-double-{id}"))

@@ -83,12 +83,7 @@ impl CpuDevice {
     /// Errors: [`DeviceError::Unavailable`] when the processor lacks `isa`, the rate is not a positive number, or the
     /// system refuses address space or a thread.
     pub fn open(config: CpuConfig) -> Result<CpuDevice, DeviceError> {
-        let CpuConfig {
-            budget_bytes,
-            link,
-            workers,
-            isa,
-        } = config;
+        let CpuConfig { budget_bytes, link, workers, isa } = config;
         let unavailable = |reason: String| DeviceError::Unavailable { kind: "cpu", reason };
         if isa > Isa::detect() {
             return Err(unavailable(format!("this processor has no {}", isa.name())));
@@ -98,9 +93,7 @@ impl CpuDevice {
             Link::Strict { bytes_per_second } => (false, bytes_per_second),
         };
         if let Some(rate) = rate.filter(|rate| !(rate.is_finite() && *rate >= 1.0)) {
-            return Err(unavailable(format!(
-                "a link of {rate} bytes per second carries nothing"
-            )));
+            return Err(unavailable(format!("a link of {rate} bytes per second carries nothing")));
         }
         let mut device = CpuDevice {
             info: DeviceInfo {
@@ -115,10 +108,7 @@ impl CpuDevice {
             memory: Arc::new(Memory::reserve(budget_bytes)?),
             counters: Counters::default(),
             copies: Arc::new(Copies::new(rate)),
-            compute: Mutex::new(Compute {
-                sequence: 1,
-                waits: Vec::new(),
-            }),
+            compute: Mutex::new(Compute { sequence: 1, waits: Vec::new() }),
             threads: Vec::new(),
             extents: RwLock::new(Vec::new()),
         };
@@ -176,11 +166,7 @@ impl CpuDevice {
             .get(extent.0 as usize)
             .filter(|found| offset.checked_add(bytes).is_some_and(|end| end <= found.bytes()))
             .ok_or(DeviceError::HostRange { extent, offset, bytes })?;
-        let base = if reader {
-            found.reader_address().cast_mut()
-        } else {
-            found.service_address()
-        };
+        let base = if reader { found.reader_address().cast_mut() } else { found.service_address() };
         // SAFETY: both mappings are `bytes()` long by the trait's contract, and the offset lies within. The device
         // keeps the extent until it is dropped, after its threads.
         Ok(unsafe { base.add(offset as usize) })
@@ -200,30 +186,14 @@ impl CpuDevice {
                     let address = access.address(*device)?;
                     let bytes = host.bytes as usize;
                     Ok(match direction {
-                        Direction::In => Move {
-                            source: host_address,
-                            target: address,
-                            bytes,
-                        },
-                        Direction::Out => Move {
-                            source: address,
-                            target: host_address,
-                            bytes,
-                        },
+                        Direction::In => Move { source: host_address, target: address, bytes },
+                        Direction::Out => Move { source: address, target: host_address, bytes },
                     })
                 })
                 .collect::<Result<Vec<_>, _>>()
         })?;
         let bytes = moves.iter().map(|piece| piece.bytes as u64).sum();
-        self.submit(
-            stream,
-            Operation::Copy {
-                moves,
-                direction: Some(direction),
-                ready: Instant::now(),
-                pinned,
-            },
-        )?;
+        self.submit(stream, Operation::Copy { moves, direction: Some(direction), ready: Instant::now(), pinned })?;
         let counter = match direction {
             Direction::In => &self.counters.copied_in_bytes,
             Direction::Out => &self.counters.copied_out_bytes,
@@ -268,20 +238,15 @@ impl Device for CpuDevice {
 
     fn register(&self, extent: Arc<dyn HostExtent>) -> Result<ExtentId, DeviceError> {
         let mut extents = self.extents.write().unwrap_or_else(PoisonError::into_inner);
-        let id = u32::try_from(extents.len()).map_err(|_| DeviceError::Shape {
-            what: "register",
-            problem: "more than 2^32 extents".to_owned(),
-        })?;
+        let id = u32::try_from(extents.len())
+            .map_err(|_| DeviceError::Shape { what: "register", problem: "more than 2^32 extents".to_owned() })?;
         extents.push(extent);
         Ok(ExtentId(id))
     }
 
     fn record(&self, stream: Stream) -> Result<Event, DeviceError> {
         match stream {
-            Stream::Compute => Ok(Event {
-                stream,
-                sequence: self.start_compute()?.sequence,
-            }),
+            Stream::Compute => Ok(Event { stream, sequence: self.start_compute()?.sequence }),
             _ => self.copies.record(stream),
         }
     }
@@ -292,11 +257,7 @@ impl Device for CpuDevice {
         }
         match stream {
             Stream::Compute => {
-                self.compute
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .waits
-                    .push(event);
+                self.compute.lock().unwrap_or_else(PoisonError::into_inner).waits.push(event);
                 Ok(())
             }
             _ => self.copies.enqueue(stream, Operation::Wait(event)),
@@ -338,30 +299,15 @@ impl Device for CpuDevice {
         }
         let (moves, pinned) = self.memory.pin(|access| {
             let bytes = source.bytes as usize;
-            Ok(vec![Move {
-                source: access.address(source)?,
-                target: access.address(target)?,
-                bytes,
-            }])
+            Ok(vec![Move { source: access.address(source)?, target: access.address(target)?, bytes }])
         })?;
-        self.submit(
-            stream,
-            Operation::Copy {
-                moves,
-                direction: None,
-                ready: Instant::now(),
-                pinned,
-            },
-        )
+        self.submit(stream, Operation::Copy { moves, direction: None, ready: Instant::now(), pinned })
     }
 
     fn upload(&self, stream: Stream, source: &[u8], target: DeviceRange) -> Result<(), DeviceError> {
         if source.len() as u64 > target.bytes {
             let problem = format!("{} bytes into a range of {}", source.len(), target.bytes);
-            return Err(DeviceError::Shape {
-                what: "upload",
-                problem,
-            });
+            return Err(DeviceError::Shape { what: "upload", problem });
         }
         let (target, pinned) = self.memory.pin(|access| access.address(target))?;
         if stream == Stream::Compute {
@@ -372,23 +318,13 @@ impl Device for CpuDevice {
             drop(pinned);
             return Ok(());
         }
-        self.copies.enqueue(
-            stream,
-            Operation::Write {
-                staged: source.to_vec(),
-                target,
-                pinned,
-            },
-        )
+        self.copies.enqueue(stream, Operation::Write { staged: source.to_vec(), target, pinned })
     }
 
     fn download(&self, stream: Stream, source: DeviceRange, target: &mut [u8]) -> Result<(), DeviceError> {
         if target.len() as u64 > source.bytes {
             let problem = format!("{} bytes from a range of {}", target.len(), source.bytes);
-            return Err(DeviceError::Shape {
-                what: "download",
-                problem,
-            });
+            return Err(DeviceError::Shape { what: "download", problem });
         }
         let (source, pinned) = self.memory.pin(|access| access.address(source))?;
         self.drain(stream)?;

@@ -34,11 +34,7 @@ pub(crate) struct Clock {
 impl Clock {
     pub(crate) fn new(bytes_per_second: Option<f64>) -> Clock {
         let now = Instant::now();
-        Clock {
-            bytes_per_second,
-            free_at: [Mutex::new(now), Mutex::new(now)],
-            closing: AtomicBool::new(false),
-        }
+        Clock { bytes_per_second, free_at: [Mutex::new(now), Mutex::new(now)], closing: AtomicBool::new(false) }
     }
 
     /// From now on nothing sleeps: the device is being dropped and its queues drain.
@@ -50,9 +46,7 @@ impl Clock {
     pub(crate) fn carry(&self, direction: Direction, bytes: u64, ready: Instant) {
         let Some(rate) = self.bytes_per_second else { return };
         let end = {
-            let mut free_at = self.free_at[direction as usize]
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut free_at = self.free_at[direction as usize].lock().unwrap_or_else(PoisonError::into_inner);
             let end = ready.max(*free_at) + Duration::from_secs_f64(bytes as f64 / rate);
             *free_at = end;
             end

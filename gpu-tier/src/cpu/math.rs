@@ -17,14 +17,7 @@ const EXP_HIGHEST: f32 = 88.722_83;
 const LN2_HIGH: f32 = 0.693_359_4;
 const LN2_LOW: f32 = -2.121_944_4e-4;
 /// exp(r) = 1 + r + r^2 * P(r) on |r| <= ln(2)/2, highest power first. Source: Moshier, Cephes, `expf`.
-const EXP_POLY: [f32; 6] = [
-    1.987_569_1e-4,
-    1.398_199_9e-3,
-    8.333_452e-3,
-    4.166_579_6e-2,
-    1.666_666_5e-1,
-    0.5,
-];
+const EXP_POLY: [f32; 6] = [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
 
 /// Lanes of a fixed-order sum.
 pub const SUM_LANES: usize = 16;

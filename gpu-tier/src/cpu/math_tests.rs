@@ -51,24 +51,14 @@ fn exp_all(isa: Isa, x: &[f32]) -> Vec<f32> {
     let mut out = vec![0.0; x.len()];
     match isa {
         Isa::Scalar => out.iter_mut().zip(x).for_each(|(out, x)| *out = exp(*x)),
-        Isa::Avx2 => x
-            .as_chunks::<8>()
-            .0
-            .iter()
-            .zip(out.as_chunks_mut::<8>().0)
-            .for_each(|(x, out)| {
-                // SAFETY: the test loops over `Isa::available`; the arrays hold what is read and written.
-                unsafe { _mm256_storeu_ps(out.as_mut_ptr(), exp_avx2(_mm256_loadu_ps(x.as_ptr()))) }
-            }),
-        Isa::Avx512 => x
-            .as_chunks::<16>()
-            .0
-            .iter()
-            .zip(out.as_chunks_mut::<16>().0)
-            .for_each(|(x, out)| {
-                // SAFETY: the test loops over `Isa::available`; the arrays hold what is read and written.
-                unsafe { _mm512_storeu_ps(out.as_mut_ptr(), exp_avx512(_mm512_loadu_ps(x.as_ptr()))) }
-            }),
+        Isa::Avx2 => x.as_chunks::<8>().0.iter().zip(out.as_chunks_mut::<8>().0).for_each(|(x, out)| {
+            // SAFETY: the test loops over `Isa::available`; the arrays hold what is read and written.
+            unsafe { _mm256_storeu_ps(out.as_mut_ptr(), exp_avx2(_mm256_loadu_ps(x.as_ptr()))) }
+        }),
+        Isa::Avx512 => x.as_chunks::<16>().0.iter().zip(out.as_chunks_mut::<16>().0).for_each(|(x, out)| {
+            // SAFETY: the test loops over `Isa::available`; the arrays hold what is read and written.
+            unsafe { _mm512_storeu_ps(out.as_mut_ptr(), exp_avx512(_mm512_loadu_ps(x.as_ptr()))) }
+        }),
     }
     out
 }
@@ -76,9 +66,7 @@ fn exp_all(isa: Isa, x: &[f32]) -> Vec<f32> {
 /// Every 1021st bit pattern of all f32, and every 61st from 2^-24 to 2^7 with both signs.
 fn strided_inputs() -> Vec<f32> {
     let mut inputs: Vec<f32> = (0..=u32::MAX).step_by(1021).map(f32::from_bits).collect();
-    let span = (2.0f32.powi(-24).to_bits()..2.0f32.powi(7).to_bits())
-        .step_by(61)
-        .map(f32::from_bits);
+    let span = (2.0f32.powi(-24).to_bits()..2.0f32.powi(7).to_bits()).step_by(61).map(f32::from_bits);
     inputs.extend(span.flat_map(|x| [x, -x]));
     inputs.extend(AWKWARD);
     // The neighbourhood of both ends, where the exponent field is about to leave the normal range.
@@ -129,10 +117,8 @@ const LENGTHS: [usize; 12] = [1, 7, 8, 9, 15, 16, 17, 31, 33, 576, 577, 1536];
 
 /// Numbers of `scale`, then rows with awkward ones in them.
 fn rows(len: usize, random: &mut Random) -> Vec<Vec<f32>> {
-    let mut rows: Vec<Vec<f32>> = [1.0, 1e-3, 100.0, 1e18]
-        .iter()
-        .map(|scale| (0..len).map(|_| random.within(*scale)).collect())
-        .collect();
+    let mut rows: Vec<Vec<f32>> =
+        [1.0, 1e-3, 100.0, 1e18].iter().map(|scale| (0..len).map(|_| random.within(*scale)).collect()).collect();
     rows.push(vec![0.0; len]);
     rows.push((0..len).map(|_| f32::from_bits(random.bits())).collect());
     rows.extend(AWKWARD.map(|value| {
@@ -161,11 +147,7 @@ fn norm_and_gate_have_the_same_bits_everywhere() {
             let results: Vec<_> = results.collect();
             for (isa, result) in &results[1..] {
                 for (i, (a, b)) in result.iter().zip(&results[0].1).enumerate() {
-                    assert!(
-                        same(*a, *b),
-                        "{}: length {len}, value {i}: {a:e}, scalar {b:e}",
-                        isa.name()
-                    );
+                    assert!(same(*a, *b), "{}: length {len}, value {i}: {a:e}, scalar {b:e}", isa.name());
                 }
             }
         }
@@ -186,15 +168,9 @@ fn norm_and_gate_are_near_f64() {
         for i in 0..len {
             let (x, weight) = (f64::from(x[i]), f64::from(weight[i]));
             let expected = x / (mean + 1e-5).sqrt() * weight;
-            assert!(
-                (f64::from(norm[i]) - expected).abs() <= 1e-6 * (1.0 + expected.abs()),
-                "norm {i} of {len}"
-            );
+            assert!((f64::from(norm[i]) - expected).abs() <= 1e-6 * (1.0 + expected.abs()), "norm {i} of {len}");
             let expected = x / (1.0 + (-x).exp()) * weight;
-            assert!(
-                (f64::from(gate[i]) - expected).abs() <= 1e-6 * (1.0 + expected.abs()),
-                "gate {i} of {len}"
-            );
+            assert!((f64::from(gate[i]) - expected).abs() <= 1e-6 * (1.0 + expected.abs()), "gate {i} of {len}");
         }
     }
 }

@@ -92,10 +92,7 @@ impl Memory {
                         base: base.cast(),
                         reserved_bytes: bytes,
                         budget_bytes,
-                        table: Mutex::new(Table {
-                            free: BTreeMap::from([(0, bytes)]),
-                            ..Table::default()
-                        }),
+                        table: Mutex::new(Table { free: BTreeMap::from([(0, bytes)]), ..Table::default() }),
                         unpinned: Condvar::new(),
                     });
                 }
@@ -113,11 +110,7 @@ impl Memory {
     /// Budget, use and high-water mark.
     pub(crate) fn usage(&self) -> MemoryUse {
         let table = self.lock();
-        MemoryUse {
-            budget_bytes: self.budget_bytes,
-            used_bytes: table.used_bytes,
-            peak_bytes: table.peak_bytes,
-        }
+        MemoryUse { budget_bytes: self.budget_bytes, used_bytes: table.used_bytes, peak_bytes: table.peak_bytes }
     }
 
     /// Allocates zeroed bytes. Errors: [`DeviceError::Full`].
@@ -129,10 +122,7 @@ impl Memory {
             budget_bytes: self.budget_bytes,
         };
         let left = self.budget_bytes - table.used_bytes;
-        let held = bytes
-            .max(1)
-            .checked_next_multiple_of(PAGE_BYTES as u64)
-            .filter(|held| *held <= left);
+        let held = bytes.max(1).checked_next_multiple_of(PAGE_BYTES as u64).filter(|held| *held <= left);
         let Some(held) = held else { return Err(full(&table)) };
         let held_bytes = held as usize;
         let Some(offset) = table.take(self.base.addr(), held_bytes) else {
@@ -146,11 +136,7 @@ impl Memory {
             // SAFETY: the range was just taken from the free list, so it is inside the mapping and nobody else's; the
             // advice changes no byte. Whole huge pages only, so that a neighbour's pages are left alone.
             let advised = unsafe {
-                madvise(
-                    self.base.add(offset).cast(),
-                    held_bytes / HUGE_BYTES * HUGE_BYTES,
-                    Advice::LinuxHugepage,
-                )
+                madvise(self.base.add(offset).cast(), held_bytes / HUGE_BYTES * HUGE_BYTES, Advice::LinuxHugepage)
             };
             // A kernel without huge pages serves small ones.
             let _ = advised;
@@ -165,19 +151,12 @@ impl Memory {
         check: impl FnOnce(&mut Access<'_>) -> Result<T, DeviceError>,
     ) -> Result<(T, Pinned), DeviceError> {
         let mut table = self.lock();
-        let mut access = Access {
-            base: self.base,
-            table: &mut table,
-            pinned: Vec::new(),
-        };
+        let mut access = Access { base: self.base, table: &mut table, pinned: Vec::new() };
         let outcome = check(&mut access);
         let pinned = access.pinned;
         drop(table);
         // Built before the outcome is looked at: on an error its drop takes the pins back.
-        let pinned = Pinned {
-            memory: Arc::clone(self),
-            entries: pinned,
-        };
+        let pinned = Pinned { memory: Arc::clone(self), entries: pinned };
         Ok((outcome?, pinned))
     }
 }
@@ -258,21 +237,11 @@ impl Table {
 
     /// Makes an entry and its id.
     fn enter(&mut self, offset: usize, bytes: u64, held_bytes: usize) -> BufferId {
-        let entry = Entry {
-            generation: 1,
-            live: true,
-            pins: 0,
-            offset,
-            bytes,
-            held_bytes,
-        };
+        let entry = Entry { generation: 1, live: true, pins: 0, offset, bytes, held_bytes };
         let index = match self.vacant.pop() {
             Some(index) => {
                 let slot = &mut self.entries[index as usize];
-                *slot = Entry {
-                    generation: slot.generation + 1,
-                    ..entry
-                };
+                *slot = Entry { generation: slot.generation + 1, ..entry };
                 index
             }
             None => {
@@ -304,12 +273,7 @@ impl Access<'_> {
             .entries
             .get_mut(index as usize)
             .filter(|entry| entry.live && entry.generation == generation)
-            .filter(|entry| {
-                range
-                    .offset
-                    .checked_add(range.bytes)
-                    .is_some_and(|end| end <= entry.bytes)
-            })
+            .filter(|entry| range.offset.checked_add(range.bytes).is_some_and(|end| end <= entry.bytes))
             .ok_or(DeviceError::Range { range })?;
         if self.pinned.last() != Some(&index) && !self.pinned.contains(&index) {
             entry.pins += 1;

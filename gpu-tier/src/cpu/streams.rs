@@ -31,18 +31,9 @@ pub(crate) struct Move {
 /// One operation of a stream.
 pub(crate) enum Operation {
     /// Moves bytes, in order; over the link when it has a direction.
-    Copy {
-        moves: Vec<Move>,
-        direction: Option<Direction>,
-        ready: Instant,
-        pinned: Pinned,
-    },
+    Copy { moves: Vec<Move>, direction: Option<Direction>, ready: Instant, pinned: Pinned },
     /// Writes staged bytes.
-    Write {
-        staged: Vec<u8>,
-        target: *mut u8,
-        pinned: Pinned,
-    },
+    Write { staged: Vec<u8>, target: *mut u8, pinned: Pinned },
     /// Starts what follows after an event of another stream.
     Wait(Event),
 }
@@ -90,10 +81,7 @@ impl Copies {
             work: Condvar::new(),
             progress: Condvar::new(),
         };
-        Copies {
-            queues: [queue(), queue()],
-            link: Clock::new(bytes_per_second),
-        }
+        Copies { queues: [queue(), queue()], link: Clock::new(bytes_per_second) }
     }
 
     /// Panics for the compute stream, which has no queue (our bug).
@@ -128,10 +116,7 @@ impl Copies {
         if state.lost {
             return Err(DeviceError::Lost);
         }
-        Ok(Event {
-            stream,
-            sequence: state.enqueued,
-        })
+        Ok(Event { stream, sequence: state.enqueued })
     }
 
     /// Whether an event is done. Errors: a number the stream has not reached; [`DeviceError::Lost`].
@@ -165,12 +150,7 @@ impl Copies {
     /// Performs one operation on the calling thread. `floor` is when the last wait before it ended.
     pub(crate) fn perform(&self, operation: Operation, floor: Instant) -> Result<(), DeviceError> {
         match operation {
-            Operation::Copy {
-                moves,
-                direction,
-                ready,
-                pinned,
-            } => {
+            Operation::Copy { moves, direction, ready, pinned } => {
                 for Move { source, target, bytes } in &moves {
                     // SAFETY: both ranges were checked when the operation was made and stay mapped (module header).
                     // `copy` and not `copy_nonoverlapping`: a copy inside device memory may overlap itself.

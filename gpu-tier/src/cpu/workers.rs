@@ -87,11 +87,7 @@ struct Parking {
 
 impl Parking {
     fn new() -> Parking {
-        Parking {
-            sleepers: AtomicUsize::new(0),
-            lock: Mutex::new(()),
-            wake: Condvar::new(),
-        }
+        Parking { sleepers: AtomicUsize::new(0), lock: Mutex::new(()), wake: Condvar::new() }
     }
 
     /// Spins, yields, then sleeps until `ready()`.
@@ -153,11 +149,7 @@ impl Workers {
             start: Parking::new(),
             done: Parking::new(),
         });
-        let mut workers = Workers {
-            shared,
-            turn: Mutex::new(()),
-            threads: Vec::with_capacity(count - 1),
-        };
+        let mut workers = Workers { shared, turn: Mutex::new(()), threads: Vec::with_capacity(count - 1) };
         for worker in 1..count {
             let shared = Arc::clone(&workers.shared);
             let thread = std::thread::Builder::new()
@@ -230,9 +222,7 @@ impl Shared {
     /// Takes a worker's part of an epoch; false when it is taken already, also when that epoch is long over.
     fn claim(&self, worker: usize, epoch: usize) -> bool {
         let before = epoch.wrapping_sub(1);
-        self.claims[worker]
-            .compare_exchange(before, epoch, Ordering::AcqRel, Ordering::Relaxed)
-            .is_ok()
+        self.claims[worker].compare_exchange(before, epoch, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
     /// The life of one worker thread.

@@ -38,10 +38,7 @@ impl Extents {
         let bytes = usize::try_from(owner.bytes()).expect("an extent is mapped");
         let mut mapped = None;
         // SAFETY: the extent stays mapped as long as `owner` (its contract), which is kept until `clear` has unregistered it.
-        if unsafe { sys::cuMemHostRegister_v2(address, bytes, flags) }
-            .result()
-            .is_ok()
-        {
+        if unsafe { sys::cuMemHostRegister_v2(address, bytes, flags) }.result().is_ok() {
             let mut raw = 0;
             // SAFETY: registered for device mapping just now.
             let found = unsafe { sys::cuMemHostGetDevicePointer_v2(&raw mut raw, address, 0) }.result();
@@ -68,10 +65,7 @@ impl Extents {
         }
         let distance = usize::try_from(offset).expect("inside a mapped extent");
         let address = found.owner.service_address().wrapping_add(distance);
-        Ok(HostPlace {
-            address,
-            mapped: found.mapped.map(|start| start.add(offset)),
-        })
+        Ok(HostPlace { address, mapped: found.mapped.map(|start| start.add(offset)) })
     }
 
     /// Whether an extent is pinned; `None` when there is none of that name.

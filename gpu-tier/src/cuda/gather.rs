@@ -51,18 +51,12 @@ impl Gather {
         list: &[Descriptor],
     ) -> Result<(), DriverError> {
         for part in list.chunks(CHUNK_BYTES / RECORD_BYTES) {
-            let words = part
-                .iter()
-                .flat_map(|piece| [piece.source.raw(), piece.target.raw(), piece.bytes]);
+            let words = part.iter().flat_map(|piece| [piece.source.raw(), piece.target.raw(), piece.bytes]);
             let table: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
             let count = u32::try_from(part.len()).expect("a chunk holds fewer than 2^32 records");
             staging.with(stream, &table, |staged| {
                 let descriptors = staged.mapped.raw();
-                let config = LaunchConfig {
-                    grid_dim: (count, 1, 1),
-                    block_dim: (THREADS, 1, 1),
-                    shared_mem_bytes: 0,
-                };
+                let config = LaunchConfig { grid_dim: (count, 1, 1), block_dim: (THREADS, 1, 1), shared_mem_bytes: 0 };
                 let mut launch = stream.launch_builder(&self.0);
                 launch.arg(&descriptors).arg(&count);
                 // SAFETY: the arguments are those of the kernel (module header); the table stays in its chunk until this launch

@@ -64,10 +64,7 @@ impl Health {
 
 /// The error without any effect on the device's health.
 pub(super) fn describe(what: &'static str, error: DriverError) -> DeviceError {
-    DeviceError::Driver {
-        what,
-        reason: error.to_string(),
-    }
+    DeviceError::Driver { what, reason: error.to_string() }
 }
 
 /// Whether an error says only that there was not enough memory.

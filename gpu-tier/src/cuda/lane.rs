@@ -52,10 +52,7 @@ impl Events {
 
 impl Lane {
     pub(super) fn new(context: &Arc<CudaContext>) -> Result<Lane, DriverError> {
-        Ok(Lane {
-            stream: context.new_stream()?,
-            events: Mutex::default(),
-        })
+        Ok(Lane { stream: context.new_stream()?, events: Mutex::default() })
     }
 
     pub(super) fn stream(&self) -> &Arc<CudaStream> {

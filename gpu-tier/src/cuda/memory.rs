@@ -49,22 +49,11 @@ struct Retired {
 
 impl Memory {
     pub(super) fn new(budget: u64) -> Memory {
-        Memory {
-            budget,
-            used: 0,
-            peak: 0,
-            last_id: 0,
-            live: HashMap::new(),
-            retired: Vec::new(),
-        }
+        Memory { budget, used: 0, peak: 0, last_id: 0, live: HashMap::new(), retired: Vec::new() }
     }
 
     pub(super) fn usage(&self) -> MemoryUse {
-        MemoryUse {
-            budget_bytes: self.budget,
-            used_bytes: self.used,
-            peak_bytes: self.peak,
-        }
+        MemoryUse { budget_bytes: self.budget, used_bytes: self.used, peak_bytes: self.peak }
     }
 
     /// The address of a range of a live allocation.
@@ -86,11 +75,7 @@ impl Memory {
         health: &Health,
     ) -> Result<BufferId, DeviceError> {
         health.told(WHAT, self.reap(false))?;
-        let full = DeviceError::Full {
-            requested_bytes: bytes,
-            used_bytes: self.used,
-            budget_bytes: self.budget,
-        };
+        let full = DeviceError::Full { requested_bytes: bytes, used_bytes: self.used, budget_bytes: self.budget };
         let held = bytes.max(1).checked_next_multiple_of(PAGE_BYTES).ok_or(full)?;
         let (mut base, mut charged) = (self.take(bytes, held, health)?, held);
         if base.padding(PAGE_BYTES) > 0 {
@@ -105,15 +90,7 @@ impl Memory {
         self.peak = self.peak.max(self.used);
         self.last_id += 1;
         let id = BufferId(self.last_id);
-        self.live.insert(
-            id,
-            Block {
-                start,
-                base,
-                bytes,
-                charged,
-            },
-        );
+        self.live.insert(id, Block { start, base, bytes, charged });
         let length = usize::try_from(held).expect("the driver has given out this many bytes");
         // SAFETY: fresh device memory of at least `length` bytes that nothing else uses before this returns.
         let filled = unsafe { result::memset_d8_async(start.raw(), 0, length, setup.cu_stream()) };
@@ -123,22 +100,13 @@ impl Memory {
 
     /// Asks the driver for `charged` bytes if the budget has them. Retired memory is waited for before either says no.
     fn take(&mut self, bytes: u64, charged: u64, health: &Health) -> Result<DevicePtr, DeviceError> {
-        let fits = |memory: &Memory| {
-            memory
-                .used
-                .checked_add(charged)
-                .is_some_and(|used| used <= memory.budget)
-        };
+        let fits = |memory: &Memory| memory.used.checked_add(charged).is_some_and(|used| used <= memory.budget);
         if !fits(self) {
             health.told(WHAT, self.reap(true))?;
         }
         if !fits(self) {
             let (used_bytes, budget_bytes) = (self.used, self.budget);
-            return Err(DeviceError::Full {
-                requested_bytes: bytes,
-                used_bytes,
-                budget_bytes,
-            });
+            return Err(DeviceError::Full { requested_bytes: bytes, used_bytes, budget_bytes });
         }
         let length = usize::try_from(charged).expect("the budget fits the address space");
         // SAFETY: the context is current on this thread (the device binds it before each operation).

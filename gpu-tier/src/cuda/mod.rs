@@ -87,10 +87,7 @@ impl CudaDevice {
         let unavailable = |reason: String| DeviceError::Unavailable { kind: "cuda", reason };
         let count = probe()?;
         if config.ordinal >= count {
-            return Err(unavailable(format!(
-                "there is no device {}, the driver offers {count}",
-                config.ordinal
-            )));
+            return Err(unavailable(format!("there is no device {}, the driver offers {count}", config.ordinal)));
         }
         if config.kernels.as_ref().is_some_and(|image| image.contains('\0')) {
             return Err(DeviceError::Shape {
@@ -108,12 +105,7 @@ impl CudaDevice {
             None => None,
         };
         let shared = Shared {
-            info: DeviceInfo {
-                kind: "cuda",
-                name,
-                in_place: false,
-                link_bytes_per_second: None,
-            },
+            info: DeviceInfo { kind: "cuda", name, in_place: false, link_bytes_per_second: None },
             compute: lane()?,
             copy_in: lane()?,
             copy_out: lane()?,
@@ -127,9 +119,7 @@ impl CudaDevice {
             copied_out: AtomicU64::new(0),
             context,
         };
-        Ok(CudaDevice {
-            shared: Arc::new(shared),
-        })
+        Ok(CudaDevice { shared: Arc::new(shared) })
     }
 
     /// Whether the driver has pinned an extent; `None` for one that is not registered. Copies to an extent that is not
@@ -167,19 +157,11 @@ impl Shared {
     }
 
     fn standing(&self, event: Event) -> Result<Standing, DeviceError> {
-        let standing = self
-            .health
-            .told("query an event", self.lane(event.stream).standing(event.sequence))?;
+        let standing = self.health.told("query an event", self.lane(event.stream).standing(event.sequence))?;
         match standing {
             Standing::Unknown => {
-                let problem = format!(
-                    "event {} was never recorded in stream {:?}",
-                    event.sequence, event.stream
-                );
-                Err(DeviceError::Shape {
-                    what: "look up an event",
-                    problem,
-                })
+                let problem = format!("event {} was never recorded in stream {:?}", event.sequence, event.stream);
+                Err(DeviceError::Shape { what: "look up an event", problem })
             }
             known => Ok(known),
         }
@@ -199,20 +181,13 @@ impl Shared {
                 let problem = format!("{} host bytes against {} device bytes", host.bytes, device.bytes);
                 return Err(DeviceError::Shape { what, problem });
             }
-            let piece = Move {
-                host: extents.resolve(host)?,
-                device: memory.resolve(device)?,
-                bytes: host.bytes,
-            };
+            let piece = Move { host: extents.resolve(host)?, device: memory.resolve(device)?, bytes: host.bytes };
             total += host.bytes;
             // The driver and the kernel need not know about empty pieces.
             moves.extend((host.bytes > 0).then_some(piece));
         }
         let stream = self.lane(stream).stream();
-        self.health.told(
-            what,
-            transfer::enqueue(stream, self.gather.as_ref(), &self.staging, direction, &moves),
-        )?;
+        self.health.told(what, transfer::enqueue(stream, self.gather.as_ref(), &self.staging, direction, &moves))?;
         Ok(total)
     }
 
@@ -268,27 +243,21 @@ impl Device for CudaDevice {
     fn register(&self, extent: Arc<dyn HostExtent>) -> Result<ExtentId, DeviceError> {
         self.shared.enter()?;
         let mut extents = self.shared.extents.write().unwrap_or_else(PoisonError::into_inner);
-        self.shared
-            .health
-            .told("register a host extent", extents.register(extent))
+        self.shared.health.told("register a host extent", extents.register(extent))
     }
 
     fn record(&self, stream: Stream) -> Result<Event, DeviceError> {
         self.shared.enter()?;
-        let sequence = self
-            .shared
-            .health
-            .told("record an event", self.shared.lane(stream).record())?;
+        let sequence = self.shared.health.told("record an event", self.shared.lane(stream).record())?;
         Ok(Event { stream, sequence })
     }
 
     fn wait(&self, stream: Stream, event: Event) -> Result<(), DeviceError> {
         self.shared.enter()?;
         match self.shared.standing(event)? {
-            Standing::Pending(event) => self
-                .shared
-                .health
-                .told("wait for an event", self.shared.lane(stream).stream().wait(&event)),
+            Standing::Pending(event) => {
+                self.shared.health.told("wait for an event", self.shared.lane(stream).stream().wait(&event))
+            }
             _ => Ok(()),
         }
     }
@@ -380,10 +349,7 @@ impl FreeBuffer for Shared {
     fn free(&self, id: BufferId) {
         let mut memory = self.memory_mut();
         let streams = [self.compute.stream(), self.copy_in.stream(), self.copy_out.stream()];
-        let freed = self
-            .context
-            .bind_to_thread()
-            .and_then(|()| memory.retire(id, events_now(&streams)?));
+        let freed = self.context.bind_to_thread().and_then(|()| memory.retire(id, events_now(&streams)?));
         self.health.untold("free", freed);
     }
 }

@@ -53,11 +53,7 @@ impl Staging {
         data: &[u8],
         enqueue: impl FnOnce(Staged) -> Result<(), DriverError>,
     ) -> Result<(), DriverError> {
-        assert!(
-            data.len() <= CHUNK_BYTES,
-            "{} bytes for a staging chunk of {CHUNK_BYTES}",
-            data.len()
-        );
+        assert!(data.len() <= CHUNK_BYTES, "{} bytes for a staging chunk of {CHUNK_BYTES}", data.len());
         if self.chunks.len() < CHUNKS && self.next == self.chunks.len() {
             self.chunks.push(Chunk::new(stream)?);
         }
@@ -66,15 +62,8 @@ impl Staging {
         chunk.free_after.synchronize()?;
         // SAFETY: the chunk is `CHUNK_BYTES` long, and the device has finished reading it; `data` is not in it, since chunks
         // are never lent out.
-        unsafe {
-            chunk
-                .memory
-                .copy_from_nonoverlapping(NonNull::from(data).cast(), data.len())
-        };
-        let enqueued = enqueue(Staged {
-            memory: chunk.memory.as_ptr(),
-            mapped: chunk.mapped,
-        });
+        unsafe { chunk.memory.copy_from_nonoverlapping(NonNull::from(data).cast(), data.len()) };
+        let enqueued = enqueue(Staged { memory: chunk.memory.as_ptr(), mapped: chunk.mapped });
         enqueued.and(chunk.free_after.record(stream))
     }
 
@@ -98,10 +87,6 @@ impl Chunk {
         // SAFETY: allocated for device mapping just now.
         unsafe { sys::cuMemHostGetDevicePointer_v2(&raw mut raw, memory, 0) }.result()?;
         let memory = NonNull::new(memory.cast()).expect("the driver gave out memory");
-        Ok(Chunk {
-            memory,
-            mapped: DevicePtr::new(raw),
-            free_after,
-        })
+        Ok(Chunk { memory, mapped: DevicePtr::new(raw), free_after })
     }
 }

@@ -49,17 +49,9 @@ fn choose<'a>(gather: Option<&'a Gather>, direction: Direction, moves: &[Move]) 
             Direction::In => (host, piece.device),
             Direction::Out => (piece.device, host),
         };
-        list.push(Descriptor {
-            source,
-            target,
-            bytes: piece.bytes,
-        });
+        list.push(Descriptor { source, target, bytes: piece.bytes });
     }
-    if targets_are_apart(&list) {
-        Way::Launch(gather, list)
-    } else {
-        Way::EachPiece
-    }
+    if targets_are_apart(&list) { Way::Launch(gather, list) } else { Way::EachPiece }
 }
 
 /// Enqueues the copies of `moves` on `stream`.

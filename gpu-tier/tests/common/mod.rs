@@ -15,13 +15,7 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 /// Opens a device with a given team.
 pub fn open(isa: Isa, workers: usize, link: Link, budget_bytes: u64) -> CpuDevice {
     let workers = Arc::new(Workers::new(workers));
-    CpuDevice::open(CpuConfig {
-        budget_bytes,
-        link,
-        workers,
-        isa,
-    })
-    .unwrap()
+    CpuDevice::open(CpuConfig { budget_bytes, link, workers, isa }).unwrap()
 }
 
 /// A memfd mapped twice: read-write for the copy engine, and for the reader as asked.
@@ -41,22 +35,13 @@ impl Extent {
     pub fn new(bytes: usize, reader_readable: bool) -> Extent {
         let file = rustix::fs::memfd_create("kvtier-test-extent", MemfdFlags::CLOEXEC).unwrap();
         rustix::fs::ftruncate(&file, bytes as u64).unwrap();
-        let reader_protection = if reader_readable {
-            ProtFlags::READ
-        } else {
-            ProtFlags::empty()
-        };
+        let reader_protection = if reader_readable { ProtFlags::READ } else { ProtFlags::empty() };
         let map = |protection| {
             // SAFETY: a new mapping at an address of the kernel's choice.
             unsafe { mmap(std::ptr::null_mut(), bytes, protection, MapFlags::SHARED, &file, 0) }.unwrap()
         };
         let service = map(ProtFlags::READ | ProtFlags::WRITE).cast();
-        Extent {
-            service,
-            reader: map(reader_protection).cast_const().cast(),
-            bytes,
-            _file: file,
-        }
+        Extent { service, reader: map(reader_protection).cast_const().cast(), bytes, _file: file }
     }
 
     /// Writes through the service mapping.
@@ -138,8 +123,5 @@ pub fn bytes_of(floats: &[f32]) -> Vec<u8> {
 
 /// The f32 array in some bytes.
 pub fn floats_of(bytes: &[u8]) -> Vec<f32> {
-    bytes
-        .chunks_exact(4)
-        .map(|x| f32::from_ne_bytes([x[0], x[1], x[2], x[3]]))
-        .collect()
+    bytes.chunks_exact(4).map(|x| f32::from_ne_bytes([x[0], x[1], x[2], x[3]])).collect()
 }

@@ -42,22 +42,14 @@ impl Arena {
         // SAFETY: a fresh mapping that nothing refers to yet.
         let map =
             unsafe { mmap_anonymous(null_mut(), bytes, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED) }.unwrap();
-        Arc::new(Arena {
-            start: NonNull::new(map.cast()).unwrap(),
-            bytes,
-        })
+        Arc::new(Arena { start: NonNull::new(map.cast()).unwrap(), bytes })
     }
 
     /// Writes bytes that no work is copying.
     pub fn write(&self, offset: usize, data: &[u8]) {
         assert!(offset + data.len() <= self.bytes);
         // SAFETY: inside the mapping, checked above.
-        unsafe {
-            self.start
-                .as_ptr()
-                .add(offset)
-                .copy_from_nonoverlapping(data.as_ptr(), data.len())
-        };
+        unsafe { self.start.as_ptr().add(offset).copy_from_nonoverlapping(data.as_ptr(), data.len()) };
     }
 
     /// Reads bytes that no work is writing.
@@ -65,10 +57,7 @@ impl Arena {
         assert!(offset + bytes <= self.bytes);
         let mut data = vec![0; bytes];
         // SAFETY: inside the mapping, checked above.
-        unsafe {
-            data.as_mut_ptr()
-                .copy_from_nonoverlapping(self.start.as_ptr().add(offset), bytes)
-        };
+        unsafe { data.as_mut_ptr().copy_from_nonoverlapping(self.start.as_ptr().add(offset), bytes) };
         data
     }
 }
@@ -88,14 +77,7 @@ pub fn pattern(seed: u64, bytes: usize) -> Vec<u8> {
 
 /// A piece of a copy.
 pub fn piece(extent: ExtentId, offset: u64, device: DeviceRange) -> CopyPiece {
-    CopyPiece {
-        host: HostRange {
-            extent,
-            offset,
-            bytes: device.bytes,
-        },
-        device,
-    }
+    CopyPiece { host: HostRange { extent, offset, bytes: device.bytes }, device }
 }
 
 /// Marks the end of a stream's work and waits for it.
@@ -133,40 +115,22 @@ fn budget_is_hard_and_exact(device: &dyn Device, overhead: u64) {
     assert_eq!(device.memory().used_bytes, 0);
     assert_eq!(device.memory().budget_bytes, BUDGET);
     let first = device.allocate(3 * PAGE).unwrap();
-    assert_eq!(
-        fetch(device, Stream::Compute, first.range()),
-        vec![0; 3 * PAGE as usize],
-        "fresh memory is zero"
-    );
+    assert_eq!(fetch(device, Stream::Compute, first.range()), vec![0; 3 * PAGE as usize], "fresh memory is zero");
     let second = device.allocate(PAGE + 1).unwrap();
     let used = 5 * PAGE + 2 * overhead;
     assert_eq!(device.memory().used_bytes, used);
     let refused = device.allocate(BUDGET - used + 1).map(|_| ()).unwrap_err();
-    let full = DeviceError::Full {
-        requested_bytes: BUDGET - used + 1,
-        used_bytes: used,
-        budget_bytes: BUDGET,
-    };
+    let full = DeviceError::Full { requested_bytes: BUDGET - used + 1, used_bytes: used, budget_bytes: BUDGET };
     assert_eq!(refused, full);
     device.upload(Stream::CopyIn, &pattern(1, 4096), first.range()).unwrap();
     drop(first);
     let used = used - 3 * PAGE - overhead;
     assert_eq!(settled(device).used_bytes, used);
     let rest = (BUDGET - used - overhead) / PAGE * PAGE;
-    device
-        .upload(
-            Stream::CopyIn,
-            &pattern(1, 4096),
-            device.allocate(rest).unwrap().range(),
-        )
-        .unwrap();
+    device.upload(Stream::CopyIn, &pattern(1, 4096), device.allocate(rest).unwrap().range()).unwrap();
     // That buffer is gone again, maybe before its upload: there is room for whoever asks, and nothing of it is left.
     let third = device.allocate(rest).unwrap();
-    assert_eq!(
-        fetch(device, Stream::CopyOut, third.range()),
-        vec![0; rest as usize],
-        "reused memory is zero"
-    );
+    assert_eq!(fetch(device, Stream::CopyOut, third.range()), vec![0; rest as usize], "reused memory is zero");
     drop((second, third));
     let after = settled(device);
     assert_eq!((after.used_bytes, after.peak_bytes), (0, used + rest + overhead));
@@ -176,28 +140,16 @@ fn bytes_survive_upload_and_download(device: &dyn Device) {
     let buffer = device.allocate(2 * PAGE).unwrap();
     let other = device.allocate(2 * PAGE).unwrap();
     let data = pattern(2, 5000);
-    device
-        .upload(Stream::Compute, &data, buffer.range().slice(100, 6000))
-        .unwrap();
-    device
-        .copy_within(
-            Stream::Compute,
-            buffer.range().slice(100, 5000),
-            other.range().slice(3, 5000),
-        )
-        .unwrap();
+    device.upload(Stream::Compute, &data, buffer.range().slice(100, 6000)).unwrap();
+    device.copy_within(Stream::Compute, buffer.range().slice(100, 5000), other.range().slice(3, 5000)).unwrap();
     let mut seen = Vec::new();
-    device
-        .inspect(Stream::Compute, other.range(), &mut |bytes| seen = bytes.to_vec())
-        .unwrap();
+    device.inspect(Stream::Compute, other.range(), &mut |bytes| seen = bytes.to_vec()).unwrap();
     assert_eq!(seen[..3], [0; 3]);
     assert_eq!(seen[3..5003], data);
     assert_eq!(seen[5003..], [0; 8192 - 5003]);
     device.upload(Stream::Compute, &[], buffer.range()).unwrap();
     let mut part = [0; 10];
-    device
-        .download(Stream::Compute, buffer.range().slice(100, 4000), &mut part)
-        .unwrap();
+    device.download(Stream::Compute, buffer.range().slice(100, 4000), &mut part).unwrap();
     assert_eq!(part, data[..10]);
 }
 
@@ -207,88 +159,31 @@ fn ranges_are_checked(device: &dyn Device) {
     let buffer = device.allocate(PAGE).unwrap();
     let whole = buffer.range();
     let beyond = DeviceRange { offset: 1, ..whole };
-    let unknown = DeviceRange {
-        buffer: BufferId(u64::MAX),
-        ..whole
-    };
-    for bad in [
-        beyond,
-        unknown,
-        DeviceRange {
-            offset: u64::MAX,
-            ..whole
-        },
-    ] {
+    let unknown = DeviceRange { buffer: BufferId(u64::MAX), ..whole };
+    for bad in [beyond, unknown, DeviceRange { offset: u64::MAX, ..whole }] {
         let range = DeviceError::Range { range: bad };
-        assert_eq!(
-            device.copy_in(Stream::CopyIn, &[piece(extent, 0, bad)]),
-            Err(range.clone())
-        );
-        assert_eq!(
-            device.copy_out(Stream::CopyOut, &[piece(extent, 0, bad)]),
-            Err(range.clone())
-        );
+        assert_eq!(device.copy_in(Stream::CopyIn, &[piece(extent, 0, bad)]), Err(range.clone()));
+        assert_eq!(device.copy_out(Stream::CopyOut, &[piece(extent, 0, bad)]), Err(range.clone()));
         assert_eq!(device.copy_within(Stream::Compute, bad, whole), Err(range.clone()));
         assert_eq!(device.upload(Stream::Compute, &[1], bad), Err(range.clone()));
         assert_eq!(device.download(Stream::Compute, bad, &mut [0]), Err(range.clone()));
-        assert_eq!(
-            device.inspect(Stream::Compute, bad, &mut |_| panic!("nothing to see")),
-            Err(range)
-        );
+        assert_eq!(device.inspect(Stream::Compute, bad, &mut |_| panic!("nothing to see")), Err(range));
     }
     let outside = device.copy_in(Stream::CopyIn, &[piece(extent, 1, whole)]).unwrap_err();
-    assert_eq!(
-        outside,
-        DeviceError::HostRange {
-            extent,
-            offset: 1,
-            bytes: PAGE
-        }
-    );
+    assert_eq!(outside, DeviceError::HostRange { extent, offset: 1, bytes: PAGE });
     let nowhere = ExtentId(u32::MAX);
-    let outside = device
-        .copy_out(Stream::CopyOut, &[piece(nowhere, 0, whole)])
-        .unwrap_err();
-    assert_eq!(
-        outside,
-        DeviceError::HostRange {
-            extent: nowhere,
-            offset: 0,
-            bytes: PAGE
-        }
-    );
-    let short = CopyPiece {
-        host: HostRange {
-            extent,
-            offset: 0,
-            bytes: 8,
-        },
-        device: whole,
-    };
+    let outside = device.copy_out(Stream::CopyOut, &[piece(nowhere, 0, whole)]).unwrap_err();
+    assert_eq!(outside, DeviceError::HostRange { extent: nowhere, offset: 0, bytes: PAGE });
+    let short = CopyPiece { host: HostRange { extent, offset: 0, bytes: 8 }, device: whole };
+    assert!(matches!(device.copy_in(Stream::CopyIn, &[short]), Err(DeviceError::Shape { .. })));
+    assert!(matches!(device.upload(Stream::Compute, &[0; 9], whole.slice(0, 8)), Err(DeviceError::Shape { .. })));
+    assert!(matches!(device.download(Stream::Compute, whole.slice(0, 8), &mut [0; 9]), Err(DeviceError::Shape { .. })));
     assert!(matches!(
-        device.copy_in(Stream::CopyIn, &[short]),
-        Err(DeviceError::Shape { .. })
-    ));
-    assert!(matches!(
-        device.upload(Stream::Compute, &[0; 9], whole.slice(0, 8)),
-        Err(DeviceError::Shape { .. })
-    ));
-    assert!(matches!(
-        device.download(Stream::Compute, whole.slice(0, 8), &mut [0; 9]),
-        Err(DeviceError::Shape { .. })
-    ));
-    assert!(matches!(
-        device.is_done(Event {
-            stream: Stream::CopyIn,
-            sequence: u64::MAX
-        }),
+        device.is_done(Event { stream: Stream::CopyIn, sequence: u64::MAX }),
         Err(DeviceError::Shape { .. })
     ));
     drop(buffer);
-    assert_eq!(
-        device.upload(Stream::Compute, &[1], whole),
-        Err(DeviceError::Range { range: whole })
-    );
+    assert_eq!(device.upload(Stream::Compute, &[1], whole), Err(DeviceError::Range { range: whole }));
     assert_eq!(settled(device).used_bytes, 0);
 }
 
@@ -301,27 +196,16 @@ fn copies_are_ordered_across_streams(device: &dyn Device) {
         let data = pattern(round, PAGE as usize);
         arena.write(0, &data);
         // In through one stream, within through another, out through the third: each step needs the one before.
-        device
-            .copy_in(Stream::CopyIn, &[piece(extent, 0, front.range())])
-            .unwrap();
+        device.copy_in(Stream::CopyIn, &[piece(extent, 0, front.range())]).unwrap();
         let arrived = device.record(Stream::CopyIn).unwrap();
         device.wait(Stream::Compute, arrived).unwrap();
-        device
-            .copy_within(Stream::Compute, front.range(), back.range())
-            .unwrap();
+        device.copy_within(Stream::Compute, front.range(), back.range()).unwrap();
         let moved = device.record(Stream::Compute).unwrap();
         device.wait(Stream::CopyOut, moved).unwrap();
-        device
-            .copy_out(Stream::CopyOut, &[piece(extent, 2 * PAGE, back.range())])
-            .unwrap();
+        device.copy_out(Stream::CopyOut, &[piece(extent, 2 * PAGE, back.range())]).unwrap();
         let left = device.record(Stream::CopyOut).unwrap();
         device.synchronize(left).unwrap();
-        assert!(
-            [arrived, moved, left]
-                .iter()
-                .all(|event| device.is_done(*event).unwrap()),
-            "round {round}"
-        );
+        assert!([arrived, moved, left].iter().all(|event| device.is_done(*event).unwrap()), "round {round}");
         assert_eq!(arena.read(2 * PAGE as usize, PAGE as usize), data, "round {round}");
     }
     let after = device.traffic();
@@ -336,20 +220,14 @@ fn pieces_are_copied_in_order(device: &dyn Device) {
     arena.write(0, &pattern(5, 2 * PAGE as usize));
     // The second piece overwrites a part of the first; the third is empty.
     let whole = buffer.range();
-    let pieces = [
-        piece(extent, 0, whole),
-        piece(extent, PAGE, whole.slice(1000, 500)),
-        piece(extent, 0, whole.slice(9, 0)),
-    ];
+    let pieces =
+        [piece(extent, 0, whole), piece(extent, PAGE, whole.slice(1000, 500)), piece(extent, 0, whole.slice(9, 0))];
     device.copy_in(Stream::CopyIn, &pieces).unwrap();
     let mut expected = arena.read(0, PAGE as usize);
     expected[1000..1500].copy_from_slice(&arena.read(PAGE as usize, 500));
     assert_eq!(fetch(device, Stream::CopyIn, whole), expected);
     // Scattered into overlapping host ranges: the later piece wins here too.
-    let pieces = [
-        piece(extent, PAGE, whole.slice(0, 600)),
-        piece(extent, PAGE + 300, whole.slice(2000, 600)),
-    ];
+    let pieces = [piece(extent, PAGE, whole.slice(0, 600)), piece(extent, PAGE + 300, whole.slice(2000, 600))];
     device.copy_out(Stream::CopyIn, &pieces).unwrap();
     finish(device, Stream::CopyIn);
     assert_eq!(arena.read(PAGE as usize, 300), expected[..300]);

@@ -75,27 +75,14 @@ impl Drop for Gate<'_> {
 /// Builds the library with the cargo that runs this test; nothing to do when it is fresh. Cargo does not hold the build folder's
 /// lock while tests run.
 fn build() -> PathBuf {
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR"))
-        .parent()
-        .expect("cargo's folder for tests has a parent");
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("cargo's folder for tests has a parent");
     let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into()))
-        .args([
-            "build",
-            "--package",
-            "cuda-driver-double",
-            "--message-format",
-            "json",
-            "--target-dir",
-        ])
+        .args(["build", "--package", "cuda-driver-double", "--message-format", "json", "--target-dir"])
         .arg(target)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .expect("cargo can be started");
-    assert!(
-        output.status.success(),
-        "build the driver double: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "build the driver double: {}", String::from_utf8_lossy(&output.stderr));
     let messages = String::from_utf8(output.stdout).expect("cargo writes UTF-8");
     let mut files = messages.lines().filter_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
@@ -162,25 +149,14 @@ impl Double {
 
     pub fn counters(&self) -> Counters {
         // SAFETY: the symbol has this type in control.rs of the double.
-        unsafe {
-            self.library
-                .get::<extern "C" fn() -> Counters>("cuda_double_counters")
-                .unwrap()()
-        }
+        unsafe { self.library.get::<extern "C" fn() -> Counters>("cuda_double_counters").unwrap()() }
     }
 
     /// Fails when a device that is gone has left something behind.
     pub fn assert_nothing_left(&self) {
         let left = self.counters();
-        let none = Counters {
-            live_bytes: 0,
-            live_blocks: 0,
-            pinned_bytes: 0,
-            streams: 0,
-            events: 0,
-            modules: 0,
-            ..left
-        };
+        let none =
+            Counters { live_bytes: 0, live_blocks: 0, pinned_bytes: 0, streams: 0, events: 0, modules: 0, ..left };
         assert_eq!(left, none, "a dropped device leaves nothing in the driver");
     }
 }

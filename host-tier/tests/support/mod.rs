@@ -26,20 +26,8 @@ impl Client {
         let file = extent.duplicate().unwrap();
         let bytes = extent.bytes() as usize;
         // SAFETY: no address is asked for, so no existing mapping is replaced; the file is sealed against shrinking.
-        let address = unsafe {
-            mmap(
-                std::ptr::null_mut(),
-                bytes,
-                ProtFlags::READ,
-                MapFlags::SHARED,
-                file.as_fd(),
-                0,
-            )
-        };
-        Client {
-            address: NonNull::new(address.unwrap().cast()).unwrap(),
-            bytes,
-        }
+        let address = unsafe { mmap(std::ptr::null_mut(), bytes, ProtFlags::READ, MapFlags::SHARED, file.as_fd(), 0) };
+        Client { address: NonNull::new(address.unwrap().cast()).unwrap(), bytes }
     }
 
     fn word(&self, offset: u64) -> &AtomicU64 {

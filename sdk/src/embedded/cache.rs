@@ -42,12 +42,7 @@ impl Embedded {
     ) -> Result<Grant, CacheError> {
         let namespace = state.sequence(sequence)?.namespace;
         let held = u32::from(replaced.is_some());
-        let room = Event::Room {
-            ticket: state.ticket(),
-            owner: owner(sequence),
-            keys: &keys,
-            held,
-        };
+        let room = Event::Room { ticket: state.ticket(), owner: owner(sequence), keys: &keys, held };
         match self.drive(state, namespace, room) {
             (Some(Answer::Granted), _) => {}
             (Some(Answer::PendingElsewhere), _) => return Ok(Grant::PendingElsewhere),
@@ -55,40 +50,19 @@ impl Embedded {
             (Some(Answer::Refused(no_room)), None) => return Ok(Grant::NoRoom(no_room)),
             (other, None) => unreachable!("{other:?} to a request for room"),
         }
-        let slots = keys
-            .iter()
-            .map(|_| self.tiers.device.reserve_open())
-            .collect::<Result<Vec<_>, _>>();
+        let slots = keys.iter().map(|_| self.tiers.device.reserve_open()).collect::<Result<Vec<_>, _>>();
         let slots = match slots {
             Ok(slots) => slots,
             Err(error) => {
-                self.tell(
-                    state,
-                    namespace,
-                    Event::Abandon {
-                        owner: owner(sequence),
-                        keys: &keys,
-                        held,
-                    },
-                );
+                self.tell(state, namespace, Event::Abandon { owner: owner(sequence), keys: &keys, held });
                 return Err(CacheError::DeviceTier(error));
             }
         };
         let blocks = &mut state.sequence_mut(sequence)?.blocks;
         for (slot, opened_for) in slots.into_iter().zip(keys) {
             match replaced {
-                Some((index, entry)) => {
-                    blocks[index as usize] = Block::Open {
-                        slot,
-                        opened_for,
-                        held: Some(entry),
-                    }
-                }
-                None => blocks.push(Block::Open {
-                    slot,
-                    opened_for,
-                    held: None,
-                }),
+                Some((index, entry)) => blocks[index as usize] = Block::Open { slot, opened_for, held: Some(entry) },
+                None => blocks.push(Block::Open { slot, opened_for, held: None }),
             }
         }
         Ok(Grant::Granted)
@@ -111,11 +85,7 @@ impl Embedded {
                 Block::Private { .. } => (None, None),
             };
             entries.extend(held);
-            let event = Event::Abandon {
-                owner: owner(sequence),
-                keys: &[opened_for],
-                held: u32::from(held.is_some()),
-            };
+            let event = Event::Abandon { owner: owner(sequence), keys: &[opened_for], held: u32::from(held.is_some()) };
             self.tell(state, namespace, event);
         }
         self.tell(state, namespace, Event::Release { entries: &entries });
@@ -141,15 +111,7 @@ impl Embedded {
             } else {
                 return BlockPlace::Lost(view.loss.unwrap_or(MissReason::LeaseLost));
             };
-            self.tell(
-                state,
-                namespace,
-                Event::Lost {
-                    entry,
-                    tier,
-                    reason: MissReason::LeaseLost,
-                },
-            );
+            self.tell(state, namespace, Event::Lost { entry, tier, reason: MissReason::LeaseLost });
         }
         BlockPlace::Lost(MissReason::LeaseLost)
     }
@@ -190,38 +152,21 @@ impl KvCache for Embedded {
 
     fn lookup(&self, namespace: Namespace, links: &[Link], accept: Accept) -> Acquired {
         let (hits, miss) = self.state().shard().peek(namespace, links, accept);
-        Acquired {
-            tiers: hits.into_iter().map(|(_, tier)| tier).collect(),
-            miss,
-        }
+        Acquired { tiers: hits.into_iter().map(|(_, tier)| tier).collect(), miss }
     }
 
     fn acquire(&self, sequence: SequenceId, links: &[Link], accept: Accept) -> Result<Acquired, CacheError> {
         let mut state = self.state();
         let namespace = state.sequence(sequence)?.namespace;
-        let (answer, _) = self.drive(
-            &mut state,
-            namespace,
-            Event::Acquire {
-                namespace,
-                links,
-                accept,
-            },
-        );
+        let (answer, _) = self.drive(&mut state, namespace, Event::Acquire { namespace, links, accept });
         let Some(Answer::Acquired(hits, miss)) = answer else {
             unreachable!("{answer:?} to an acquire");
         };
         let blocks = &mut state.sequence_mut(sequence)?.blocks;
         for ((entry, _), link) in hits.iter().zip(links) {
-            blocks.push(Block::Held {
-                entry: *entry,
-                key: CopyKey::exact(namespace, link.hash),
-            });
+            blocks.push(Block::Held { entry: *entry, key: CopyKey::exact(namespace, link.hash) });
         }
-        Ok(Acquired {
-            tiers: hits.into_iter().map(|(_, tier)| tier).collect(),
-            miss,
-        })
+        Ok(Acquired { tiers: hits.into_iter().map(|(_, tier)| tier).collect(), miss })
     }
 
     fn reserve(&self, wants: &[Want]) -> Result<Vec<Grant>, CacheError> {
@@ -229,10 +174,7 @@ impl KvCache for Embedded {
         let mut grants = Vec::with_capacity(wants.len());
         for Want { sequence, blocks } in wants {
             let namespace = state.sequence(*sequence)?.namespace;
-            let keys = blocks
-                .iter()
-                .map(|link| link.and_then(|link| self.key_of(namespace, link)))
-                .collect();
+            let keys = blocks.iter().map(|link| link.and_then(|link| self.key_of(namespace, link))).collect();
             grants.push(if blocks.is_empty() {
                 Grant::Granted
             } else {
@@ -245,9 +187,7 @@ impl KvCache for Embedded {
     fn reopen(&self, sequence: SequenceId, block: u32) -> Result<Grant, CacheError> {
         let mut state = self.state();
         let Block::Held { entry, key } = *state.sequence(sequence)?.block(block)? else {
-            return Err(CacheError::Unknown {
-                what: format!("lost block {block} of sequence {}", sequence.0),
-            });
+            return Err(CacheError::Unknown { what: format!("lost block {block} of sequence {}", sequence.0) });
         };
         let view = state.shard().entry(entry).expect("a sequence holds its entries live");
         if view.copies != [CopyState::None; 2] {
@@ -260,26 +200,12 @@ impl KvCache for Embedded {
     fn abandon(&self, sequence: SequenceId, block: u32) -> Result<(), CacheError> {
         let mut state = self.state();
         let namespace = state.sequence(sequence)?.namespace;
-        let Block::Open {
-            opened_for: Some(key),
-            held: Some(entry),
-            ..
-        } = *state.sequence(sequence)?.block(block)?
+        let Block::Open { opened_for: Some(key), held: Some(entry), .. } = *state.sequence(sequence)?.block(block)?
         else {
-            return Err(CacheError::Unknown {
-                what: format!("reopened block {block} of sequence {}", sequence.0),
-            });
+            return Err(CacheError::Unknown { what: format!("reopened block {block} of sequence {}", sequence.0) });
         };
         drop(state.sequence_mut(sequence)?.hold(block, entry, key));
-        self.tell(
-            &mut state,
-            namespace,
-            Event::Abandon {
-                owner: owner(sequence),
-                keys: &[Some(key)],
-                held: 1,
-            },
-        );
+        self.tell(&mut state, namespace, Event::Abandon { owner: owner(sequence), keys: &[Some(key)], held: 1 });
         Ok(())
     }
 
@@ -316,11 +242,7 @@ impl KvCache for Embedded {
         if let Ok(Block::Held { entry, key }) = sequence.block(block) {
             // The block may have been computed and demoted again since: that copy is sound, and the loss was counted then.
             if self.locate_in_host(key).is_none() {
-                let lost = Event::Lost {
-                    entry: *entry,
-                    tier: Tier::Host,
-                    reason: MissReason::LeaseLost,
-                };
+                let lost = Event::Lost { entry: *entry, tier: Tier::Host, reason: MissReason::LeaseLost };
                 self.tell(&mut state, namespace, lost);
             }
         }
@@ -331,26 +253,14 @@ impl KvCache for Embedded {
         let mut state = self.state();
         let namespace = state.sequence(sequence)?.namespace;
         let Block::Open { opened_for, held, .. } = *state.sequence(sequence)?.block(block)? else {
-            return Err(CacheError::Unknown {
-                what: format!("open block {block} of sequence {}", sequence.0),
-            });
+            return Err(CacheError::Unknown { what: format!("open block {block} of sequence {}", sequence.0) });
         };
         let Some(key) = self.key_of(namespace, link) else {
             state.sequence_mut(sequence)?.make_private(block);
             return Ok(Committed::Inserted);
         };
-        let sealed = Sealed {
-            key,
-            lineage: Lineage(key.form),
-            link,
-        };
-        let event = Event::Commit {
-            owner: owner(sequence),
-            opened_for,
-            key,
-            link,
-            held: held.is_some(),
-        };
+        let sealed = Sealed { key, lineage: Lineage(key.form), link };
+        let event = Event::Commit { owner: owner(sequence), opened_for, key, link, held: held.is_some() };
         let (Some(Answer::Committed(entry, how)), _) = self.drive(&mut state, namespace, event) else {
             unreachable!("a commit is answered at once");
         };
@@ -366,11 +276,7 @@ impl KvCache for Embedded {
                 self.tell(
                     &mut state,
                     namespace,
-                    Event::Lost {
-                        entry,
-                        tier: Tier::Device,
-                        reason: MissReason::FailedCheck,
-                    },
+                    Event::Lost { entry, tier: Tier::Device, reason: MissReason::FailedCheck },
                 );
                 Err(CacheError::DeviceTier(error))
             }
@@ -385,10 +291,7 @@ impl KvCache for Embedded {
         let mut state = self.state();
         let known = state.sequence(sequence).map_err(|_| unknown(sequence))?;
         let (namespace, entries) = (known.namespace, known.entries());
-        let event = Event::Promote {
-            ticket: state.ticket(),
-            entries: &entries,
-        };
+        let event = Event::Promote { ticket: state.ticket(), entries: &entries };
         match self.drive(&mut state, namespace, event) {
             (_, Some(error)) => Err(error.into()),
             (Some(Answer::Promoted(arrived)), None) => Ok(u64::from(arrived) * self.shape.slot_bytes()),
@@ -400,11 +303,7 @@ impl KvCache for Embedded {
         let state = self.state();
         let shard = state.shard();
         let counters = shard.counters();
-        let held = self
-            .tiers
-            .host
-            .as_ref()
-            .map_or(0, |host| host.tier.capacity().held_bytes + self.index_bytes);
+        let held = self.tiers.host.as_ref().map_or(0, |host| host.tier.capacity().held_bytes + self.index_bytes);
         CacheStats {
             device_slots: (shard.device_used(), shard.budgets().device_slots),
             host_slots: (shard.host_used(), shard.budgets().host_slots),
@@ -421,10 +320,7 @@ impl KvCache for Embedded {
     fn explain(&self, namespace: Namespace, link: Link) -> String {
         explain::explain(
             self.state().shard(),
-            &CopyKey {
-                form: self.shape.form_map(),
-                ..CopyKey::exact(namespace, link.hash)
-            },
+            &CopyKey { form: self.shape.form_map(), ..CopyKey::exact(namespace, link.hash) },
             self.now(),
         )
     }

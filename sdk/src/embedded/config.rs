@@ -38,15 +38,8 @@ pub(crate) fn split(shape: &BlockShape, device_slots: u32, host_bytes: u64) -> S
     let per_slot = shape.slot_bytes() + Budgets::BYTES_PER_ENTRY;
     let fixed = u64::from(device_slots) * Budgets::BYTES_PER_ENTRY;
     let host_slots = u32::try_from(host_bytes.saturating_sub(fixed) / per_slot).unwrap_or(u32::MAX - device_slots);
-    let index_bytes = Budgets {
-        device_slots,
-        host_slots,
-    }
-    .metadata_bytes();
-    Split {
-        index_bytes,
-        tier_bytes: host_bytes.saturating_sub(index_bytes),
-    }
+    let index_bytes = Budgets { device_slots, host_slots }.metadata_bytes();
+    Split { index_bytes, tier_bytes: host_bytes.saturating_sub(index_bytes) }
 }
 
 /// The smallest host budget that leaves the host tier `tier_bytes`. More budget means more index, but each slot brings more than its
@@ -89,24 +82,14 @@ mod tests {
 
     #[test]
     fn index_and_tier_never_exceed_the_budget() {
-        let shape = BlockShape {
-            layers: 2,
-            kv_heads: 1,
-            head_dim: 16,
-            block_tokens: 16,
-            form: Form::Raw16,
-        };
+        let shape = BlockShape { layers: 2, kv_heads: 1, head_dim: 16, block_tokens: 16, form: Form::Raw16 };
         for host_bytes in (0..200).map(|step| step * 33_333) {
             let split = split(&shape, 7, host_bytes);
             if split.tier_bytes > 0 {
                 assert_eq!(split.index_bytes + split.tier_bytes, host_bytes);
                 let slots = (split.tier_bytes / shape.slot_bytes()) as u32;
                 assert!(
-                    Budgets {
-                        device_slots: 7,
-                        host_slots: slots
-                    }
-                    .metadata_bytes()
+                    Budgets { device_slots: 7, host_slots: slots }.metadata_bytes()
                         <= split.index_bytes + Budgets::BYTES_PER_ENTRY
                 );
             }

@@ -95,31 +95,19 @@ impl<'a> Driver<'a> {
     }
 
     fn feed(&mut self, event: Event<'_>) {
-        self.queue
-            .extend(self.state.shard_mut(self.namespace).on(event, self.now));
+        self.queue.extend(self.state.shard_mut(self.namespace).on(event, self.now));
     }
 
     fn perform(&mut self, action: Action) {
         match action {
-            Action::Drop {
-                key,
-                tier: Tier::Device,
-                ..
-            }
-            | Action::Discard {
-                key,
-                tier: Tier::Device,
-            } => {
+            Action::Drop { key, tier: Tier::Device, .. } | Action::Discard { key, tier: Tier::Device } => {
                 // Device leases live as long as one call under the state lock; the slot is free at once.
                 self.tiers.device.revoke(&key);
                 self.tiers.device.advance(self.now);
             }
             Action::Drop { entry, key, .. } => {
                 let removed = self.tiers.host.as_ref().map_or(Ok(()), |host| host.tier.remove(&key));
-                self.feed(Event::Dropped {
-                    entry,
-                    refused: removed.is_err(),
-                });
+                self.feed(Event::Dropped { entry, refused: removed.is_err() });
             }
             Action::Discard { key, .. } => {
                 if let Some(host) = &self.tiers.host {
@@ -139,11 +127,7 @@ impl<'a> Driver<'a> {
             Action::PendingElsewhere { .. } => self.answer = Some(Answer::PendingElsewhere),
             Action::Refused { shortage, .. } => self.answer = Some(Answer::Refused(no_room(shortage))),
             Action::Committed { entry, inserted } => {
-                let how = if inserted {
-                    Committed::Inserted
-                } else {
-                    Committed::Present
-                };
+                let how = if inserted { Committed::Inserted } else { Committed::Present };
                 self.answer = Some(Answer::Committed(entry, how));
             }
             Action::Promoted { arrived, .. } => self.answer = Some(Answer::Promoted(arrived)),
@@ -157,10 +141,7 @@ impl<'a> Driver<'a> {
             return Err(CopyEnd::SourceLost);
         };
         let slot = host.tier.reserve(key).map_err(|error| end_of(&error))?;
-        let piece = CopyPiece {
-            host: host.range(slot.place()),
-            device: self.tiers.device.range(lease.place()),
-        };
+        let piece = CopyPiece { host: host.range(slot.place()), device: self.tiers.device.range(lease.place()) };
         self.enqueue(Stream::CopyOut, piece)?;
         Ok(Demotion { entry, sealed, slot })
     }
@@ -172,36 +153,22 @@ impl<'a> Driver<'a> {
             return Err(CopyEnd::SourceLost);
         };
         let slot = self.tiers.device.reserve(key).map_err(|error| end_of(&error))?;
-        let piece = CopyPiece {
-            host: host.range(lease.place()),
-            device: self.tiers.device.range(slot.place()),
-        };
+        let piece = CopyPiece { host: host.range(lease.place()), device: self.tiers.device.range(slot.place()) };
         self.enqueue(Stream::CopyIn, piece)?;
-        Ok(Promotion {
-            entry,
-            sealed,
-            slot,
-            lease,
-        })
+        Ok(Promotion { entry, sealed, slot, lease })
     }
 
     /// What the writer states about a copy that is moved: copies are never re-encoded on the way.
     fn sealed(&self, entry: EntryId, key: CopyKey) -> Result<Sealed, CopyEnd> {
         let view = self.state.shard().entry(entry).ok_or(CopyEnd::SourceLost)?;
-        Ok(Sealed {
-            key,
-            lineage: Lineage(key.form),
-            link: view.link,
-        })
+        Ok(Sealed { key, lineage: Lineage(key.form), link: view.link })
     }
 
     /// Copies start after the kernels enqueued so far: the target slot may have been read, the source slot written by one.
     fn enqueue(&mut self, stream: Stream, piece: CopyPiece) -> Result<(), CopyEnd> {
         let device = self.device;
-        let enqueued = device
-            .record(Stream::Compute)
-            .and_then(|event| device.wait(stream, event))
-            .and_then(|()| match stream {
+        let enqueued =
+            device.record(Stream::Compute).and_then(|event| device.wait(stream, event)).and_then(|()| match stream {
                 Stream::CopyOut => device.copy_out(stream, &[piece]),
                 _ => device.copy_in(stream, &[piece]),
             });
@@ -216,10 +183,7 @@ impl<'a> Driver<'a> {
     /// Waits for everything enqueued on a copy stream.
     fn wait(&mut self, stream: Stream) -> Result<(), CopyEnd> {
         let device = self.device;
-        device
-            .record(stream)
-            .and_then(|event| device.synchronize(event))
-            .map_err(|error| self.failed(error))
+        device.record(stream).and_then(|event| device.synchronize(event)).map_err(|error| self.failed(error))
     }
 
     fn finish_demotions(&mut self) {
@@ -243,18 +207,8 @@ impl<'a> Driver<'a> {
             return;
         }
         let copied = self.wait(Stream::CopyIn);
-        for Promotion {
-            entry,
-            sealed,
-            slot,
-            lease,
-        } in promotions
-        {
-            let current = self
-                .tiers
-                .host
-                .as_ref()
-                .is_some_and(|host| host.tier.is_current(&lease));
+        for Promotion { entry, sealed, slot, lease } in promotions {
+            let current = self.tiers.host.as_ref().is_some_and(|host| host.tier.is_current(&lease));
             let end = match copied {
                 Err(end) => end,
                 Ok(()) if !current => CopyEnd::SourceLost,
@@ -271,11 +225,7 @@ impl<'a> Driver<'a> {
 impl Host {
     /// A slot's place as a device knows it.
     pub(crate) fn range(&self, place: cache_core::store::SlotPlace) -> HostRange {
-        HostRange {
-            extent: self.extents[place.extent as usize],
-            offset: place.offset,
-            bytes: place.bytes,
-        }
+        HostRange { extent: self.extents[place.extent as usize], offset: place.offset, bytes: place.bytes }
     }
 }
 
@@ -288,18 +238,6 @@ fn end_of(error: &StoreError) -> CopyEnd {
 }
 
 fn no_room(shortage: Shortage) -> NoRoom {
-    let Shortage {
-        wanted_slots,
-        device_slots,
-        device_live_slots,
-        host_slots,
-        host_live_slots,
-    } = shortage;
-    NoRoom {
-        wanted_slots,
-        device_slots,
-        device_live_slots,
-        host_slots,
-        host_live_slots,
-    }
+    let Shortage { wanted_slots, device_slots, device_live_slots, host_slots, host_live_slots } = shortage;
+    NoRoom { wanted_slots, device_slots, device_live_slots, host_slots, host_live_slots }
 }

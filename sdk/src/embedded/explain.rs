@@ -22,11 +22,7 @@ pub(crate) fn explain(shard: &Shard, key: &CopyKey, now: Now) -> String {
     let view = shard.view(key).map(|(_, view)| view);
     let [device, host] = view.map_or([CopyState::None; 2], |view| view.copies);
     let readers = view.map_or(0, |view| view.live);
-    let mut text = format!(
-        "device: {}, read by {readers} sequences\nhost: {}\n",
-        state(device),
-        state(host)
-    );
+    let mut text = format!("device: {}, read by {readers} sequences\nhost: {}\n", state(device), state(host));
     if device != CopyState::None || host != CopyState::None {
         return text;
     }

@@ -76,12 +76,7 @@ impl Embedded {
     /// Opens the tiers. Errors: [`CacheError::Budget`] when a budget does not hold one block with its metadata; whatever the device or
     /// the kernel refuses.
     pub fn open(config: EmbeddedConfig) -> Result<Embedded, CacheError> {
-        let EmbeddedConfig {
-            device,
-            shape,
-            device_slots,
-            host_bytes,
-        } = config;
+        let EmbeddedConfig { device, shape, device_slots, host_bytes } = config;
         let slot_bytes = shape.slot_bytes();
         if device_slots == 0 {
             return Err(CacheError::Budget {
@@ -90,40 +85,22 @@ impl Embedded {
                 minimum_bytes: slot_bytes,
             });
         }
-        let device_tier = DeviceTier::open(
-            Arc::clone(&device),
-            DeviceTierConfig {
-                slots: device_slots,
-                shape,
-                rest_millis: 0,
-            },
-        )?;
+        let device_tier =
+            DeviceTier::open(Arc::clone(&device), DeviceTierConfig { slots: device_slots, shape, rest_millis: 0 })?;
         let split = config::split(&shape, device_slots, host_bytes);
         let host = match host_bytes {
             0 => None,
-            _ => Some(config::open_host(
-                &device,
-                shape,
-                device_slots,
-                host_bytes,
-                split.tier_bytes,
-            )?),
+            _ => Some(config::open_host(&device, shape, device_slots, host_bytes, split.tier_bytes)?),
         };
         let host_slots = host.as_ref().map_or(0, |host| host.tier.layout().slots());
         Ok(Embedded {
             shape,
             device,
-            tiers: Tiers {
-                device: device_tier,
-                host,
-            },
+            tiers: Tiers { device: device_tier, host },
             host_bytes,
             index_bytes: split.index_bytes,
             started: Instant::now(),
-            state: Mutex::new(State::new(Budgets {
-                device_slots,
-                host_slots,
-            })),
+            state: Mutex::new(State::new(Budgets { device_slots, host_slots })),
         })
     }
 

@@ -35,9 +35,9 @@ pub(crate) struct Sequence {
 
 impl Sequence {
     pub(crate) fn block(&self, index: u32) -> Result<&Block, CacheError> {
-        self.blocks.get(index as usize).ok_or_else(|| CacheError::Unknown {
-            what: format!("block {index} of a sequence"),
-        })
+        self.blocks
+            .get(index as usize)
+            .ok_or_else(|| CacheError::Unknown { what: format!("block {index} of a sequence") })
     }
 
     /// Turns an open block into an entry that this sequence reads; gives its slot back. Panics when it is not open.
@@ -60,13 +60,7 @@ impl Sequence {
     pub(crate) fn entries(&self) -> Vec<EntryId> {
         self.blocks
             .iter()
-            .filter_map(|block| {
-                if let Block::Held { entry, .. } = block {
-                    Some(*entry)
-                } else {
-                    None
-                }
-            })
+            .filter_map(|block| if let Block::Held { entry, .. } = block { Some(*entry) } else { None })
             .collect()
     }
 }
@@ -81,11 +75,7 @@ pub(crate) struct State {
 
 impl State {
     pub(crate) fn new(budgets: Budgets) -> State {
-        State {
-            manager: CacheManager::new(1, budgets),
-            sequences: HashMap::new(),
-            next: 0,
-        }
+        State { manager: CacheManager::new(1, budgets), sequences: HashMap::new(), next: 0 }
     }
 
     /// The one shard: embedded, all namespaces share the budgets.
@@ -99,13 +89,7 @@ impl State {
 
     pub(crate) fn open(&mut self, namespace: Namespace) -> SequenceId {
         let id = SequenceId(self.number());
-        self.sequences.insert(
-            id,
-            Sequence {
-                namespace,
-                blocks: Vec::new(),
-            },
-        );
+        self.sequences.insert(id, Sequence { namespace, blocks: Vec::new() });
         id
     }
 
@@ -135,10 +119,7 @@ impl State {
             open += u32::from(!matches!(block, Block::Held { .. }));
         }
         if self.shard().open_slots() != open {
-            return Err(format!(
-                "{open} blocks are open, the shard counts {}",
-                self.shard().open_slots()
-            ));
+            return Err(format!("{open} blocks are open, the shard counts {}", self.shard().open_slots()));
         }
         let counted = self.shard().live_entries();
         if counted != readers {
@@ -159,7 +140,5 @@ pub(crate) fn owner(sequence: SequenceId) -> Owner {
 }
 
 pub(crate) fn unknown(sequence: SequenceId) -> CacheError {
-    CacheError::Unknown {
-        what: format!("sequence {}", sequence.0),
-    }
+    CacheError::Unknown { what: format!("sequence {}", sequence.0) }
 }

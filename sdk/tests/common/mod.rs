@@ -18,17 +18,9 @@ use kvtier_sdk::cache::{BlockPlace, Committed, Grant, KvCache, SequenceId, Want}
 use kvtier_sdk::embedded::{Embedded, EmbeddedConfig};
 
 pub const TOKENS: u32 = 16;
-pub const SHAPE: BlockShape = BlockShape {
-    layers: 3,
-    kv_heads: 2,
-    head_dim: 16,
-    block_tokens: TOKENS,
-    form: Form::Raw16,
-};
-pub const RAW32: BlockShape = BlockShape {
-    form: Form::Raw32,
-    ..SHAPE
-};
+pub const SHAPE: BlockShape =
+    BlockShape { layers: 3, kv_heads: 2, head_dim: 16, block_tokens: TOKENS, form: Form::Raw16 };
+pub const RAW32: BlockShape = BlockShape { form: Form::Raw32, ..SHAPE };
 pub const HOME: Namespace = Namespace([7; 32]);
 pub const AWAY: Namespace = Namespace([8; 32]);
 
@@ -40,11 +32,7 @@ pub struct Rig {
 
 /// Smallest host budget that gives exactly `slots` slots.
 pub fn host_bytes(device_slots: u32, slots: u32) -> u64 {
-    let index = Budgets {
-        device_slots,
-        host_slots: slots + 1,
-    }
-    .metadata_bytes();
+    let index = Budgets { device_slots, host_slots: slots + 1 }.metadata_bytes();
     let mut bytes = u64::from(slots) * SHAPE.slot_bytes();
     while Layout::new(bytes, &SHAPE, 40_000, 500).map_or(0, |layout| layout.slots()) < slots {
         bytes += 1024;
@@ -63,13 +51,7 @@ impl Rig {
         };
         let device = Arc::new(CpuDevice::open(config).unwrap());
         let attention: Arc<dyn Attention> = device.clone();
-        let cache = Embedded::open(EmbeddedConfig {
-            device: attention,
-            shape,
-            device_slots,
-            host_bytes,
-        })
-        .unwrap();
+        let cache = Embedded::open(EmbeddedConfig { device: attention, shape, device_slots, host_bytes }).unwrap();
         Rig { device, cache }
     }
 
@@ -79,23 +61,13 @@ impl Rig {
             HostLink::InPlace,
             SHAPE,
             device_slots,
-            if host_slots == 0 {
-                0
-            } else {
-                host_bytes(device_slots, host_slots)
-            },
+            if host_slots == 0 { 0 } else { host_bytes(device_slots, host_slots) },
         )
     }
 
     /// Opens one block of a sequence for `link`.
     pub fn reserve(&self, sequence: SequenceId, link: Option<Link>) -> Grant {
-        let mut grants = self
-            .cache
-            .reserve(&[Want {
-                sequence,
-                blocks: vec![link],
-            }])
-            .unwrap();
+        let mut grants = self.cache.reserve(&[Want { sequence, blocks: vec![link] }]).unwrap();
         assert_eq!(grants.len(), 1);
         grants.remove(0)
     }
@@ -113,9 +85,7 @@ impl Rig {
         };
         for section in self.cache.shape().sections() {
             let target = image.slice(section.offset, section.bytes);
-            self.device
-                .upload(Stream::Compute, &pattern(&link, section.index, section.bytes), target)
-                .unwrap();
+            self.device.upload(Stream::Compute, &pattern(&link, section.index, section.bytes), target).unwrap();
         }
     }
 
@@ -143,10 +113,7 @@ impl Rig {
         for (index, (place, link)) in places.iter().zip(links).enumerate() {
             let image = self.read(place).unwrap_or_else(|| panic!("block {index} is {place:?}"));
             assert!(self.cache.check(sequence, index as u32, place));
-            assert!(
-                image == expected(link, &self.cache.shape()),
-                "block {index} at {place:?} has other bytes"
-            );
+            assert!(image == expected(link, &self.cache.shape()), "block {index} at {place:?} has other bytes");
             in_host += usize::from(matches!(place, BlockPlace::Host(..)));
         }
         in_host
@@ -159,22 +126,15 @@ impl Rig {
         match place {
             BlockPlace::Device(image) => {
                 let mut bytes = vec![0; (to - from) as usize];
-                self.device
-                    .download(Stream::Compute, image.slice(from, to - from), &mut bytes)
-                    .unwrap();
+                self.device.download(Stream::Compute, image.slice(from, to - from), &mut bytes).unwrap();
                 Some(bytes)
             }
             BlockPlace::Host(range, _) => {
                 let bounce = self.device.allocate(shape.slot_bytes()).unwrap();
-                let piece = CopyPiece {
-                    host: *range,
-                    device: bounce.range(),
-                };
+                let piece = CopyPiece { host: *range, device: bounce.range() };
                 self.device.copy_in(Stream::CopyIn, &[piece]).unwrap();
                 let mut bytes = vec![0; (to - from) as usize];
-                self.device
-                    .download(Stream::CopyIn, bounce.range().slice(from, to - from), &mut bytes)
-                    .unwrap();
+                self.device.download(Stream::CopyIn, bounce.range().slice(from, to - from), &mut bytes).unwrap();
                 Some(bytes)
             }
             BlockPlace::Lost(_) => None,
@@ -186,10 +146,7 @@ impl Rig {
         let stats = self.cache.stats();
         let memory = self.device.memory();
         assert!(memory.peak_bytes <= memory.budget_bytes, "{memory:?}");
-        assert!(
-            stats.device_slots.0 <= stats.device_slots.1 && stats.host_slots.0 <= stats.host_slots.1,
-            "{stats:?}"
-        );
+        assert!(stats.device_slots.0 <= stats.device_slots.1 && stats.host_slots.0 <= stats.host_slots.1, "{stats:?}");
         assert!(stats.host_bytes.0 <= stats.host_bytes.1, "{stats:?}");
         self.cache.audit().unwrap();
     }
@@ -197,9 +154,7 @@ impl Rig {
 
 /// Links over tokens that a seed names.
 pub fn chain(namespace: Namespace, seed: u32, blocks: u32) -> Vec<Link> {
-    let tokens: Vec<u32> = (0..blocks * TOKENS)
-        .map(|index| seed.wrapping_mul(7919) ^ index)
-        .collect();
+    let tokens: Vec<u32> = (0..blocks * TOKENS).map(|index| seed.wrapping_mul(7919) ^ index).collect();
     Chain::over(namespace, TOKENS, &tokens).links().to_vec()
 }
 
@@ -214,15 +169,10 @@ pub fn branch(namespace: Namespace, seed: u32, shared: u32, other: u32, blocks: 
 pub fn pattern(link: &Link, section: u32, bytes: u64) -> Vec<u8> {
     let seed = u64::from_le_bytes(link.hash.0[..8].try_into().unwrap())
         ^ u64::from(section).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    (0..bytes)
-        .map(|index| (seed.wrapping_add(index).wrapping_mul(0x2545_f491_4f6c_dd1d) >> 56) as u8)
-        .collect()
+    (0..bytes).map(|index| (seed.wrapping_add(index).wrapping_mul(0x2545_f491_4f6c_dd1d) >> 56) as u8).collect()
 }
 
 /// Bytes of all sections of a block.
 pub fn expected(link: &Link, shape: &BlockShape) -> Vec<u8> {
-    shape
-        .sections()
-        .flat_map(|section| pattern(link, section.index, section.bytes))
-        .collect()
+    shape.sections().flat_map(|section| pattern(link, section.index, section.bytes)).collect()
 }

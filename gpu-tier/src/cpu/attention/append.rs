@@ -40,14 +40,7 @@ impl Run {
     }
 
     unsafe fn write_as<T>(&self, keys: *mut T, values: *mut T, round: impl Fn(f32) -> T) {
-        let Run {
-            head_dim,
-            block_tokens,
-            rows,
-            slot,
-            row,
-            ..
-        } = *self;
+        let Run { head_dim, block_tokens, rows, slot, row, .. } = *self;
         // SAFETY: the caller's promise; section addresses were checked to be aligned to the element.
         unsafe {
             for d in 0..head_dim {
@@ -70,11 +63,7 @@ fn round_bf16(x: f32) -> u16 {
     let bits = x.to_bits();
     let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
     let quiet = bits >> 16 | 0x40;
-    (if bits & 0x7fff_ffff > 0x7f80_0000 {
-        quiet
-    } else {
-        rounded
-    }) as u16
+    (if bits & 0x7fff_ffff > 0x7f80_0000 { quiet } else { rounded }) as u16
 }
 
 #[cfg(test)]

@@ -1,9 +1,6 @@
 //! Merging partials in span order, over [`Lanes`].
 
-#![expect(
-    clippy::needless_range_loop,
-    reason = "register tiles are indexed in two arrays at once; plain loops unroll"
-)]
+#![expect(clippy::needless_range_loop, reason = "register tiles are indexed in two arrays at once; plain loops unroll")]
 
 use super::lanes::{Kernel, Lanes};
 
@@ -26,13 +23,7 @@ impl Kernel for Finish {
     type Output = ();
     #[inline(always)]
     unsafe fn call<V: Lanes>(self) {
-        let Finish {
-            partials,
-            stride,
-            count,
-            head_dim,
-            output,
-        } = self;
+        let Finish { partials, stride, count, head_dim, output } = self;
         // SAFETY: as the struct states.
         unsafe {
             let (mut m, mut l) = (*partials, *partials.add(1));

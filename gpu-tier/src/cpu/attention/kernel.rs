@@ -8,10 +8,7 @@
 //! All pointers come from a [`Unit`] (checked and pinned by `attend`) or from the worker's own [`Scratch`]. Loads of
 //! keys may touch the unwritten tokens of a visible piece: they are inside the section and their scores are masked.
 
-#![expect(
-    clippy::needless_range_loop,
-    reason = "register tiles are indexed in two arrays at once; plain loops unroll"
-)]
+#![expect(clippy::needless_range_loop, reason = "register tiles are indexed in two arrays at once; plain loops unroll")]
 
 use super::lanes::{Kernel, Lanes};
 use super::unit::{PIECE_TOKENS, PIECES, Parts, Piece, Pieces, SPAN, Scratch, TILE, Unit};
@@ -99,11 +96,7 @@ struct Widen<'u, E> {
 
 impl<'u, E> Widen<'u, E> {
     fn new(unit: &'u Unit, parts: Parts) -> Self {
-        Widen {
-            unit,
-            parts,
-            element: std::marker::PhantomData,
-        }
+        Widen { unit, parts, element: std::marker::PhantomData }
     }
 }
 
@@ -111,9 +104,7 @@ impl<E: Stored> Kernel for Widen<'_, E> {
     type Output = ();
     #[inline(always)]
     unsafe fn call<V: Lanes>(self) {
-        let Unit {
-            head_dim, key_stride, ..
-        } = *self.unit;
+        let Unit { head_dim, key_stride, .. } = *self.unit;
         let tokens = self.unit.visible(self.unit.vectors().end - 1);
         for (i, piece) in self.unit.pieces[..tokens.div_ceil(PIECE_TOKENS)].iter().enumerate() {
             let here = (tokens - i * PIECE_TOKENS).min(PIECE_TOKENS);
@@ -147,14 +138,7 @@ struct Tiles<'u, E> {
 impl<'u, E> Tiles<'u, E> {
     fn new(unit: &'u Unit, parts: Parts, pieces: Pieces, key_stride: usize, next: Option<Pieces>) -> Self {
         let element = std::marker::PhantomData;
-        Tiles {
-            unit,
-            parts,
-            pieces,
-            key_stride,
-            next,
-            element,
-        }
+        Tiles { unit, parts, pieces, key_stride, next, element }
     }
 }
 
@@ -203,11 +187,7 @@ impl<E: Stored, const R: usize> Kernel for Tile<'_, E, R> {
                 (m[r], l[r]) = softmax::<V>(tiles.parts.scores.add(r * SPAN), visible[r]);
             }
             let sums: [*mut f32; R] = std::array::from_fn(|r| {
-                if unit.fold {
-                    tiles.parts.sums.add(r * unit.head_dim)
-                } else {
-                    unit.target(i + r).add(2)
-                }
+                if unit.fold { tiles.parts.sums.add(r * unit.head_dim) } else { unit.target(i + r).add(2) }
             });
             values::<V, E, R>(tiles, &visible, &sums);
             if unit.fold {
@@ -325,11 +305,7 @@ unsafe fn softmax_of<V: Lanes, const P: usize, const MASKED: bool>(scores: *mut 
         let mut most = V::splat(f32::NEG_INFINITY);
         for p in 0..P {
             let larger = s[p].max(most);
-            most = if MASKED {
-                larger.below(n - p * PIECE_TOKENS, most)
-            } else {
-                larger
-            };
+            most = if MASKED { larger.below(n - p * PIECE_TOKENS, most) } else { larger };
         }
         // Of two zeros either may have won; the sum makes both the positive one.
         let m = most.max_lane() + 0.0;
@@ -337,11 +313,7 @@ unsafe fn softmax_of<V: Lanes, const P: usize, const MASKED: bool>(scores: *mut 
         for p in 0..P {
             let weight = s[p].sub(V::splat(m)).exp();
             // Probabilities are never -0, so adding a masked 0 changes no bit.
-            let weight = if MASKED {
-                weight.below(n - p * PIECE_TOKENS, V::splat(0.0))
-            } else {
-                weight
-            };
+            let weight = if MASKED { weight.below(n - p * PIECE_TOKENS, V::splat(0.0)) } else { weight };
             weight.store(scores.add(p * PIECE_TOKENS));
             sum = sum.add(weight);
         }
@@ -402,11 +374,7 @@ unsafe fn weigh<V: Lanes, E: Stored, const R: usize, const C: usize>(
             let here = (tokens - piece * PIECE_TOKENS).min(PIECE_TOKENS);
             let rows = tiles.pieces[piece].values.add(channel * E::BYTES);
             let starts_line = (channel * E::BYTES).is_multiple_of(64);
-            let next = if starts_line {
-                tiles.next.map(|next| next[piece].values)
-            } else {
-                None
-            };
+            let next = if starts_line { tiles.next.map(|next| next[piece].values) } else { None };
             for t in 0..here {
                 let at = t * row_bytes;
                 if let Some(next) = next {

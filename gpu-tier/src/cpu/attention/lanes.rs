@@ -8,10 +8,7 @@
 //! `Isa::detect` did not see, and only `run_unit` and `merge` in `attention/mod.rs` pick an
 //! implementation, by the device's `Isa`.
 
-#![expect(
-    clippy::needless_range_loop,
-    reason = "register tiles are indexed in two arrays at once; plain loops unroll"
-)]
+#![expect(clippy::needless_range_loop, reason = "register tiles are indexed in two arrays at once; plain loops unroll")]
 
 use std::arch::x86_64::*;
 
@@ -122,10 +119,7 @@ impl Lanes for Avx2 {
             for p in 0..P {
                 let low = _mm256_unpacklo_ps(x[p].0, x[p].1);
                 let high = _mm256_unpackhi_ps(x[p].0, x[p].1);
-                x[p] = Avx2(
-                    _mm256_permute2f128_ps::<0x20>(low, high),
-                    _mm256_permute2f128_ps::<0x31>(low, high),
-                );
+                x[p] = Avx2(_mm256_permute2f128_ps::<0x20>(low, high), _mm256_permute2f128_ps::<0x31>(low, high));
             }
             x
         }

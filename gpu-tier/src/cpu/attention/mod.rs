@@ -42,27 +42,17 @@ impl Attention for CpuDevice {
 
     fn attend(&self, stream: Stream, geometry: &Geometry, jobs: &[Attend<'_>]) -> Result<(), DeviceError> {
         views::check_launch("attend", stream, geometry)?;
-        let (work, pinned) = self
-            .memory
-            .pin(|access| views::attend_work(self, access, geometry, jobs))?;
+        let (work, pinned) = self.memory.pin(|access| views::attend_work(self, access, geometry, jobs))?;
         let _running = self.start_compute()?;
         let units = work.units();
         let batch = (units / (self.workers.count() * 16)).clamp(1, 24);
         self.share(units, batch, &|i, claim| {
-            let mut scratch = self.scratch[claim.worker]
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut scratch = self.scratch[claim.worker].lock().unwrap_or_else(PoisonError::into_inner);
             // SAFETY: the units' addresses are checked and pinned, and each unit has targets of its own.
-            work.run(i, i + 1 < claim.end, |unit| unsafe {
-                run_unit(self.isa, unit, &mut scratch)
-            });
+            work.run(i, i + 1 < claim.end, |unit| unsafe { run_unit(self.isa, unit, &mut scratch) });
         });
-        self.counters
-            .attended_device_bytes
-            .fetch_add(work.device_bytes, Ordering::Relaxed);
-        self.counters
-            .attended_host_bytes
-            .fetch_add(work.host_bytes, Ordering::Relaxed);
+        self.counters.attended_device_bytes.fetch_add(work.device_bytes, Ordering::Relaxed);
+        self.counters.attended_host_bytes.fetch_add(work.host_bytes, Ordering::Relaxed);
         drop(pinned);
         Ok(())
     }
@@ -84,14 +74,7 @@ impl Attention for CpuDevice {
                 let partials = job.from.wrapping_add(row * job.from_row + i % heads * job.from_head);
                 // SAFETY: both ranges were checked for `rows * heads` items and are pinned.
                 unsafe {
-                    merge(
-                        self.isa,
-                        partials,
-                        job.stride,
-                        count,
-                        head_dim,
-                        job.output.wrapping_add(i * head_dim),
-                    )
+                    merge(self.isa, partials, job.stride, count, head_dim, job.output.wrapping_add(i * head_dim))
                 };
                 return;
             }
@@ -156,23 +139,11 @@ unsafe fn merge(isa: Isa, partials: *const f32, stride: usize, count: usize, hea
         match isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => {
-                <lanes::Avx2 as lanes::Lanes>::run(finish::Finish {
-                    partials,
-                    stride,
-                    count,
-                    head_dim,
-                    output,
-                });
+                <lanes::Avx2 as lanes::Lanes>::run(finish::Finish { partials, stride, count, head_dim, output });
             }
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => {
-                <lanes::Avx512 as lanes::Lanes>::run(finish::Finish {
-                    partials,
-                    stride,
-                    count,
-                    head_dim,
-                    output,
-                });
+                <lanes::Avx512 as lanes::Lanes>::run(finish::Finish { partials, stride, count, head_dim, output });
             }
             _ => scalar::finish(partials, stride, count, head_dim, output),
         }

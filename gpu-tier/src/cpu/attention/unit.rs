@@ -27,18 +27,12 @@ pub(super) struct Piece {
 pub(super) type Pieces = [Piece; PIECES];
 
 /// No bytes at all.
-pub(super) const NOWHERE: Pieces = [Piece {
-    keys: std::ptr::null(),
-    values: std::ptr::null(),
-}; PIECES];
+pub(super) const NOWHERE: Pieces = [Piece { keys: std::ptr::null(), values: std::ptr::null() }; PIECES];
 
 /// Moves every present piece by `bytes`: from one KV head to another.
 pub(super) fn shifted(pieces: &Pieces, bytes: usize) -> Pieces {
     let by = |from: *const u8| if from.is_null() { from } else { from.wrapping_add(bytes) };
-    pieces.map(|piece| Piece {
-        keys: by(piece.keys),
-        values: by(piece.values),
-    })
+    pieces.map(|piece| Piece { keys: by(piece.keys), values: by(piece.values) })
 }
 
 /// One unit. Query vector `i` is head `i % group` of row `i / group`; row r sees the first
@@ -91,14 +85,12 @@ impl Unit {
 
     /// Query vector `i`.
     pub(super) fn query(&self, i: usize) -> *const f32 {
-        self.queries
-            .wrapping_add(i / self.group * self.query_row + i % self.group * self.head_dim)
+        self.queries.wrapping_add(i / self.group * self.query_row + i % self.group * self.head_dim)
     }
 
     /// Target of query vector `i`.
     pub(super) fn target(&self, i: usize) -> *mut f32 {
-        self.targets
-            .wrapping_add(i / self.group * self.target_row + i % self.group * self.target_head)
+        self.targets.wrapping_add(i / self.group * self.target_row + i % self.group * self.target_head)
     }
 
     /// Whether widening keys and values first pays.
@@ -110,10 +102,7 @@ impl Unit {
 /// Sixteen f32 on a cache line of their own.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-#[expect(
-    dead_code,
-    reason = "only its size and alignment are used; kernels write through pointers"
-)]
+#[expect(dead_code, reason = "only its size and alignment are used; kernels write through pointers")]
 struct Line([f32; 16]);
 
 /// Working space of one worker; grows to what the largest head needs.

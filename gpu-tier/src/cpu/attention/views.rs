@@ -20,13 +20,7 @@ fn shape(what: &'static str, problem: String) -> DeviceError {
 
 /// Checks what all kernels need. Errors: [`DeviceError::Shape`].
 pub(super) fn check_launch(what: &'static str, stream: Stream, geometry: &Geometry) -> Result<(), DeviceError> {
-    let Geometry {
-        heads,
-        kv_heads,
-        head_dim,
-        block_tokens,
-        ..
-    } = *geometry;
+    let Geometry { heads, kv_heads, head_dim, block_tokens, .. } = *geometry;
     if stream != Stream::Compute {
         return Err(shape(what, format!("{stream:?} takes copies only")));
     }
@@ -65,10 +59,7 @@ fn check_section(
 ) -> Result<(), DeviceError> {
     let expected = geometry.section_bytes();
     if bytes != expected || !offset.is_multiple_of(geometry.element.bytes()) {
-        return Err(shape(
-            what,
-            format!("section {block} of {bytes} bytes at {offset}, expected {expected} aligned"),
-        ));
+        return Err(shape(what, format!("section {block} of {bytes} bytes at {offset}, expected {expected} aligned")));
     }
     Ok(())
 }
@@ -89,11 +80,7 @@ struct Layout {
 impl Layout {
     fn of(geometry: &Geometry) -> Layout {
         let head_bytes = (geometry.section_bytes() / u64::from(geometry.kv_heads)) as usize;
-        Layout {
-            head_bytes,
-            key_bytes: head_bytes / 2,
-            element_bytes: geometry.element.bytes() as usize,
-        }
+        Layout { head_bytes, key_bytes: head_bytes / 2, element_bytes: geometry.element.bytes() as usize }
     }
 }
 
@@ -229,20 +216,13 @@ pub(super) fn attend_work(
                 return Err(shape("attend", format!("span {span} in a store of {dimension:?}")));
             }
             if dimension.is_none() && before.is_some_and(|before| span <= before) {
-                return Err(shape(
-                    "attend",
-                    format!("span {span} after {before:?} into a running state"),
-                ));
+                return Err(shape("attend", format!("span {span} after {before:?} into a running state")));
             }
             before = Some(span);
             spans.push((span, span_pieces(device, access, &mut work, job, span)?));
         }
         let target_head = partial * dimension.unwrap_or(1) as usize;
-        let tile_rows = if dimension.is_some() {
-            rows
-        } else {
-            RUNNING_VECTORS.div_ceil(group)
-        };
+        let tile_rows = if dimension.is_some() { rows } else { RUNNING_VECTORS.div_ceil(group) };
         let tiles = if rows == 0 || spans.is_empty() {
             0
         } else if dimension.is_some() {
@@ -280,10 +260,7 @@ fn span_pieces(
     let first = span as usize * SPAN;
     let end = job.first_position as usize + job.rows as usize;
     if first >= end {
-        return Err(shape(
-            "attend",
-            format!("span {span}, but the last position is {}", end.saturating_sub(1)),
-        ));
+        return Err(shape("attend", format!("span {span}, but the last position is {}", end.saturating_sub(1))));
     }
     let tokens = (end - first).min(SPAN);
     let block_tokens = geometry.block_tokens as usize;
@@ -303,11 +280,7 @@ fn span_pieces(
         let read = PIECE_TOKENS + (tokens - i * PIECE_TOKENS).min(PIECE_TOKENS);
         let bytes =
             read as u64 * u64::from(geometry.head_dim) * geometry.element.bytes() * u64::from(geometry.kv_heads);
-        *(if in_host {
-            &mut work.host_bytes
-        } else {
-            &mut work.device_bytes
-        }) += bytes;
+        *(if in_host { &mut work.host_bytes } else { &mut work.device_bytes }) += bytes;
     }
     Ok(pieces)
 }
@@ -378,14 +351,7 @@ impl Work {
         next: Option<(&Pieces, usize)>,
         run: &mut impl FnMut(&Unit),
     ) {
-        let Geometry {
-            heads,
-            kv_heads,
-            head_dim,
-            block_tokens,
-            element,
-            scale,
-        } = self.geometry;
+        let Geometry { heads, kv_heads, head_dim, block_tokens, element, scale } = self.geometry;
         let (head_dim, group) = (head_dim as usize, (heads / kv_heads) as usize);
         let layout = Layout::of(&self.geometry);
         let first_visible = job.first_position + 1 - i64::from(*span) * SPAN as i64;
@@ -403,9 +369,7 @@ impl Work {
             next: next.map(|(pieces, kv_head)| shifted(pieces, kv_head * layout.head_bytes)),
             queries: job.queries.wrapping_add(kv_head * group * head_dim),
             query_row: heads as usize * head_dim,
-            targets: job
-                .targets
-                .wrapping_add(kv_head * group * job.target_head + span_offset),
+            targets: job.targets.wrapping_add(kv_head * group * job.target_head + span_offset),
             target_row: job.target_row,
             target_head: job.target_head,
             first_row,
