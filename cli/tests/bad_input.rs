@@ -90,7 +90,7 @@ fn nonsensical_options_are_named() {
     run(&["--max-tokens", "0"], &["--max-tokens"]);
     run(&["--block-tokens", "48"], &["--block-tokens"]);
     run(&["--device-mem", "64KiB"], &["--device-mem", "at least"]);
-    run(&["--host-mem", "64KiB"], &["host", "at least"]);
+    run(&["--host-mem", "64KiB"], &["--host-mem", "at least"]);
     run(&["--max-tokens", "9000"], &["context", "--max-tokens"]);
     refused(&["run", "--file", &document], &["--ask"]);
     refused(&["dance"], &["dance"]);

@@ -12,7 +12,7 @@ use gpu_tier::cpu::isa::Isa;
 use gpu_tier::cpu::workers::Workers;
 use gpu_tier::cpu::{CpuConfig, CpuDevice, Link};
 use gpu_tier::device::{Device, MemoryUse, Traffic};
-use kvtier_sdk::cache::{CacheStats, KvCache};
+use kvtier_sdk::cache::{CacheError, CacheStats, KvCache};
 use kvtier_sdk::embedded::{Embedded, EmbeddedConfig};
 
 use crate::error::EngineError;
@@ -95,12 +95,13 @@ impl Engine {
             isa: options.isa,
         })?);
         let area = device.allocate(plan.area_bytes)?;
-        let cache = Arc::new(Embedded::open(EmbeddedConfig {
+        let cache = Embedded::open(EmbeddedConfig {
             device: Arc::clone(&device) as Arc<dyn Attention>,
             shape,
             device_slots: plan.block_slots,
             host_bytes: if options.use_cache { options.host_bytes } else { 0 },
-        })?);
+        });
+        let cache = Arc::new(cache.map_err(name_host_budget)?);
         let numerics = format!("kvtier-engine-1 cpu {} int16 span64", model.path.name());
         let manifest = config.manifest(weights, options.form.name(), options.block_tokens, numerics);
         let compute = Compute { isa: options.isa, workers };
@@ -180,6 +181,16 @@ impl Engine {
             }
             None => Ok(()),
         }
+    }
+}
+
+/// Slots were sized from the device budget beforehand, so a budget that is too small is the host's.
+fn name_host_budget(error: CacheError) -> EngineError {
+    match error {
+        CacheError::Budget { budget_bytes, minimum_bytes, .. } => {
+            EngineError::Budget { what: "--host-mem", given_bytes: budget_bytes, minimum_bytes }
+        }
+        other => EngineError::Cache(other),
     }
 }
 
