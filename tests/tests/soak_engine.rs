@@ -151,7 +151,7 @@ fn cacheable(prompt: &[u32]) -> u32 {
     (prompt.len() as u32 - 1) / 64 * 64
 }
 
-/// A device that holds the longest prompt and little more: the prompts asked in between send each one's blocks to the host.
+/// A device that holds the longest prompt and little more: what is asked in between sends each prompt's blocks to the host.
 fn warm_from_host(link: Link) {
     let (expected, prompts) = (expected(), prompts());
     let _part = Part::begin(format!("warm from host, {link:?}"));
@@ -160,6 +160,7 @@ fn warm_from_host(link: Link) {
     for prompt in &prompts {
         ask(&mut engine, prompt, TOKENS);
     }
+    ask(&mut engine, &fixture().prompt(100, 4_300), 1);
     let (mut from_host, mut from_device, mut loaded) = (0, 0, 0);
     for (prompt, expected) in prompts.iter().zip(expected) {
         let warm = ask(&mut engine, prompt, TOKENS);
