@@ -44,16 +44,25 @@ pub enum ModelCommand {
     Fetch {
         /// Model name
         name: Option<String>,
+        /// One JSON object on stdout
+        #[arg(long)]
+        json: bool,
     },
     /// Check a model file against its SHA-256
     Verify {
         /// Model name
         name: Option<String>,
+        /// One JSON object on stdout
+        #[arg(long)]
+        json: bool,
     },
     /// Print the path of a model file, alone
     Path {
         /// Model name
         name: Option<String>,
+        /// One JSON object on stdout
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -207,8 +216,8 @@ pub struct DemoArgs {
 
 fn parse_link(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
-        Ok(rate) if rate.is_finite() && rate >= 0.0 => Ok(rate),
-        _ => Err("give a rate in 10^9 bytes/s, such as 8, or 0 for no limit".to_owned()),
+        Ok(rate) if rate == 0.0 || (1e-6..=1e6).contains(&rate) => Ok(rate),
+        _ => Err("give a rate in 10^9 bytes/s from 0.000001 to 1000000, such as 8, or 0 for no limit".to_owned()),
     }
 }
 

@@ -14,6 +14,7 @@ use crate::args::{DemoArgs, EngineArgs, KvArg, PathArg};
 use crate::failure::Failure;
 use crate::load::{self, Loaded};
 use crate::output;
+use crate::prompt;
 use crate::run;
 
 const DOCUMENT: &str = include_str!("../assets/moby-dick.txt");
@@ -34,19 +35,24 @@ struct Task {
 pub fn run(args: &DemoArgs) -> Result<(), Failure> {
     let started = Instant::now();
     let say = |line: &str| {
-        if args.json { eprintln!("{line}") } else { println!("{line}") }
+        if args.json {
+            output::note(&format!("{line}\n"));
+            return Ok(());
+        }
+        output::print_line(line)
     };
-    say("kvtier demo: one document, three questions, a cache smaller than the context");
+    say("kvtier demo: one document, three questions, a cache smaller than the context")?;
     let engine_args = engine_args(args);
     let loaded = load::load(&engine_args)?;
     let document = document();
     let mut engine = load::open(&loaded, &engine_args, true)?;
-    describe(&loaded, &engine, args, &say);
+    let document_tokens = prompt::encode_plain(&document, &loaded.tokenizer)?.len() as u64;
+    describe(&loaded, &engine, args, document_tokens, &say)?;
     let mut answers = Vec::new();
     for task in tasks() {
-        say(&format!("\n{}: \"...{}\"", task.name, tail(&task.ask)));
+        say(&format!("\n{}: \"...{}\"", task.name, tail(&task.ask)))?;
         let answer = answer(&mut engine, &loaded, &document, &task, args.json)?;
-        say(&verdict(&loaded, &task, &answer));
+        say(&verdict(&loaded, &task, &answer))?;
         if args.json {
             output::print_line(&output::answer_json(&answer, &loaded.tokenizer, &engine).to_string())?;
         }
@@ -55,9 +61,9 @@ pub fn run(args: &DemoArgs) -> Result<(), Failure> {
     let stats = engine.cache_stats();
     let traffic = engine.traffic();
     drop(engine);
-    say("\nThe last question once more without any cache, everything in memory:");
+    say("\nThe last question once more without any cache, everything in memory:")?;
     let last = tasks().pop().expect("there are tasks");
-    let mut plain = load::open(&loaded, &engine_args, false)?;
+    let mut plain = load::open(&loaded, &EngineArgs { device_mem: None, ..engine_args }, false)?;
     let without = answer(&mut plain, &loaded, &document, &last, args.json)?;
     let with = answers.last().expect("there are answers");
     let equal = without.logits_digest == with.logits_digest;
@@ -70,18 +76,18 @@ pub fn run(args: &DemoArgs) -> Result<(), Failure> {
         "moved: {} blocks out to the host arena, {:.0} MiB back in over the link",
         stats.demoted_blocks,
         traffic.copied_in_bytes as f64 / (1 << 20) as f64
-    ));
-    say(&format!("logits with cache {}", output::hex(&with.logits_digest[..8])));
+    ))?;
+    say(&format!("logits with cache {}", output::hex(&with.logits_digest[..8])))?;
     say(&format!(
         "     and without {} -> {}",
         output::hex(&without.logits_digest[..8]),
         if equal { "equal, bit for bit" } else { "DIFFERENT" }
-    ));
+    ))?;
     say(&format!(
         "first token {:.0}x sooner; all of this took {}",
         speedup(with, &without),
         output::time(started.elapsed())
-    ));
+    ))?;
     if equal {
         Ok(())
     } else {
@@ -126,7 +132,13 @@ fn tasks() -> Vec<Task> {
     ]
 }
 
-fn describe(loaded: &Loaded, engine: &Engine, args: &DemoArgs, say: &dyn Fn(&str)) {
+fn describe(
+    loaded: &Loaded,
+    engine: &Engine,
+    args: &DemoArgs,
+    document_tokens: u64,
+    say: &dyn Fn(&str) -> Result<(), Failure>,
+) -> Result<(), Failure> {
     let config = &loaded.model.config;
     let token_bytes = 4 * u64::from(config.layers) * config.kv_width() as u64;
     say(&format!(
@@ -138,7 +150,7 @@ fn describe(loaded: &Loaded, engine: &Engine, args: &DemoArgs, say: &dyn Fn(&str
         loaded.model.bytes() as f64 / (1 << 20) as f64,
         engine.options().isa.name(),
         engine.options().threads
-    ));
+    ))?;
     let plan = engine.plan();
     say(&format!(
         "budgets: device {} ({} blocks of 64 tokens, {} tokens a step), host {}, link {} GB/s; the document's KV is about {} MiB",
@@ -147,27 +159,29 @@ fn describe(loaded: &Loaded, engine: &Engine, args: &DemoArgs, say: &dyn Fn(&str
         plan.rows,
         args.host_mem,
         args.link,
-        7000 * token_bytes / (1 << 20)
-    ));
+        document_tokens * token_bytes / (1 << 20)
+    ))
 }
 
 fn answer(engine: &mut Engine, loaded: &Loaded, document: &str, task: &Task, json: bool) -> Result<Answer, Failure> {
+    let text = format!("{document}{}", task.ask);
     let request = Request {
+        submitted: Instant::now(),
         id: task.name.to_lowercase().replace(' ', "-"),
-        prompt: run::encode(loaded, &format!("{document}{}", task.ask))?,
+        prompt: prompt::encode_plain(&text, &loaded.tokenizer)?,
         max_tokens: task.tokens,
         sampling: Sampling::Greedy,
         end_tokens: Vec::new(),
         salt: None,
     };
     if !json {
-        print!("  ");
+        output::print("  ")?;
     }
     run::answer(engine, &loaded.tokenizer, request, !json)
 }
 
 fn verdict(loaded: &Loaded, task: &Task, answer: &Answer) -> String {
-    let text = String::from_utf8_lossy(&loaded.tokenizer.decode(&answer.tokens)).replace('\n', " ");
+    let text = output::text(&loaded.tokenizer, &answer.tokens).replace('\n', " ");
     let right = if text.contains(task.expect) { "right" } else { "not what the document says" };
     let cached = answer.cached_tokens.device + answer.cached_tokens.host;
     format!(

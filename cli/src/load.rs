@@ -10,7 +10,7 @@ use kvtier_engine::model::{self, Model, ModelConfig};
 use kvtier_engine::models::{DEFAULT_MODEL, FetchProgress, ModelStore};
 use kvtier_engine::run::engine::{Engine, EngineOptions};
 use kvtier_engine::run::{Form, Isa, Link, WeightsId};
-use kvtier_engine::template::ChatTemplate;
+use kvtier_engine::template::{ChatTemplate, TemplateError};
 use kvtier_engine::tokenizer::Tokenizer;
 
 use crate::args::{EngineArgs, KvArg, PathArg};
@@ -24,8 +24,17 @@ pub struct Loaded {
     pub weights: WeightsId,
     /// Tokenizer of the file.
     pub tokenizer: Tokenizer,
-    /// Chat template of the file.
-    pub template: ChatTemplate,
+    /// Chat template of the file; base models have none.
+    template: Result<ChatTemplate, TemplateError>,
+}
+
+impl Loaded {
+    /// The chat template. Errors: exit code 2 when the file has none that can be used.
+    pub fn template(&self) -> Result<&ChatTemplate, Failure> {
+        self.template
+            .as_ref()
+            .map_err(|error| Failure::input(format!("{error}; use an instruct model, or `kvtier score` for this one")))
+    }
 }
 
 /// Finds (and on first use fetches) the model file that `argument` means.
@@ -61,7 +70,7 @@ pub fn load(args: &EngineArgs) -> Result<Loaded, Failure> {
     // Shape first: a wrong architecture is named before anything is hashed or packed.
     ModelConfig::from_gguf(&file)?;
     let tokenizer = Tokenizer::from_gguf(&file).map_err(Failure::input)?;
-    let template = ChatTemplate::from_gguf(&file, &tokenizer).map_err(Failure::input)?;
+    let template = ChatTemplate::from_gguf(&file, &tokenizer);
     let (model, weights) = std::thread::scope(|scope| {
         let identity = scope.spawn(|| DigestCache::new(digest_folder()).identify(std::slice::from_ref(&path)));
         let model = Model::load(&file, engine_path(args.path));
@@ -84,7 +93,7 @@ fn engine_path(path: PathArg) -> model::Path {
     }
 }
 
-/// Opens an engine. `use_cache` false keeps a whole context on the device, whatever `--device-mem` says.
+/// Opens an engine. `use_cache` false keeps everything on the device, which by default holds a whole context.
 pub fn open(loaded: &Loaded, args: &EngineArgs, use_cache: bool) -> Result<Engine, Failure> {
     let options = options(&loaded.model.config, args, use_cache)?;
     Ok(Engine::open(Arc::clone(&loaded.model), loaded.weights, options)?)
@@ -106,12 +115,8 @@ fn options(config: &ModelConfig, args: &EngineArgs, use_cache: bool) -> Result<E
     let ram = ram_bytes()?;
     let token_bytes = 2 * u64::from(config.layers) * config.kv_width() as u64 * form.element_bytes();
     let context = u64::from(config.context_tokens) * token_bytes;
-    let whole = context + context / 16 + (64 << 20);
-    let device_bytes = match args.device_mem {
-        Some(size) if use_cache => size.0,
-        None if use_cache => whole.min(ram / 2),
-        _ => whole,
-    };
+    let whole = if use_cache { context + context / 16 + (64 << 20) } else { whole_context(context) };
+    let device_bytes = args.device_mem.map_or(whole.min(ram / 2), |size| size.0);
     Ok(EngineOptions {
         device_bytes,
         host_bytes: args.host_mem.map_or(ram / 4, |size| size.0),
@@ -128,6 +133,12 @@ fn options(config: &ModelConfig, args: &EngineArgs, use_cache: bool) -> Result<E
         use_cache,
         context_tokens: config.context_tokens,
     })
+}
+
+/// A budget that holds `context` bytes of keys and values whatever `--chunk` is: attention scratch takes at most a quarter of it, and
+/// a sixteenth is more than the headers of blocks of 16 tokens need.
+fn whole_context(context: u64) -> u64 {
+    (context + context / 16) / 3 * 4 + (64 << 20)
 }
 
 /// The best instruction set, or the one that `KVTIER_ISA` names.

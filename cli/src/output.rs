@@ -22,9 +22,14 @@ pub fn rate(tokens: u32, time: Duration) -> f64 {
     if time.is_zero() { 0.0 } else { f64::from(tokens) / time.as_secs_f64() }
 }
 
+/// What generated tokens say; end tokens say nothing.
+pub fn text(tokenizer: &Tokenizer, tokens: &[u32]) -> String {
+    let said: Vec<u32> = tokens.iter().copied().filter(|token| !tokenizer.is_end(*token)).collect();
+    String::from_utf8_lossy(&tokenizer.decode(&said)).into_owned()
+}
+
 /// One answer as a JSON object (see the README for the fields).
 pub fn answer_json(answer: &Answer, tokenizer: &Tokenizer, engine: &Engine) -> Value {
-    let text = String::from_utf8_lossy(&tokenizer.decode(&answer.tokens)).into_owned();
     let misses: Map<String, Value> = MissReason::ALL
         .iter()
         .zip(answer.misses)
@@ -34,7 +39,7 @@ pub fn answer_json(answer: &Answer, tokenizer: &Tokenizer, engine: &Engine) -> V
         "request_id": answer.id,
         "tokens": answer.tokens,
         "logits_digest": hex(&answer.logits_digest),
-        "text": text,
+        "text": text(tokenizer, &answer.tokens),
         "prompt_tokens": answer.prompt_tokens,
         "cached_tokens": { "device": answer.cached_tokens.device, "host": answer.cached_tokens.host, "disk": 0 },
         "computed_tokens": answer.computed_tokens,
@@ -50,8 +55,19 @@ pub fn answer_json(answer: &Answer, tokenizer: &Tokenizer, engine: &Engine) -> V
 
 /// Writes one line to stdout. A closed pipe ends the command quietly.
 pub fn print_line(text: &str) -> Result<(), Failure> {
+    print(&format!("{text}\n"))
+}
+
+/// Writes to stdout at once. A closed pipe ends the command quietly.
+pub fn print(text: &str) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{text}").and_then(|()| out.flush()).map_err(closed_pipe)
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(closed_pipe)
+}
+
+/// Writes to stderr. Nobody need be there to read it.
+pub fn note(text: &str) {
+    let mut out = std::io::stderr().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
 fn closed_pipe(error: std::io::Error) -> Failure {

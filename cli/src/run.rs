@@ -1,31 +1,39 @@
 //! `kvtier run`: questions about a document.
 
+use std::time::Instant;
+
 use kvtier_engine::run::engine::Engine;
 use kvtier_engine::run::request::{Answer, Request};
 use kvtier_engine::run::sampler::Sampling;
 use kvtier_engine::template::Message;
-use kvtier_engine::tokenizer::{SpecialTokens, Tokenizer};
+use kvtier_engine::tokenizer::Tokenizer;
 
 use crate::args::{GenerateArgs, RunArgs};
 use crate::failure::Failure;
 use crate::load::{self, Loaded};
 use crate::output::{self, Watcher};
+use crate::prompt::Rendered;
 
 /// Runs the command.
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let document = load::read_document(&args.file)?;
     let loaded = load::load(&args.engine)?;
+    let template = loaded.template()?;
     let mut engine = load::open(&loaded, &args.engine, !args.generate.no_cache)?;
     let document = String::from_utf8_lossy(&document);
     let mut requests = Vec::new();
     for (index, question) in args.ask.iter().enumerate() {
+        // One content of both, so that prompts share the document's tokens up to the question.
+        let rendered = Rendered::new(template, &[Message::user(format!("{document}\n\n{question}"))])?;
         let request =
-            request(index.to_string(), prompt(&loaded, &document, question)?, &args.generate, &loaded.tokenizer);
+            request(index.to_string(), &loaded, &rendered, rendered.encode(&loaded.tokenizer)?, &args.generate);
         engine.check(&request)?;
-        requests.push(request);
+        requests.push((request, Instant::now()));
     }
     let mut table = vec![row(["question", "prompt", "device", "host", "computed", "first token", "prefill", "decode"])];
-    for (question, request) in args.ask.iter().zip(requests) {
+    for (question, (mut request, prepared)) in args.ask.iter().zip(requests) {
+        // Waiting for the questions before it is no part of its time to the first token.
+        request.submitted += prepared.elapsed();
         if !args.json {
             output::print_line(&format!("> {question}"))?;
         }
@@ -44,27 +52,17 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The chat template over the document and then the question.
-fn prompt(loaded: &Loaded, document: &str, question: &str) -> Result<Vec<u32>, Failure> {
-    let text = loaded.template.render(&[Message::user(format!("{document}\n\n{question}"))]).map_err(Failure::input)?;
-    encode(loaded, &text)
-}
-
-/// Token ids of rendered text.
-pub fn encode(loaded: &Loaded, text: &str) -> Result<Vec<u32>, Failure> {
-    loaded.tokenizer.encode(text.as_bytes(), SpecialTokens::Parse).map_err(Failure::input)
-}
-
-/// A request as the command line asks for it.
-pub fn request(id: String, prompt: Vec<u32>, args: &GenerateArgs, tokenizer: &Tokenizer) -> Request {
+/// A request as the command line asks for it: `prompt` are the token ids of `rendered`.
+pub fn request(id: String, loaded: &Loaded, rendered: &Rendered, prompt: Vec<u32>, args: &GenerateArgs) -> Request {
     let sampling = if args.temperature == 0.0 {
         Sampling::Greedy
     } else {
         Sampling::Seeded { temperature: args.temperature, seed: args.seed }
     };
-    let ends = [tokenizer.eos(), tokenizer.eot()].into_iter().flatten();
+    let ends = [loaded.tokenizer.eos(), loaded.tokenizer.eot()].into_iter().flatten();
     Request {
         id,
+        submitted: rendered.at,
         prompt,
         max_tokens: args.max_tokens,
         sampling,

@@ -7,22 +7,23 @@ fn kvtier(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_kvtier")).args(args).output().expect("the binary runs")
 }
 
-/// Runs and expects exit code 2 with a short message that names each of `named`.
-fn refused(args: &[&str], named: &[&str]) {
+/// Runs and expects exit code 2 with one to four lines that name each of `named`.
+fn short(args: &[&str], named: &[&str]) {
+    ends(args, 2, named);
+}
+
+fn ends(args: &[&str], code: i32, named: &[&str]) {
     let output = kvtier(args);
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(2), "{args:?}: {message}");
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {message}");
     assert!(output.stdout.is_empty(), "{args:?} printed on stdout");
     assert!(!message.contains("panicked"), "{args:?}: {message}");
+    assert!(message.starts_with("kvtier: "), "{args:?}: {message}");
+    let lines = message.lines().count();
+    assert!((1..=4).contains(&lines) && !message.contains("Usage"), "{args:?}: {message}");
     for name in named {
         assert!(message.contains(name), "{args:?} does not name `{name}`: {message}");
     }
-}
-
-fn short(args: &[&str], named: &[&str]) {
-    refused(args, named);
-    let lines = String::from_utf8_lossy(&kvtier(args).stderr).lines().count();
-    assert!((1..=4).contains(&lines), "{args:?}: {lines} lines");
 }
 
 fn write(folder: &Path, name: &str, bytes: &[u8]) -> String {
@@ -79,21 +80,77 @@ fn nonsensical_options_are_named() {
     let run = |options: &[&str], named: &[&str]| {
         let mut args = vec!["run", "--file", &document, "--ask", "what?"];
         args.extend(options);
-        refused(&args, named);
+        short(&args, named);
     };
     run(&["--threads", "0"], &["--threads"]);
     run(&["--device-mem", "12"], &["--device-mem", "MiB"]);
     run(&["--host-mem", "lots"], &["--host-mem"]);
-    run(&["--link", "-1"], &["--link"]);
+    for rate in ["-1", "nan", "inf", "1e-7", "1e300"] {
+        run(&["--link", rate], &["--link", "10^9"]);
+    }
     run(&["--temperature", "nan"], &["--temperature"]);
     run(&["--chunk", "0"], &["--chunk"]);
     run(&["--max-tokens", "0"], &["--max-tokens"]);
     run(&["--block-tokens", "48"], &["--block-tokens"]);
     run(&["--device-mem", "64KiB"], &["--device-mem", "at least"]);
     run(&["--host-mem", "64KiB"], &["--host-mem", "at least"]);
+    run(&["--no-cache", "--device-mem", "64KiB"], &["--device-mem", "at least"]);
     run(&["--max-tokens", "9000"], &["context", "--max-tokens"]);
-    refused(&["run", "--file", &document], &["--ask"]);
-    refused(&["dance"], &["dance"]);
+    run(&["--path", "scenic"], &["--path", "reference"]);
+    run(&["--devicemem", "1GiB"], &["--devicemem", "--device-mem"]);
+    short(&["run", "--file", &document], &["--ask"]);
+    short(&["run"], &["--ask", "--file"]);
+    short(&["dance"], &["dance"]);
+    short(&[], &["command", "--help"]);
+    short(&["model"], &["command", "kvtier model", "--help"]);
+}
+
+#[test]
+fn memory_that_no_machine_has_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let document = write(folder.path(), "doc.txt", b"a text of some words");
+    for (option, size) in [("--device-mem", "200000GiB"), ("--host-mem", "100000GiB")] {
+        short(&["run", "--file", &document, "--ask", "what?", option, size], &[option]);
+    }
+}
+
+/// Without a cache a budget is still a budget.
+#[test]
+fn a_prompt_past_the_device_budget_is_refused_with_figures() {
+    let folder = tempfile::tempdir().unwrap();
+    let document = write(folder.path(), "doc.txt", "one two three four five ".repeat(400).as_bytes());
+    ends(
+        &["run", "--file", &document, "--ask", "what?", "--no-cache", "--device-mem", "16MiB", "--json"],
+        3,
+        &["--device-mem", "device slots"],
+    );
+}
+
+#[test]
+fn help_and_version_are_no_errors() {
+    for args in [["--help"], ["--version"]] {
+        let output = kvtier(&args);
+        assert!(output.status.success() && output.stderr.is_empty() && !output.stdout.is_empty(), "{args:?}");
+    }
+}
+
+/// A base model carries no chat template: its documents can be scored, but not asked about.
+#[test]
+fn a_model_without_chat_template_scores_and_does_not_chat() {
+    let folder = tempfile::tempdir().unwrap();
+    let document = write(folder.path(), "doc.txt", b"a text of some words");
+    // Fetches the model where it is not there yet.
+    assert!(kvtier(&["model", "fetch"]).status.success());
+    let path = String::from_utf8(kvtier(&["model", "path"]).stdout).unwrap();
+    let mut bytes = std::fs::read(path.trim_end()).unwrap();
+    let key = b"tokenizer.chat_template";
+    let at = bytes.windows(key.len()).position(|window| window == key).expect("the default model has a template");
+    bytes[at + key.len() - 1] = b'_';
+    let model = write(folder.path(), "base.gguf", &bytes);
+    let score = kvtier(&["score", "--model", &model, "--file", &document, "--max-tokens", "5"]);
+    assert!(score.status.success(), "{}", String::from_utf8_lossy(&score.stderr));
+    short(&["run", "--model", &model, "--file", &document, "--ask", "what?"], &["chat_template", "kvtier score"]);
+    short(&["chat", "--model", &model], &["chat_template"]);
 }
 
 #[test]

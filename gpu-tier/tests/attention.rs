@@ -402,6 +402,9 @@ fn wrong_jobs_are_refused() {
     is_shape(attend(Stream::Compute, &Geometry { block_tokens: 32, ..geometry }, job));
     is_shape(attend(Stream::Compute, &geometry, Attend { rows: 101, ..job }));
     is_shape(attend(Stream::Compute, &geometry, Attend { spans: &[2], ..job }));
+    // Two workers would write the same partial, block or output.
+    is_shape(attend(Stream::Compute, &geometry, Attend { spans: &[1, 0, 1], ..job }));
+    is_shape(device.attend(Stream::Compute, &geometry, &[job, job]));
     is_shape(attend(Stream::Compute, &geometry, Attend { sections: &cache.sections[..6], ..job }));
     let running = Accumulator::Running { range: store.range() };
     is_shape(attend(Stream::Compute, &geometry, Attend { into: running, spans: &[1, 0], ..job }));

@@ -3,6 +3,7 @@
 pub mod golden;
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::Instant;
 
 use kvtier_engine::gguf::GgufFile;
 use kvtier_engine::model::identity::DigestCache;
@@ -95,6 +96,7 @@ pub const STRICT: Link = Link::Strict { bytes_per_second: None };
 pub fn request(prompt: &[u32], max_tokens: u32) -> Request {
     Request {
         id: "test".to_owned(),
+        submitted: Instant::now(),
         prompt: prompt.to_vec(),
         max_tokens,
         sampling: Sampling::Greedy,

@@ -49,8 +49,9 @@ fn decode_and_prefill_write_the_same_bytes() {
     }
 }
 
-/// Another thread takes host slots away under a running decode, as an eviction by force, a TTL or a hang-up would: each loss is a
-/// `lease_lost` miss and a block computed again; the logits do not change.
+/// Another thread takes host slots away under a running decode, as an eviction by force, a TTL or a hang-up would, and overwrites them
+/// at once: each loss is a `lease_lost` miss and a block computed again; the logits do not change. An engine that did not look at the
+/// generations after use would have attended over NaN.
 fn slots_vanish_under_the_reader(link: kvtier_engine::run::Link) {
     let fixture = fixture();
     let prompt = fixture.prompt(900, 420);
@@ -68,13 +69,21 @@ fn slots_vanish_under_the_reader(link: kvtier_engine::run::Link) {
     let done = AtomicBool::new(false);
     let (answer, revoked) = std::thread::scope(|scope| {
         let thief = scope.spawn(|| {
-            let mut revoked = 0;
+            // Attention reads the host arena (or has it copied) only within a step: a theft right after such a read hits its middle.
+            let read = || {
+                let traffic = cache.device().traffic();
+                traffic.attended_host_bytes + traffic.copied_in_bytes
+            };
+            let (mut revoked, mut before) = (0, read());
             for round in 0.. {
+                while read() == before && !done.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
                 if done.load(Ordering::Relaxed) || revoked == 12 {
                     break;
                 }
-                revoked += u32::from(cache.revoke_host(namespace, links[round % links.len()]));
-                std::thread::yield_now();
+                revoked += u32::from(cache.overwrite_host(namespace, links[round % links.len()]));
+                before = read();
             }
             revoked
         });

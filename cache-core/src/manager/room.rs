@@ -68,8 +68,9 @@ impl Shard {
         actions: &mut Actions,
     ) {
         self.unpark();
-        let elsewhere =
-            keys.first().copied().flatten().and_then(|key| self.opened.get(&key)).is_some_and(|other| *other != owner);
+        // A repair (`held`) never waits for another's open block: both would stand still, and computing it twice does no harm.
+        let opened = keys.first().copied().flatten().and_then(|key| self.opened.get(&key));
+        let elsewhere = held == 0 && opened.is_some_and(|other| *other != owner);
         if elsewhere {
             actions.push(Action::PendingElsewhere { ticket });
             return;

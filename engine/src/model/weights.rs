@@ -153,6 +153,7 @@ impl Model {
     /// Packs the weights of `file` for `path`. Errors name the tensor.
     pub fn load(file: &Arc<GgufFile>, path: Path) -> Result<Model, EngineError> {
         let config = ModelConfig::from_gguf(file)?;
+        refuse_unknown(file, config.layers)?;
         let layers =
             (0..config.layers).map(|index| Layer::load(file, &config, index, path)).collect::<Result<_, _>>()?;
         let (width, vocabulary) = (config.width as usize, config.vocabulary as usize);
@@ -173,11 +174,16 @@ impl Model {
         })
     }
 
+    /// True when a matrix of the fast path multiplies f32 rows: one that is stored as floats.
+    pub fn needs_f32(&self) -> bool {
+        let floats = |linear: &Linear| matches!(linear, Linear::Fast(matrix) if matrix.needs_f32());
+        floats(&self.head) || self.layers.iter().any(|layer| layer.linears().into_iter().any(floats))
+    }
+
     /// Resident bytes of all weights.
     pub fn bytes(&self) -> usize {
         let layer = |layer: &Layer| {
-            let linears = [&layer.query, &layer.key, &layer.value, &layer.output, &layer.gate, &layer.up, &layer.down];
-            linears.iter().map(|linear| linear.bytes()).sum::<usize>()
+            layer.linears().iter().map(|linear| linear.bytes()).sum::<usize>()
                 + 4 * (layer.attention_norm.len() + layer.feed_forward_norm.len())
         };
         self.layers.iter().map(layer).sum::<usize>() + self.head.bytes() + 4 * self.output_norm.len()
@@ -185,15 +191,14 @@ impl Model {
 }
 
 impl Layer {
+    fn linears(&self) -> [&Linear; 7] {
+        [&self.query, &self.key, &self.value, &self.output, &self.gate, &self.up, &self.down]
+    }
+
     fn load(file: &Arc<GgufFile>, config: &ModelConfig, index: u32, path: Path) -> Result<Layer, EngineError> {
         let (width, ffn) = (config.width as usize, config.feed_forward as usize);
         let (queries, keys) = (config.query_width(), config.kv_width());
         let name = |part: &str| format!("blk.{index}.{part}.weight");
-        for bias in ["attn_q", "attn_k", "attn_v", "attn_output"] {
-            if file.find_tensor(&format!("blk.{index}.{bias}.bias")).is_some() {
-                return Err(EngineError::Model(format!("tensor `blk.{index}.{bias}.bias`: biases are not supported")));
-            }
-        }
         let linear = |part: &str, rows, cols| Linear::load(file, &name(part), rows, cols, path);
         Ok(Layer {
             attention_norm: load_norm(file, &name("attn_norm"), width)?,
@@ -206,6 +211,26 @@ impl Layer {
             up: linear("ffn_up", ffn, width)?,
             down: linear("ffn_down", width, ffn)?,
         })
+    }
+}
+
+/// Refuses a tensor that this forward pass would leave out: a bias or an extra norm, ignored, would give wrong logits.
+fn refuse_unknown(file: &GgufFile, layers: u32) -> Result<(), EngineError> {
+    const GLOBAL: [&str; 4] = ["token_embd.weight", "output_norm.weight", "output.weight", "rope_freqs.weight"];
+    const LAYER: [&str; 9] =
+        ["attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down"];
+    let of_layer = |name: &str| {
+        let (index, part) = name.strip_prefix("blk.")?.split_once('.')?;
+        let known = index.parse::<u32>().is_ok_and(|index| index < layers);
+        Some(known && part.strip_suffix(".weight").is_some_and(|part| LAYER.contains(&part)))
+    };
+    let known = |name: &str| GLOBAL.contains(&name) || of_layer(name).unwrap_or(false);
+    match file.tensors().iter().find(|tensor| !known(&tensor.name)) {
+        Some(tensor) => Err(EngineError::Model(format!(
+            "tensor `{}` is not part of a plain `llama` model; use one without biases, extra norms or experts",
+            tensor.name
+        ))),
+        None => Ok(()),
     }
 }
 

@@ -1,9 +1,9 @@
 //! How the device budget is divided: one **step area** (queries, outputs, accumulators, paging slots) and block slots for the rest.
 //!
 //! ```text
-//! step area = q | k | v | out          f32, rows x (heads + 2 kv_heads + heads) x head_dim
+//! step area = paging slots             one layer of 64 tokens (or of one block, if larger) each
 //!           | accumulators             running state for every row, or partials for every span of a decode step
-//!           | paging slots             one layer of 64 tokens (or of one block, if larger) each
+//!           | q | k | v | out          f32, rows x (heads + 2 kv_heads + heads) x head_dim
 //! ```
 //! Bits do not depend on the division: a small budget only means smaller chunks and more copies.
 
@@ -49,8 +49,8 @@ pub struct AreaInput {
 const PAGING_SLOTS: u32 = 16;
 
 impl AreaPlan {
-    /// Divides the budget: the area takes at most a quarter of it if it can, with at least one row, two paging slots and two blocks
-    /// (one to fill, one to straddle into), or one block when a step computes one row.
+    /// Divides the budget: the area takes at most a quarter of it if it can, with at least one row, two paging slots and as
+    /// many blocks as a step fills.
     ///
     /// Errors: [`EngineError::Budget`] with the minimum.
     pub fn divide(input: &AreaInput) -> Result<AreaPlan, EngineError> {

@@ -16,8 +16,8 @@ use kvtier_sdk::cache::{CacheError, CacheStats, KvCache};
 use kvtier_sdk::embedded::{Embedded, EmbeddedConfig};
 
 use crate::error::EngineError;
-use crate::model::Model;
 use crate::model::weights::Compute;
+use crate::model::{Model, Path};
 use crate::run::area::{AreaInput, AreaPlan};
 use crate::run::request::Request;
 use crate::run::step::Stepper;
@@ -88,12 +88,13 @@ impl Engine {
         })?;
         let metadata_bytes = SlotTable::bytes_for(plan.block_slots);
         let workers = Arc::new(Workers::new(options.threads));
-        let device = Arc::new(CpuDevice::open(CpuConfig {
+        let device = CpuDevice::open(CpuConfig {
             budget_bytes: options.device_bytes - metadata_bytes,
             link: options.link,
             workers: Arc::clone(&workers),
             isa: options.isa,
-        })?);
+        });
+        let device = Arc::new(device.map_err(|error| unavailable("--device-mem", options.device_bytes, &error))?);
         let area = device.allocate(plan.area_bytes)?;
         let cache = Embedded::open(EmbeddedConfig {
             device: Arc::clone(&device) as Arc<dyn Attention>,
@@ -101,8 +102,13 @@ impl Engine {
             device_slots: plan.block_slots,
             host_bytes: if options.use_cache { options.host_bytes } else { 0 },
         });
-        let cache = Arc::new(cache.map_err(name_host_budget)?);
-        let numerics = format!("kvtier-engine-1 cpu {} int16 span64", model.path.name());
+        let cache = Arc::new(cache.map_err(|error| name_host_budget(error, options.host_bytes))?);
+        let activations = match model.path {
+            Path::Fast => "int16",
+            Path::Reference => "f32",
+        };
+        // Instruction sets are not named: their kernels give the same bits.
+        let numerics = format!("kvtier-engine-1 cpu {} {activations} span64", model.path.name());
         let manifest = config.manifest(weights, options.form.name(), options.block_tokens, numerics);
         let compute = Compute { isa: options.isa, workers };
         let on_device = Arc::clone(&device) as Arc<dyn Attention>;
@@ -113,6 +119,9 @@ impl Engine {
 
     /// Refuses a request that cannot be served as it is. Errors: [`EngineError::Request`].
     pub fn check(&self, request: &Request) -> Result<(), EngineError> {
+        if request.max_tokens == 0 {
+            return Err(EngineError::Request("no tokens are asked for; --max-tokens must be at least 1".to_owned()));
+        }
         self.check_prompt(&request.prompt, request.max_tokens)
     }
 
@@ -185,13 +194,19 @@ impl Engine {
 }
 
 /// Slots were sized from the device budget beforehand, so a budget that is too small is the host's.
-fn name_host_budget(error: CacheError) -> EngineError {
+fn name_host_budget(error: CacheError, host_bytes: u64) -> EngineError {
     match error {
         CacheError::Budget { budget_bytes, minimum_bytes, .. } => {
             EngineError::Budget { what: "--host-mem", given_bytes: budget_bytes, minimum_bytes }
         }
+        CacheError::Host(_) => unavailable("--host-mem", host_bytes, &error),
         other => EngineError::Cache(other),
     }
+}
+
+/// Memory that this machine does not give.
+fn unavailable(option: &str, bytes: u64, error: &dyn std::error::Error) -> EngineError {
+    EngineError::Request(format!("{error}; {option} is {bytes} bytes, give less"))
 }
 
 fn check_options(options: &EngineOptions) -> Result<(), EngineError> {

@@ -117,6 +117,7 @@ impl Engine {
             let want = Want { sequence: sequence.id, blocks: (sequence.blocks..blocks).map(link).collect() };
             match self.cache.reserve(&[want])?.pop() {
                 Some(Grant::Granted) => {
+                    sequence.missed();
                     sequence.blocks = blocks;
                     return Ok(rows);
                 }
@@ -167,7 +168,7 @@ impl Engine {
                 StepEnd::Lost(lost) => {
                     attempts += 1;
                     if attempts == STEP_ATTEMPTS {
-                        return Err((members[lost[0].0], EngineError::LostAgain { attempts }));
+                        return Err((members[lost[0].segment], EngineError::LostAgain { attempts }));
                     }
                     self.repair(active, &members, lost)?;
                 }

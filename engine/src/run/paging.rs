@@ -161,7 +161,8 @@ impl<'a> Pager<'a> {
                 self.issue(layer)?;
                 self.attend_spans(job, &run)?;
                 run.clear();
-                self.attend_arrival(layer, job)?;
+                let arrived = self.attend_arrival(layer, job)?;
+                assert!(arrived, "span {span} of layer {layer} was never sent for");
                 span = (self.group_of(span) + 1) * spans_per_group(&self.geometry);
             } else {
                 run.push(span);

@@ -1,12 +1,11 @@
 //! Blocks that were lost under a running sequence are computed again from their tokens.
 
-use cache_core::miss::MissReason;
 use kvtier_sdk::cache::{Grant, KvCache};
 
 use crate::error::EngineError;
 use crate::run::engine::Engine;
 use crate::run::sequence::Sequence;
-use crate::run::step::{Logits, Segment, StepEnd};
+use crate::run::step::{Logits, LostBlock, Segment, StepEnd};
 
 impl Engine {
     /// Recomputes lost blocks from their tokens, lowest first.
@@ -14,13 +13,13 @@ impl Engine {
         &mut self,
         active: &mut [(usize, Sequence)],
         members: &[usize],
-        mut lost: Vec<(usize, u32)>,
+        mut lost: Vec<LostBlock>,
     ) -> Result<(), (usize, EngineError)> {
-        lost.sort_unstable();
-        for (index, block) in lost {
-            let position = members[index];
+        lost.sort_unstable_by_key(|lost| (lost.segment, lost.block));
+        for LostBlock { segment, block, reason } in lost {
+            let position = members[segment];
             let sequence = &mut active[position].1;
-            sequence.misses[MissReason::LeaseLost as usize] += 1;
+            sequence.misses[reason as usize] += 1;
             self.recompute(sequence, block).map_err(|error| (position, error))?;
         }
         Ok(())
@@ -30,15 +29,22 @@ impl Engine {
         match self.cache.reopen(sequence.id, block)? {
             Grant::Granted => {}
             Grant::NoRoom(figures) => return Err(EngineError::NoRoom(figures)),
-            // Another sequence has computed it meanwhile, or is about to: the retried step looks again.
+            // The block has come back meanwhile: the retried step finds it.
             Grant::PendingElsewhere => return Ok(()),
         }
-        let done = self.refill(sequence, block);
-        if !matches!(done, Ok(true)) {
+        let filled = self.refill(sequence, block);
+        if !matches!(filled, Ok(true)) {
             // An open block holds zeros until it is filled: nobody may take it for the block.
-            self.cache.abandon(sequence.id, block)?;
+            let abandoned = self.cache.abandon(sequence.id, block);
+            filled?;
+            return Ok(abandoned?);
         }
-        done.map(|_| ())
+        if let Some(link) = sequence.link(block)
+            && block < sequence.committed
+        {
+            self.cache.commit(sequence.id, block, link)?;
+        }
+        Ok(())
     }
 
     /// Computes the tokens of a reopened block; false when a block before it was lost meanwhile (the retried step repairs both).
@@ -57,11 +63,6 @@ impl Engine {
             position += rows;
         }
         sequence.recomputed_tokens += end - first;
-        if let Some(link) = sequence.link(block)
-            && block < sequence.committed
-        {
-            self.cache.commit(sequence.id, block, link)?;
-        }
         Ok(true)
     }
 }

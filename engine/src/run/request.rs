@@ -1,6 +1,6 @@
 //! What is asked of the engine, and what it answers.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::run::sampler::Sampling;
 
@@ -9,6 +9,8 @@ use crate::run::sampler::Sampling;
 pub struct Request {
     /// Named in the answer.
     pub id: String,
+    /// When the prompt was rendered: the time to the first token counts from here.
+    pub submitted: Instant,
     /// Token ids of the rendered prompt; at least one.
     pub prompt: Vec<u32>,
     /// Tokens to generate at most; at least one.
@@ -43,11 +45,11 @@ pub struct Answer {
     pub prompt_tokens: u32,
     /// Of those, found in the cache.
     pub cached_tokens: CachedTokens,
-    /// Positions computed, prompt and continuation, recomputed ones not counted.
+    /// Positions computed for the first time, prompt and continuation.
     pub computed_tokens: u32,
-    /// Positions computed again because their block was lost.
+    /// Positions computed again because their block was lost, or because the request gave its blocks back to wait for another.
     pub recomputed_tokens: u32,
-    /// From submission to the first token.
+    /// From the rendered prompt to the first token.
     pub first_token: Duration,
     /// From the first token to the last.
     pub decode: Duration,

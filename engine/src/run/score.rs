@@ -66,8 +66,9 @@ impl Engine {
             let part = &tokens[done..done + rows];
             let segment = Segment { sequence: id, tokens: part, first_position: done as u32, logits: Logits::All };
             let mut deliver = |_: usize, row: u32, logits: &[f32]| visit(done + row as usize, logits);
-            if let StepEnd::Lost(lost) = self.stepper.run(&[segment], &mut deliver)? {
-                return Err(EngineError::LostAgain { attempts: lost.len() as u32 });
+            if let StepEnd::Lost(_) = self.stepper.run(&[segment], &mut deliver)? {
+                // Open blocks are on the device and nothing else is read, so there is nothing to lose.
+                return Err(EngineError::LostAgain { attempts: 1 });
             }
             done += rows;
             watch(Progress::Prefill { index: 0, done: done as u32, total: tokens.len() as u32 });

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use cache_core::chain::{Chain, Link};
 use cache_core::hash::Namespace;
+use cache_core::miss::MissReason;
 use cache_core::units::Tier;
 use kvtier_sdk::cache::{Acquired, SequenceId};
 use sha2::{Digest, Sha256};
@@ -26,12 +27,15 @@ pub(crate) struct Sequence {
     pub(crate) committed: u32,
     /// True until it has looked its next blocks up: at the start, and after waiting for another sequence's blocks.
     pub(crate) looks: bool,
+    /// Why the last lookup ended, until the block after it is opened.
+    pending_miss: Option<MissReason>,
     chain: Chain,
     sampler: Sampler,
     digest: Sha256,
-    started: Instant,
     first_token: Option<Instant>,
     cached: CachedTokens,
+    /// Positions that were there once: what lies below is not computed for the first time.
+    reached: u32,
     computed_tokens: u32,
     prefill_tokens: u32,
     pub(crate) recomputed_tokens: u32,
@@ -53,11 +57,12 @@ impl Sequence {
             blocks: 0,
             committed: 0,
             looks: true,
+            pending_miss: None,
             chain,
             digest: Sha256::new(),
-            started: Instant::now(),
             first_token: None,
             cached: CachedTokens::default(),
+            reached: 0,
             computed_tokens: 0,
             prefill_tokens: 0,
             recomputed_tokens: 0,
@@ -85,24 +90,36 @@ impl Sequence {
         self.blocks += blocks;
         self.committed += blocks;
         self.computed += blocks * block_tokens;
-        for tier in &acquired.tiers {
+        let before = self.reached;
+        self.reached = self.reached.max(self.computed);
+        // After a suspension only what was not there before counts as found in the cache.
+        let new = (self.reached - before) / block_tokens;
+        for tier in acquired.tiers.iter().rev().take(new as usize) {
             match tier {
                 Tier::Device => self.cached.device += block_tokens,
                 _ => self.cached.host += block_tokens,
             }
         }
-        if let Some(reason) = acquired.miss {
+        self.pending_miss = acquired.miss;
+    }
+
+    /// Counts the miss of the last lookup, now that the block is this sequence's to compute; waiting for another's block is none.
+    pub(crate) fn missed(&mut self) {
+        if let Some(reason) = self.pending_miss.take() {
             self.misses[reason as usize] += 1;
         }
     }
 
     /// Counts positions that a step computed for the first time.
     pub(crate) fn advanced(&mut self, rows: u32) {
-        self.computed += rows;
-        self.computed_tokens += rows;
+        let again = self.reached.saturating_sub(self.computed).min(rows);
+        self.recomputed_tokens += again;
+        self.computed_tokens += rows - again;
         if self.first_token.is_none() {
-            self.prefill_tokens += rows;
+            self.prefill_tokens += rows - again;
         }
+        self.computed += rows;
+        self.reached = self.reached.max(self.computed);
     }
 
     /// Forgets everything that was computed, as after a suspension.
@@ -149,7 +166,7 @@ impl Sequence {
             cached_tokens: self.cached,
             computed_tokens: self.computed_tokens,
             recomputed_tokens: self.recomputed_tokens,
-            first_token: first - self.started,
+            first_token: first.saturating_duration_since(self.request.submitted),
             decode: first.elapsed(),
             prefill_tokens: self.prefill_tokens,
             loaded_host_bytes: self.loaded_host_bytes,

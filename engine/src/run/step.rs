@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use cache_core::miss::MissReason;
 use cache_core::payload::BlockShape;
 use gpu_tier::attention::{Accumulator, Append, Attend, Attention, Finish, Geometry, SPAN_TOKENS, SectionPlace};
 use gpu_tier::cpu::math;
@@ -44,8 +45,19 @@ pub(crate) struct Segment<'a> {
 pub(crate) enum StepEnd {
     /// Everything was computed; logits were handed out. Bytes copied to the device for each segment.
     Done(Vec<u64>),
-    /// Blocks were lost, so the results were thrown away: (index of the segment, block).
-    Lost(Vec<(usize, u32)>),
+    /// Blocks were lost, so the results were thrown away.
+    Lost(Vec<LostBlock>),
+}
+
+/// A block that a step needed and that has no copy left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LostBlock {
+    /// Index of the segment.
+    pub(crate) segment: usize,
+    /// The block.
+    pub(crate) block: u32,
+    /// Why.
+    pub(crate) reason: MissReason,
 }
 
 /// What a step computes with.
@@ -89,7 +101,8 @@ impl Stepper {
         area: DeviceBuffer,
     ) -> Stepper {
         let shape = cache.shape();
-        let (activations, buffers) = (Activations::new(), Buffers::default());
+        let activations = if model.needs_f32() { Activations::new() } else { Activations::int16_only() };
+        let buffers = Buffers::default();
         Stepper { model, compute, device, cache, geometry, shape, plan, area, activations, buffers }
     }
 
@@ -207,12 +220,12 @@ impl Stepper {
     }
 
     /// Blocks whose slot changed hands while the step read them.
-    fn moved_blocks(&self, segments: &[Segment<'_>], places: &[Vec<BlockPlace>]) -> Vec<(usize, u32)> {
+    fn moved_blocks(&self, segments: &[Segment<'_>], places: &[Vec<BlockPlace>]) -> Vec<LostBlock> {
         let mut moved = Vec::new();
         for (index, (segment, places)) in segments.iter().zip(places).enumerate() {
             for (block, place) in places.iter().enumerate() {
                 if matches!(place, BlockPlace::Host(..)) && !self.cache.check(segment.sequence, block as u32, place) {
-                    moved.push((index, block as u32));
+                    moved.push(LostBlock { segment: index, block: block as u32, reason: MissReason::LeaseLost });
                 }
             }
         }
@@ -375,12 +388,15 @@ impl<'a> LayerRun<'a> {
 }
 
 /// Blocks that a segment needs and that have no copy left.
-fn lost_blocks(segments: &[Segment<'_>], places: &[Vec<BlockPlace>], block_tokens: u32) -> Vec<(usize, u32)> {
+fn lost_blocks(segments: &[Segment<'_>], places: &[Vec<BlockPlace>], block_tokens: u32) -> Vec<LostBlock> {
     let mut lost = Vec::new();
-    for (index, (segment, places)) in segments.iter().zip(places).enumerate() {
-        let needed = (segment.first_position as usize + segment.tokens.len()).div_ceil(block_tokens as usize);
-        let gone = places[..needed].iter().enumerate().filter(|(_, place)| matches!(place, BlockPlace::Lost(_)));
-        lost.extend(gone.map(|(block, _)| (index, block as u32)));
+    for (segment, (range, places)) in segments.iter().zip(places).enumerate() {
+        let needed = (range.first_position as usize + range.tokens.len()).div_ceil(block_tokens as usize);
+        for (block, place) in places[..needed].iter().enumerate() {
+            if let BlockPlace::Lost(reason) = place {
+                lost.push(LostBlock { segment, block: block as u32, reason: *reason });
+            }
+        }
     }
     lost
 }

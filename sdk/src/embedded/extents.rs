@@ -8,8 +8,18 @@
 
 use std::sync::Arc;
 
+use cache_core::store::SlotPlace;
 use gpu_tier::device::HostExtent;
 use host_tier::Extent;
+
+/// Fault hook: fills a slot with ones, which read as NaN. The slot must have been revoked and must still rest, so that nobody holds its
+/// reservation; readers race with this by design and find its generation moved.
+pub(crate) fn overwrite(extent: &Extent, place: SlotPlace) {
+    assert!(place.offset + place.bytes <= extent.bytes(), "a slot lies inside its extent");
+    // SAFETY: inside the service mapping (checked above), which `extent` owns; no reference to these bytes exists, since readers of
+    // a slot copy through raw pointers and verification holds the slot's reservation or a lease that is current.
+    unsafe { std::ptr::write_bytes(extent.service_address().add(place.offset as usize), 0xff, place.bytes as usize) };
+}
 
 /// A host extent, kept alive for the device.
 pub(crate) struct ArenaExtent {

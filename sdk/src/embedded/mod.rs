@@ -132,6 +132,22 @@ impl Embedded {
         there
     }
 
+    /// Fault hook: as [`Embedded::revoke_host`], and the slot's bytes are overwritten at once, as its next tenant would. Whoever reads
+    /// it now reads other bytes and must notice.
+    pub fn overwrite_host(&self, namespace: Namespace, link: Link) -> bool {
+        let key = CopyKey::exact(namespace, link.hash);
+        let Some(host) = &self.tiers.host else {
+            return false;
+        };
+        let place = match host.tier.lookup(&key) {
+            Lookup::Hit(lease) => lease.place(),
+            Lookup::Pending | Lookup::Miss(_) => return false,
+        };
+        host.tier.revoke(&key);
+        extents::overwrite(&host.tier.extents()[place.extent as usize], place);
+        true
+    }
+
     /// Checks the manager's books against each other; for tests. Errors: the first contradiction, in words.
     pub fn audit(&self) -> Result<(), String> {
         self.state().audit()

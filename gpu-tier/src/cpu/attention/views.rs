@@ -64,6 +64,18 @@ fn check_section(
     Ok(())
 }
 
+/// Refuses a launch in which two workers would write the same bytes. Errors: shape.
+fn check_disjoint(what: &'static str, mut targets: Vec<DeviceRange>) -> Result<(), DeviceError> {
+    targets.sort_unstable_by_key(|range| (range.buffer, range.offset));
+    let overlap = |pair: &&[DeviceRange]| {
+        pair[0].buffer == pair[1].buffer && pair[0].offset + pair[0].bytes > pair[1].offset && pair[1].bytes > 0
+    };
+    match targets.windows(2).find(overlap) {
+        Some(pair) => Err(shape(what, format!("targets {:?} and {:?} overlap", pair[0], pair[1]))),
+        None => Ok(()),
+    }
+}
+
 fn missing(what: &'static str, block: usize) -> DeviceError {
     shape(what, format!("section {block} is not there"))
 }
@@ -94,6 +106,7 @@ pub(super) fn append_runs(
     let (kv_heads, head_dim) = (geometry.kv_heads as usize, geometry.head_dim as usize);
     let block_tokens = geometry.block_tokens as usize;
     let mut runs = Vec::new();
+    let mut written = Vec::new();
     for job in jobs {
         let row = kv_heads * head_dim;
         let floats = u64::from(job.rows) * row as u64;
@@ -112,6 +125,7 @@ pub(super) fn append_runs(
                 _ => return Err(missing("append", block)),
             };
             check_section("append", geometry, block, section.offset, section.bytes)?;
+            written.push(section);
             let section = access.address(section)?;
             for head in 0..kv_heads {
                 let stored_keys = section.wrapping_add(head * layout.head_bytes);
@@ -132,6 +146,7 @@ pub(super) fn append_runs(
             done += rows;
         }
     }
+    check_disjoint("append", written)?;
     Ok(Runs(runs))
 }
 
@@ -198,6 +213,10 @@ pub(super) fn attend_work(
     };
     let (heads, group) = (geometry.heads as usize, (geometry.heads / geometry.kv_heads) as usize);
     let partial = geometry.head_dim as usize + 2;
+    let into = |job: &Attend<'_>| match job.into {
+        Accumulator::Partials { range, .. } | Accumulator::Running { range } => range,
+    };
+    check_disjoint("attend", jobs.iter().map(into).collect())?;
     let mut units = 0;
     for job in jobs {
         let rows = job.rows as usize;
@@ -218,8 +237,13 @@ pub(super) fn attend_work(
             if dimension.is_none() && before.is_some_and(|before| span <= before) {
                 return Err(shape("attend", format!("span {span} after {before:?} into a running state")));
             }
-            before = Some(span);
+            before = before.max(Some(span));
             spans.push((span, span_pieces(device, access, &mut work, job, span)?));
+        }
+        let mut once: Vec<u32> = job.spans.to_vec();
+        once.sort_unstable();
+        if let Some(pair) = once.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(shape("attend", format!("span {} twice", pair[0])));
         }
         let target_head = partial * dimension.unwrap_or(1) as usize;
         let tile_rows = if dimension.is_some() { rows } else { RUNNING_VECTORS.div_ceil(group) };
@@ -424,6 +448,7 @@ pub(super) fn finish_work(
     jobs: &[Finish],
 ) -> Result<FinishWork, DeviceError> {
     let partial = geometry.head_dim as usize + 2;
+    check_disjoint("finish", jobs.iter().map(|job| job.output).collect())?;
     let mut work = Vec::with_capacity(jobs.len());
     for job in jobs {
         let vectors = u64::from(job.rows) * u64::from(geometry.heads);
