@@ -273,14 +273,22 @@ impl SlotTable {
         }
     }
 
-    /// Removes a copy under its readers: their leases are lost and the slot rests.
+    /// Removes a copy under its readers: their leases are lost and the slot rests. Without readers there is nobody to rest for.
     pub fn revoke(&mut self, key: &CopyKey) -> Option<SlotIndex> {
-        let (slot, _) = self.committed(key)?;
+        let slot = *self.by_key.get(key)?;
+        let entry = &mut self.entries[slot.0 as usize];
+        let State::Committed { leases, rests, .. } = entry.state else {
+            return None;
+        };
+        let has_readers = leases > 0 || rests;
+        let state = if has_readers { State::Resting } else { State::Free };
+        *entry = Entry { generation: Generation(entry.generation.0 + 1), state };
         self.by_key.remove(key);
-        let due = self.now.after_millis(self.rest_millis);
-        let entry = self.entry(slot);
-        *entry = Entry { generation: Generation(entry.generation.0 + 1), state: State::Resting };
-        self.resting.push_back((due, slot));
+        if has_readers {
+            self.resting.push_back((self.now.after_millis(self.rest_millis), slot));
+        } else {
+            self.free.push(slot);
+        }
         Some(slot)
     }
 

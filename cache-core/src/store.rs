@@ -328,6 +328,7 @@ pub trait Resident: Lend {
     fn reserve(&self, key: CopyKey) -> Result<Slot, StoreError>;
     /// Removes a copy. Errors: [`StoreError::Leased`] while a lease stands; a copy that is not there is not an error.
     fn remove(&self, key: &CopyKey) -> Result<(), StoreError>;
-    /// Removes a copy whatever leases stand: they are lost, and the slot rests before it is used again.
+    /// Removes a copy whatever leases stand: they are lost, and the slot rests before it is used again. A slot that nobody leases is free
+    /// at once.
     fn revoke(&self, key: &CopyKey);
 }

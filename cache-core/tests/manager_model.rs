@@ -47,7 +47,9 @@ impl Model {
             miss.is_none_or(|miss| reasons.clone().is_some_and(|all| all.contains(&miss))),
             "miss {miss:?}, expected {reasons:?}"
         );
-        self.misses += u64::from(miss.is_some());
+        // A block that is open is waited for: no miss yet.
+        let next = links.get(hits.len()).map(|link| CopyKey::exact(HOME, link.hash));
+        self.misses += u64::from(next.is_some_and(|key| !self.opened.contains_key(&key)));
         for ((entry, _), link) in hits.iter().zip(&links) {
             let key = CopyKey::exact(HOME, link.hash);
             *self.readers.entry(key).or_default() += 1;
@@ -90,7 +92,9 @@ impl Model {
             return Ok(());
         }
         let (opened_for, link) = sequence.open.remove(0);
-        let taint = sequence.open.is_empty() && opened_for.is_none() && self.random.chance(15);
+        let last = sequence.open.is_empty();
+        self.closes(id, opened_for);
+        let taint = last && opened_for.is_none() && self.random.chance(15);
         let exact = CopyKey::exact(HOME, link.hash);
         let key = if taint { CopyKey { provenance: Provenance(9), ..exact } } else { exact };
         self.open_slots -= 1;
@@ -144,6 +148,7 @@ impl Model {
         let link = self.shard.entry(entry).ok_or(format!("{entry:?} is read and unknown"))?.link;
         let inserted = !self.device.contains_key(&key) && !self.host.contains_key(&key);
         self.open_slots -= 1;
+        self.closes(id, Some(key));
         if inserted {
             self.device.insert(key, Copy::Committed);
             self.gone.remove(&key);
@@ -163,8 +168,12 @@ impl Model {
             return Ok(());
         }
         let sequence = self.sequences.remove(&id).expect("it was chosen");
+        for key in sequence.open.iter().map(|(key, _)| *key) {
+            self.closes(id, key);
+        }
         if let Some(index) = sequence.reopened {
             self.open_slots -= 1;
+            self.closes(id, Some(sequence.held[index].1));
             self.feed(Event::Abandon { owner: Model::owner(id), keys: &[Some(sequence.held[index].1)], held: 1 })?;
         }
         self.open_slots -= sequence.open.len() as u32;

@@ -136,14 +136,14 @@ fn live_copies_are_demoted_deepest_first_and_dropped_only_after_the_lower_write(
 }
 
 #[test]
-fn a_demotion_that_cannot_end_leaves_the_live_block_where_it_is() {
+fn a_demotion_that_fails_leaves_the_live_block_where_it_is() {
     let mut bench = Bench::new(2, 8);
     let chain = links(1, 2);
     let entries = bench.run(1, &chain);
     let mut actions = bench.room(2, 1);
     for _ in 0..5 {
         assert_eq!(actions, [Action::Demote { entry: entries[1], key: key(&chain[1]) }]);
-        actions = bench.on(Event::Demoted { entry: entries[1], end: CopyEnd::Full });
+        actions = bench.on(Event::Demoted { entry: entries[1], end: CopyEnd::Failed });
     }
     assert!(matches!(actions[..], [Action::Refused { .. }]), "{actions:?}");
     assert_eq!(bench.shard.entry(entries[1]).unwrap().copies, [CopyState::Resident, CopyState::None]);

@@ -72,7 +72,7 @@ pub fn load(args: &EngineArgs) -> Result<Loaded, Failure> {
     let tokenizer = Tokenizer::from_gguf(&file).map_err(Failure::input)?;
     let template = ChatTemplate::from_gguf(&file, &tokenizer);
     let (model, weights) = std::thread::scope(|scope| {
-        let identity = scope.spawn(|| DigestCache::new(digest_folder()).identify(std::slice::from_ref(&path)));
+        let identity = scope.spawn(|| DigestCache::new(digest_folder()).identify(&[&file]));
         let model = Model::load(&file, engine_path(args.path));
         (model, identity.join().expect("hashing a file does not panic"))
     });

@@ -60,9 +60,12 @@ fn command_line(error: &clap::Error) -> String {
     }
     let told = |line: &&&str| !line.starts_with("Usage:") && !line.starts_with("For more information");
     let lines: Vec<&str> = lines.iter().filter(told).copied().collect();
-    let (first, rest) = lines.split_at(lines.len().min(3));
+    let (first, rest) = lines.split_at(lines.len().min(2));
     let rest = rest.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ");
     let mut text = first.join("\n");
+    if error.kind() == ErrorKind::InvalidSubcommand {
+        text.push_str("\n  --help lists the commands");
+    }
     if !rest.is_empty() {
         text.push('\n');
         text.push_str(&rest);

@@ -135,7 +135,7 @@ pub(crate) mod tests {
 
     /// Tokenizer and template of the default model.
     pub(crate) fn text_of_the_default_model() -> (Tokenizer, ChatTemplate) {
-        let file = GgufFile::open(&crate::load::model_path(None).unwrap()).unwrap();
+        let file = GgufFile::open(crate::load::model_path(None).unwrap()).unwrap();
         let tokenizer = Tokenizer::from_gguf(&file).unwrap();
         let template = ChatTemplate::from_gguf(&file, &tokenizer).unwrap();
         (tokenizer, template)

@@ -100,7 +100,8 @@ fn nonsensical_options_are_named() {
     run(&["--devicemem", "1GiB"], &["--devicemem", "--device-mem"]);
     short(&["run", "--file", &document], &["--ask"]);
     short(&["run"], &["--ask", "--file"]);
-    short(&["dance"], &["dance"]);
+    short(&["dance"], &["dance", "--help"]);
+    short(&["model", "fech"], &["fech", "fetch", "--help"]);
     short(&[], &["command", "--help"]);
     short(&["model"], &["command", "kvtier model", "--help"]);
 }

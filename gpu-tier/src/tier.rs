@@ -103,6 +103,11 @@ impl<D: Device + ?Sized + 'static> DeviceTier<D> {
         &self.inner.shape
     }
 
+    /// True when the slot still has the tenant it had at `generation`.
+    pub fn is_at(&self, slot: SlotIndex, generation: Generation) -> bool {
+        self.inner.table().slots.is_current(slot, generation)
+    }
+
     /// What went wrong so far.
     pub fn counters(&self) -> DeviceTierCounters {
         let table = self.inner.table();

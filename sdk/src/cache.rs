@@ -10,7 +10,7 @@ use cache_core::hash::Namespace;
 use cache_core::miss::MissReason;
 use cache_core::payload::BlockShape;
 use cache_core::store::Lease;
-use cache_core::units::Tier;
+use cache_core::units::{Generation, SlotIndex, Tier};
 use gpu_tier::device::{DeviceRange, HostRange};
 
 /// Names a running sequence.
@@ -40,7 +40,7 @@ pub struct Want {
 pub enum Grant {
     /// All blocks are open, zeroed, in device memory.
     Granted,
-    /// Another sequence computes the first of these blocks: acquire it after that one's commit. Nothing is held.
+    /// Another sequence computes the first of these blocks, or the lost block has come back: look again. Nothing is held.
     PendingElsewhere,
     /// There is no room, now that every copy that may go has gone. Nothing is held.
     NoRoom(NoRoom),
@@ -61,11 +61,20 @@ pub struct NoRoom {
     pub host_live_slots: u32,
 }
 
+/// Which tenant of a device slot a place means: a slot that has changed hands since has another generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    /// The slot.
+    pub slot: SlotIndex,
+    /// Its generation when the place was given.
+    pub generation: Generation,
+}
+
 /// Where a block's slot image is for the length of a step.
 #[derive(Debug)]
 pub enum BlockPlace {
-    /// In device memory, until the next `reserve`, `reopen` or `prefetch` of any sequence.
-    Device(DeviceRange),
+    /// In device memory, until the next `reserve`, `reopen` or `prefetch` of any sequence; [`KvCache::check`] tells whether it still was.
+    Device(DeviceRange, Stamp),
     /// In the host arena; the lease keeps it there.
     Host(HostRange, Lease),
     /// No copy is left: the block must be computed again ([`KvCache::reopen`]).
@@ -135,7 +144,8 @@ pub enum CacheError {
     },
 }
 
-/// The cache as an engine uses it. Calls are short, except that `reserve` and `prefetch` may wait for copies.
+/// The cache as an engine uses it. `reserve`, `reopen` and `prefetch` may wait for copies and `commit` for the kernels that fill its block;
+/// other calls are short, but wait for those.
 pub trait KvCache: Send + Sync {
     /// Shape of every block.
     fn shape(&self) -> BlockShape;
@@ -154,14 +164,16 @@ pub trait KvCache: Send + Sync {
     fn reopen(&self, sequence: SequenceId, block: u32) -> Result<Grant, CacheError>;
     /// Gives up a block that [`KvCache::reopen`] opened before it could be filled: it is lost again, and its slot is free.
     fn abandon(&self, sequence: SequenceId, block: u32) -> Result<(), CacheError>;
-    /// Where each block of the sequence is, block 0 first. Stays true until the places are dropped.
+    /// Where each block of the sequence is, block 0 first. Leases keep host places; device places stay until the
+    /// next `reserve`, `reopen` or `prefetch`. Either way `check` after use decides.
     fn places(&self, sequence: SequenceId) -> Result<Vec<BlockPlace>, CacheError>;
     /// True when what was read from `place` was the block; called after the copy or kernel has completed. False counts a lost lease
     /// and drops that copy.
     fn check(&self, sequence: SequenceId, block: u32, place: &BlockPlace) -> bool;
-    /// Seals an open block that has become full (sums over its sections) and makes it visible.
+    /// Seals an open block that has become full (sums over its sections) and makes it visible. `link` continues the sequence: its depth is
+    /// `block` and its parent the block before. Errors: [`CacheError::Unknown`] for another link.
     fn commit(&self, sequence: SequenceId, block: u32, link: Link) -> Result<Committed, CacheError>;
-    /// Drops open blocks at the sequence's end so that it has `blocks` blocks.
+    /// Takes blocks off the sequence's end so that it has `blocks` blocks: open ones are freed, others released.
     fn truncate(&self, sequence: SequenceId, blocks: u32) -> Result<(), CacheError>;
     /// Copies the sequence's blocks nearer to the device while there is room that no live block needs; returns bytes moved.
     fn prefetch(&self, sequence: SequenceId) -> Result<u64, CacheError>;

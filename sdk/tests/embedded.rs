@@ -2,10 +2,11 @@
 
 mod common;
 
+use cache_core::chain::Link;
 use cache_core::form::Accept;
 use cache_core::miss::MissReason;
 use cache_core::units::Tier;
-use common::{AWAY, HOME, RAW32, Rig, branch, chain};
+use common::{AWAY, HOME, RAW32, Rig, SHAPE, branch, chain, expected};
 use gpu_tier::cpu::Link as HostLink;
 use gpu_tier::device::{CopyPiece, Device, HostRange, Stream};
 use kvtier_sdk::cache::{BlockPlace, CacheError, Committed, Grant, KvCache, NoRoom, Want};
@@ -63,7 +64,7 @@ fn device_pressure_demotes_and_the_bytes_come_back_equal() {
     assert_eq!(rig.cache.stats().demoted_blocks, 6);
     // The front of the sequence stays in device memory.
     let places = rig.cache.places(sequence).unwrap();
-    assert!(places[..3].iter().all(|place| matches!(place, BlockPlace::Device(_))));
+    assert!(places[..3].iter().all(|place| matches!(place, BlockPlace::Device(..))));
     drop(places);
     rig.cache.close(sequence);
     let (again, hits) = rig.run(HOME, &links);
@@ -88,6 +89,38 @@ fn two_sequences_over_the_device_budget_both_finish() {
         rig.verify(second, &b[..=index]);
         rig.check_budgets();
     }
+}
+
+/// Places held while another sequence takes the slots: the bytes under them are another's by then, and `check` says so.
+#[test]
+fn a_device_place_that_went_stale_does_not_check() {
+    let rig = Rig::new(2, 8);
+    let (a, b) = (chain(HOME, 1, 2), chain(HOME, 2, 2));
+    let (first, _) = rig.run(HOME, &a);
+    let places = rig.cache.places(first).unwrap();
+    assert!((0..2).all(|block| rig.cache.check(first, block as u32, &places[block])));
+    let (second, _) = rig.run(HOME, &b);
+    let others = rig.read(&places[0]).unwrap();
+    assert!(others != expected(&a[0], &SHAPE), "the rig shows nothing unless the slot was taken");
+    assert!((0..2).all(|block| !rig.cache.check(first, block as u32, &places[block])));
+    drop(places);
+    rig.verify(first, &a);
+    rig.verify(second, &b);
+}
+
+/// A link that does not continue the sequence is refused before anything is sealed under it.
+#[test]
+fn a_foreign_link_is_not_committed() {
+    let rig = Rig::new(4, 0);
+    let (links, other) = (chain(HOME, 1, 3), chain(HOME, 2, 3));
+    let (sequence, _) = rig.run(HOME, &links[..1]);
+    assert_eq!(rig.reserve(sequence, Some(links[1])), Grant::Granted);
+    for wrong in [links[2], other[1], Link { depth: 2, ..links[1] }, Link { parent: None, ..links[1] }] {
+        assert!(rig.cache.commit(sequence, 1, wrong).is_err(), "{wrong:?}");
+    }
+    rig.fill(sequence, 1, links[1]);
+    rig.verify(sequence, &links[..2]);
+    rig.cache.audit().unwrap();
 }
 
 #[test]
@@ -244,7 +277,7 @@ fn a_revoked_copy_that_nobody_reads_is_a_miss_at_the_next_use() {
 fn damage(rig: &Rig, place: &BlockPlace) {
     let section = rig.cache.shape().code_section(1);
     match place {
-        BlockPlace::Device(image) => {
+        BlockPlace::Device(image, _) => {
             rig.device.upload(Stream::Compute, &[0x5a; 8], image.slice(section.offset, 8)).unwrap()
         }
         BlockPlace::Host(image, _) => {

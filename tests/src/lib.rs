@@ -44,7 +44,7 @@ pub fn fixture() -> &'static Fixture {
         let file = Arc::new(GgufFile::open(&path).expect("a sound model file"));
         let tokenizer = Tokenizer::from_gguf(&file).expect("a tokenizer");
         let tokens = tokenizer.encode(DOCUMENT.as_bytes(), SpecialTokens::Plain).expect("token ids");
-        let weights = DigestCache::new(None).identify(&[path]).expect("a readable model file");
+        let weights = DigestCache::new(None).identify(&[&file]).expect("a readable model file");
         let model = Arc::new(Model::load(&file, Path::Fast).expect("a supported model"));
         Fixture { file, model, tokenizer, weights, tokens }
     })

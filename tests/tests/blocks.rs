@@ -20,7 +20,7 @@ fn images(engine: &Engine, tokens: &[u32]) -> Vec<Vec<u8>> {
     assert_eq!(acquired.miss, None);
     let places = cache.places(sequence).unwrap();
     let images = places.iter().map(|place| match place {
-        BlockPlace::Device(range) => {
+        BlockPlace::Device(range, _) => {
             let mut image = Vec::new();
             cache.device().inspect(Stream::Compute, *range, &mut |bytes| image.extend_from_slice(bytes)).unwrap();
             image

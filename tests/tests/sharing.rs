@@ -65,6 +65,9 @@ fn equal_prompts_side_by_side_are_computed_once() {
     assert_eq!(answers[0].logits_digest, answers[1].logits_digest);
     assert!(answers[1].prefill_tokens <= 64 + 16, "{}", answers[1].prefill_tokens);
     assert_eq!(engine.cache_stats().blocks, 400 / 64);
+    let misses = |answer: &kvtier_engine::run::request::Answer| answer.misses.iter().sum::<u64>();
+    assert_eq!((misses(&answers[0]), misses(&answers[1])), (1, 0), "waiting for another's block is no miss");
+    assert_eq!(engine.cache_stats().misses.iter().sum::<u64>(), 1);
 }
 
 /// The next turn of a conversation computes its new tokens and at most 63 of the last block.

@@ -6,11 +6,15 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+use cache_core::chain::Chain;
+use cache_core::form::Accept;
 use gpu_tier::cpu::isa::Isa;
+use gpu_tier::device::Stream;
 use kvtier_engine::EngineError;
 use kvtier_engine::model::{Model, Path};
 use kvtier_engine::run::engine::{Engine, EngineOptions};
 use kvtier_engine::run::{Form, Link};
+use kvtier_sdk::cache::{BlockPlace, KvCache};
 use kvtier_tests::golden::{load, worst_difference};
 use kvtier_tests::{STRICT, TOKEN_BYTES, ask, ask_together, fixture, options, plain, turn};
 
@@ -250,6 +254,31 @@ fn an_eighth_on_the_device_is_enough_in_place() {
 fn an_eighth_on_the_device_is_enough_over_the_link() {
     let _turn = turn();
     [16, 64].into_iter().for_each(|block_tokens| an_eighth_is_enough(block_tokens, STRICT));
+}
+
+/// The rig must catch its planted bug: one mantissa bit of 64 cached elements turned over, where a warm answer reads them.
+#[test]
+#[ignore = "belongs to the soak's digests: cargo xtask soak engine"]
+fn a_flipped_bit_in_the_cache_would_be_seen() {
+    let _turn = turn();
+    let prompt = fixture().prompt(977, 201);
+    let mut engine = fixture().engine(options());
+    let cold = ask(&mut engine, &prompt, 4).logits_digest;
+    assert_eq!(ask(&mut engine, &prompt, 4).logits_digest, cold);
+    let namespace = engine.namespace(None);
+    let cache = Arc::clone(engine.cache());
+    let sequence = cache.open(namespace);
+    cache.acquire(sequence, Chain::over(namespace, 64, &prompt).links(), Accept::Exact).expect("a look-up");
+    let BlockPlace::Device(block, _) = cache.places(sequence).expect("places").swap_remove(1) else {
+        panic!("the device is roomy")
+    };
+    let elements = block.slice(cache.shape().code_section(7).offset, 128);
+    let mut bytes = Vec::new();
+    cache.device().inspect(Stream::Compute, elements, &mut |found| bytes.extend_from_slice(found)).expect("a look");
+    bytes.iter_mut().step_by(2).for_each(|low| *low ^= 0x40);
+    cache.device().upload(Stream::Compute, &bytes, elements).expect("an upload");
+    cache.close(sequence);
+    assert_ne!(ask(&mut engine, &prompt, 4).logits_digest, cold);
 }
 
 /// The golden prompts past 512 tokens.

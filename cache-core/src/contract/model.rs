@@ -146,8 +146,11 @@ impl<R: SlotRig> Model<'_, R> {
 
     fn revoke(&mut self, number: u32) {
         self.rig.tier().revoke(&block(number).0.key);
+        let leases = self.leases_of(number);
         if self.stored.remove(&number) {
-            self.resting.push(self.now.after_millis(REST_MILLIS));
+            if leases > 0 {
+                self.resting.push(self.now.after_millis(REST_MILLIS));
+            }
             for held in self.leases.iter_mut().filter(|held| held.number == number) {
                 held.current = false;
             }

@@ -89,7 +89,7 @@ pub enum Action {
     Committed {
         /// The entry, live for its owner.
         entry: EntryId,
-        /// False when an equal copy was there first: the owner's own slot is to be freed.
+        /// False when nothing was committed (an equal copy was there first): the owner's own slot is to be freed.
         inserted: bool,
     },
     /// All copies that a [`crate::manager::Event::Promote`] started or joined have ended.

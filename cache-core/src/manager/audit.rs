@@ -36,7 +36,27 @@ impl Shard {
             ));
         }
         same!("slots set aside", self.aside, self.rooms.iter().map(|room| room.set_aside()).sum::<u32>());
+        if self.slab.free_entries() < self.open - self.open_held {
+            return Err(format!(
+                "{} entries are free for {} open blocks, {} of them held",
+                self.slab.free_entries(),
+                self.open,
+                self.open_held
+            ));
+        }
+        self.audit_waiting()?;
         self.audit_entries()
+    }
+
+    fn audit_waiting(&self) -> Result<(), String> {
+        for (ticket, counted) in self.rooms.iter().map(|room| room.waits_for()) {
+            let awaited = |state| {
+                let entries = self.slab.ids().map(|id| &self.slab[id]);
+                entries.filter(|entry| entry.awaited_by == Some(ticket) && entry.copies[HOST] == state).count() as u32
+            };
+            same!("awaited demotions and drops", counted, [CopyState::Arriving, CopyState::Leaving].map(awaited));
+        }
+        Ok(())
     }
 
     fn audit_entries(&self) -> Result<(), String> {

@@ -70,8 +70,8 @@ pub(crate) struct Entry {
     pub(crate) children_in: [u32; 2],
     pub(crate) copies: [CopyState; 2],
     pub(crate) lists: [Neighbours; 2],
-    /// The request for room that waits for this demotion.
-    pub(crate) demoted_for: Option<Ticket>,
+    /// The request for room that waits for this demotion, or for the drop of this host copy.
+    pub(crate) awaited_by: Option<Ticket>,
     /// Why it has no copy, while it has none.
     pub(crate) loss: Option<MissReason>,
     /// A lease stood in the way of its eviction: no candidate until the next request for room.
@@ -197,7 +197,7 @@ impl Slab {
             children_in: [0; 2],
             copies: [CopyState::None; 2],
             lists: [nowhere; 2],
-            demoted_for: None,
+            awaited_by: None,
             loss: None,
             parked: false,
         });

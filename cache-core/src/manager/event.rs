@@ -83,7 +83,8 @@ pub enum Event<'a> {
         key: CopyKey,
         /// Its place in the chain; `link.hash == key.hash`.
         link: Link,
-        /// True when the owner holds the entry live already (it was lost and has been computed again).
+        /// True when the owner holds the entry live already (it was lost and has been computed again). `key` is then the key it was
+        /// opened for; under another one nothing is committed, and the answer names the entry that the owner holds, as it was.
         held: bool,
     },
     /// Asks to bring these live entries (in chain order) into device memory, as far as there is room that no live block needs.

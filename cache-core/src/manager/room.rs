@@ -3,16 +3,23 @@
 //! Victims, in this order: idle device copies, leaf first, least recently used first (with a host copy: dropped; without: demoted if the
 //! host has or can make room, else dropped); then, for open blocks only, live device copies, deepest first, dropped if a host copy is
 //! committed and demoted otherwise. The last copy of a live block is never dropped.
+//!
+//! Open blocks need entries as well as slots. There is one entry per slot, and a lost block that others stand on or read has an entry and
+//! no slot; so entries can run out first. Then idle leaves go until enough entries **are** free: a host copy that is still being dropped
+//! counts for nothing, since a lease may keep it.
+//!
+//! The host tier may be full although the shard counts a free slot there (slots that rest, or that leases outlive). A demotion that ends
+//! so is tried again only after another host copy was dropped for it, and the request is refused when none may go.
 
 use crate::key::CopyKey;
 use crate::manager::action::{Action, Actions};
-use crate::manager::entry::{CopyState, EntryId};
+use crate::manager::entry::{CopyState, Entry, EntryId};
 use crate::manager::event::{CopyEnd, Owner, Ticket};
 use crate::manager::shard::{DEVICE, HOST, Shard};
 use crate::miss::MissReason;
 use crate::units::Tier;
 
-/// Demotions of one request that may fail before it is refused.
+/// Demotions of one request that may fail, for other reasons than a full host tier, before it is refused.
 const FAILURES_MAX: u32 = 4;
 
 #[derive(Clone, Debug)]
@@ -31,7 +38,11 @@ pub(crate) struct Room {
     got: u32,
     /// Demotions that it waits for, each of which will free a slot.
     outstanding: u32,
+    /// Host drops that it waits for, each of which may free an entry.
+    drops: u32,
     failures: u32,
+    /// Demotions that found the host tier full and for which no host copy has been dropped yet.
+    host_full: u32,
 }
 
 /// A request for promotion and the copies that it waits for.
@@ -46,9 +57,22 @@ pub(crate) struct Promotion {
 }
 
 impl Room {
+    fn new(ticket: Ticket, purpose: Purpose, wanted: u32) -> Room {
+        Room { ticket, purpose, wanted, got: 0, outstanding: 0, drops: 0, failures: 0, host_full: 0 }
+    }
+
+    fn is_for_open_blocks(&self) -> bool {
+        matches!(self.purpose, Purpose::Open { .. })
+    }
+
     /// Device slots that are set aside for it.
     pub(crate) fn set_aside(&self) -> u32 {
         self.got
+    }
+
+    /// Its name, the demotions and the host drops that it waits for.
+    pub(crate) fn waits_for(&self) -> (Ticket, [u32; 2]) {
+        (self.ticket, [self.outstanding, self.drops])
     }
 }
 
@@ -76,7 +100,7 @@ impl Shard {
             return;
         }
         let purpose = Purpose::Open { owner, keys: keys.to_vec(), held };
-        let room = Room { ticket, purpose, wanted: keys.len() as u32, got: 0, outstanding: 0, failures: 0 };
+        let room = Room::new(ticket, purpose, keys.len() as u32);
         if room.wanted + self.open > self.budgets.device_slots {
             self.refuse(&room, actions);
             return;
@@ -93,18 +117,36 @@ impl Shard {
         let waiting_for = entries.iter().filter(|id| copies(id)[DEVICE] == CopyState::Arriving).copied().collect();
         let wanted = candidates.len() as u32;
         self.promotions.push(Promotion { ticket, candidates, waiting_for, arrived: 0, missed: 0 });
-        self.fill(Room { ticket, purpose: Purpose::Promote, wanted, got: 0, outstanding: 0, failures: 0 }, actions);
+        self.fill(Room::new(ticket, Purpose::Promote, wanted), actions);
     }
 
     /// A demotion for `ticket` has ended and its slot, unless the copy stayed, is free.
-    pub(crate) fn demotion_ended(&mut self, ticket: Ticket, done: bool, actions: &mut Actions) {
-        let Some(index) = self.rooms.iter().position(|room| room.ticket == ticket) else {
+    pub(crate) fn demotion_ended(&mut self, ticket: Ticket, end: CopyEnd, actions: &mut Actions) {
+        let Some(mut room) = self.waiting(ticket) else {
             return;
         };
-        let mut room = self.rooms.remove(index);
         room.outstanding -= 1;
-        room.failures += u32::from(!done);
+        match end {
+            CopyEnd::Done => {}
+            CopyEnd::Full => room.host_full += 1,
+            CopyEnd::Damaged | CopyEnd::SourceLost | CopyEnd::Failed => room.failures += 1,
+        }
         self.fill(room, actions);
+    }
+
+    /// A host drop for `ticket` has ended and its entry, unless something keeps it, is free.
+    pub(crate) fn drop_ended(&mut self, ticket: Ticket, actions: &mut Actions) {
+        let Some(mut room) = self.waiting(ticket) else {
+            return;
+        };
+        room.drops -= 1;
+        self.fill(room, actions);
+    }
+
+    /// Takes a request out of those that wait. None if it was refused in the meantime.
+    fn waiting(&mut self, ticket: Ticket) -> Option<Room> {
+        let index = self.rooms.iter().position(|room| room.ticket == ticket)?;
+        Some(self.rooms.remove(index))
     }
 
     pub(crate) fn onboarded(&mut self, id: EntryId, end: CopyEnd, actions: &mut Actions) {
@@ -145,7 +187,23 @@ impl Shard {
     }
 
     fn fill(&mut self, mut room: Room, actions: &mut Actions) {
-        let live_too = matches!(room.purpose, Purpose::Open { .. });
+        self.fill_slots(&mut room, actions);
+        let open = room.is_for_open_blocks();
+        if !open {
+            room.wanted = room.got + room.outstanding;
+        }
+        let slots = room.got + room.outstanding == room.wanted;
+        if open && !(slots && self.fill_entries(&mut room, actions)) {
+            self.aside -= room.got;
+            self.refuse(&room, actions);
+        } else if room.outstanding + room.drops > 0 {
+            self.rooms.push(room);
+        } else {
+            self.grant(room, actions);
+        }
+    }
+
+    fn fill_slots(&mut self, room: &mut Room, actions: &mut Actions) {
         while room.got + room.outstanding < room.wanted {
             if self.device_free() > 0 {
                 self.aside += 1;
@@ -153,38 +211,68 @@ impl Shard {
                 continue;
             }
             if room.failures > FAILURES_MAX {
-                break;
-            }
-            match self.free_one(room.ticket, live_too, actions) {
-                Freed::Now => {}
-                Freed::Later => room.outstanding += 1,
-                Freed::No => break,
-            }
-        }
-        if room.got + room.outstanding < room.wanted {
-            if live_too {
-                self.aside -= room.got;
-                self.refuse(&room, actions);
                 return;
             }
-            room.wanted = room.got + room.outstanding;
+            match self.free_one(room, actions) {
+                Freed::Now => {}
+                Freed::Later => room.outstanding += 1,
+                Freed::No => return,
+            }
         }
+    }
+
+    /// Sees to it that each open block can get an entry, as soon as the slots are there. False when there are too few entries and none
+    /// will come. An entry that becomes free can free its parents' as well, so it is worth waiting for one even if more are wanted.
+    fn fill_entries(&mut self, room: &mut Room, actions: &mut Actions) -> bool {
+        let Purpose::Open { held, .. } = room.purpose else {
+            return true;
+        };
         if room.outstanding > 0 {
-            self.rooms.push(room);
-        } else {
-            self.grant(room, actions);
+            return true;
         }
+        let needed = (self.open - self.open_held) + (room.wanted - held);
+        while self.slab.free_entries() + room.drops < needed {
+            match self.free_entry(room.ticket, actions) {
+                Freed::Now => {}
+                Freed::Later => room.drops += 1,
+                Freed::No => return room.drops > 0,
+            }
+        }
+        true
+    }
+
+    /// Lets the least recently used idle leaf go with all its copies; blocks in the host are the colder ones. O(idle copies), but needed
+    /// only while lost blocks keep entries.
+    fn free_entry(&mut self, ticket: Ticket, actions: &mut Actions) -> Freed {
+        for side in [HOST, DEVICE] {
+            for _ in 0..self.candidates.idle(side).len() {
+                let Some(id) = self.candidates.idle(side).head() else {
+                    break;
+                };
+                let Entry { children, copies: [device, host], .. } = self.slab[id];
+                // In the second pass, a host copy is one that a lease keeps, or one that is being dropped.
+                if children > 0 || (side == DEVICE && host != CopyState::None) {
+                    self.candidates.rotate(&mut self.slab, side);
+                    continue;
+                }
+                if device == CopyState::Resident {
+                    self.evict_device(id, actions);
+                }
+                if host == CopyState::None {
+                    return Freed::Now;
+                }
+                self.slab[id].awaited_by = Some(ticket);
+                self.drop_host(id, actions);
+                return Freed::Later;
+            }
+        }
+        Freed::No
     }
 
     fn grant(&mut self, room: Room, actions: &mut Actions) {
         self.aside -= room.got;
         match room.purpose {
             Purpose::Promote => self.start_promotions(room.ticket, room.got, actions),
-            Purpose::Open { held, .. }
-                if self.slab.free_entries() < (self.open - self.open_held) + (room.wanted - held) =>
-            {
-                self.refuse(&room, actions);
-            }
             Purpose::Open { owner, keys, held } => {
                 self.open += room.wanted;
                 self.open_held += held;
@@ -231,7 +319,7 @@ impl Shard {
         });
     }
 
-    fn free_one(&mut self, ticket: Ticket, live_too: bool, actions: &mut Actions) -> Freed {
+    fn free_one(&mut self, room: &mut Room, actions: &mut Actions) -> Freed {
         for _ in 0..self.candidates.idle(DEVICE).len() {
             let Some(id) = self.candidates.idle(DEVICE).head() else {
                 break;
@@ -242,8 +330,8 @@ impl Shard {
             } else if entry.copies[HOST] == CopyState::Resident {
                 self.evict_device(id, actions);
                 return Freed::Now;
-            } else if entry.copies[HOST] == CopyState::None && self.make_host_room(actions) {
-                self.demote(id, ticket, actions);
+            } else if entry.copies[HOST] == CopyState::None && self.make_host_room(room, actions) {
+                self.demote(id, room.ticket, actions);
                 return Freed::Later;
             } else if self.slab[id].copies[HOST] == CopyState::None && self.slab[id].children == 0 {
                 self.evict_device(id, actions);
@@ -252,10 +340,10 @@ impl Shard {
                 self.candidates.rotate(&mut self.slab, DEVICE);
             }
         }
-        if live_too { self.free_live(ticket, actions) } else { Freed::No }
+        if room.is_for_open_blocks() { self.free_live(room, actions) } else { Freed::No }
     }
 
-    fn free_live(&mut self, ticket: Ticket, actions: &mut Actions) -> Freed {
+    fn free_live(&mut self, room: &mut Room, actions: &mut Actions) -> Freed {
         let Some(id) = self.candidates.deepest_live() else {
             return Freed::No;
         };
@@ -270,8 +358,8 @@ impl Shard {
                 self.evict_device(id, actions);
                 Freed::Now
             }
-            CopyState::None if self.make_host_room(actions) => {
-                self.demote(id, ticket, actions);
+            CopyState::None if self.make_host_room(room, actions) => {
+                self.demote(id, room.ticket, actions);
                 Freed::Later
             }
             _ => Freed::No,
@@ -279,17 +367,25 @@ impl Shard {
     }
 
     fn demote(&mut self, id: EntryId, ticket: Ticket, actions: &mut Actions) {
-        self.slab[id].demoted_for = Some(ticket);
+        self.slab[id].awaited_by = Some(ticket);
         self.set_copy(id, DEVICE, CopyState::Leaving);
         self.set_copy(id, HOST, CopyState::Arriving);
         actions.push(Action::Demote { entry: id, key: self.slab[id].key });
     }
 
-    /// Makes sure that a host slot is free, or will be once the actions so far are performed.
-    fn make_host_room(&mut self, actions: &mut Actions) -> bool {
-        if self.used[HOST] < self.budgets.host_slots {
+    /// Makes sure that a host slot is free, or will be once the actions so far are performed. After a demotion of this request that
+    /// found the host tier full, a free slot in the shard's count is no proof: a host copy has to go.
+    fn make_host_room(&mut self, room: &mut Room, actions: &mut Actions) -> bool {
+        if self.used[HOST] < self.budgets.host_slots && room.host_full == 0 {
             return true;
         }
+        let dropped = self.drop_one_host(actions);
+        room.host_full = room.host_full.saturating_sub(u32::from(dropped));
+        dropped
+    }
+
+    /// Drops an idle host copy, leaf first, or else a redundant one. False when none may go.
+    fn drop_one_host(&mut self, actions: &mut Actions) -> bool {
         for _ in 0..self.candidates.idle(HOST).len() {
             let Some(id) = self.candidates.idle(HOST).head() else {
                 break;

@@ -36,7 +36,8 @@ impl Budgets {
         + GHOSTS_PER_ENTRY as u64 * GhostTable::BYTES_PER_RECORD
         + 2 * size_of::<EntryId>() as u64;
 
-    /// Entries of the index: one per slot. When the index is full, the tier is full.
+    /// Entries of the index: one per slot. A block that lost its copies while others stand on it, or read it, keeps its entry without
+    /// a slot; when entries run out before slots, idle leaves make room for new blocks.
     pub fn entries(&self) -> u32 {
         self.device_slots + self.host_slots
     }
@@ -112,13 +113,20 @@ impl Shard {
             Event::Room { ticket, owner, keys, held } => self.room(ticket, owner, keys, held, &mut actions),
             Event::Abandon { owner, keys, held } => self.abandon(owner, keys, held),
             Event::Commit { owner, opened_for, key, link, held } => {
-                self.close_open(owner, opened_for, held);
-                self.commit(key, link, held, &mut actions);
+                let again = opened_for.filter(|_| held).and_then(|key| self.slab.find(&key));
+                let again = again.filter(|id| self.slab[*id].live > 0);
+                self.close_open(owner, opened_for, again.is_some());
+                match again {
+                    Some(entry) if opened_for != Some(key) => {
+                        actions.push(Action::Committed { entry, inserted: false });
+                    }
+                    _ => self.commit(key, link, again.is_some(), &mut actions),
+                }
             }
             Event::Promote { ticket, entries } => self.promote(ticket, entries, &mut actions),
             Event::Demoted { entry, end } => self.demoted(entry, end, &mut actions),
             Event::Onboarded { entry, end } => self.onboarded(entry, end, &mut actions),
-            Event::Dropped { entry, refused } => self.dropped(entry, refused),
+            Event::Dropped { entry, refused } => self.dropped(entry, refused, &mut actions),
             Event::Lost { entry, tier, reason } => self.lost(entry, tier, reason, &mut actions),
         }
         actions
@@ -226,7 +234,12 @@ impl Shard {
             self.set_live(*id, self.slab[*id].live + 1);
             self.counters.hits[side(*tier)] += 1;
         }
-        if let Some(reason) = miss {
+        // A block that another sequence computes right now is waited for, and looked up again: no miss.
+        let waits =
+            links.get(hits.len()).is_some_and(|link| self.opened.contains_key(&CopyKey::exact(namespace, link.hash)));
+        if let Some(reason) = miss
+            && !waits
+        {
             self.counters.miss(reason);
         }
         actions.push(Action::Acquired { hits, miss });
@@ -241,7 +254,8 @@ impl Shard {
 
     fn close_open(&mut self, owner: Owner, opened_for: Option<CopyKey>, held: bool) {
         self.open -= 1;
-        self.open_held -= u32::from(held);
+        // A caller that counts its held blocks otherwise than at the request must not leave more of them than open ones.
+        self.open_held = self.open_held.saturating_sub(u32::from(held)).min(self.open);
         if let Some(key) = opened_for.filter(|key| self.opened.get(key) == Some(&owner)) {
             self.opened.remove(&key);
         }
@@ -269,10 +283,11 @@ impl Shard {
         actions.push(Action::Committed { entry, inserted });
     }
 
-    fn dropped(&mut self, id: EntryId, refused: bool) {
+    fn dropped(&mut self, id: EntryId, refused: bool, actions: &mut Actions) {
         if self.slab.get(id).is_none_or(|entry| entry.copies[HOST] != CopyState::Leaving) {
             return;
         }
+        let awaited_by = self.slab[id].awaited_by.take();
         if refused {
             self.slab[id].parked = true;
             self.parked.push(id);
@@ -281,6 +296,9 @@ impl Shard {
             self.set_copy(id, HOST, CopyState::None);
             self.counters.evicted_blocks[HOST] += 1;
             self.went(id, Tier::Host, MissReason::Evicted);
+        }
+        if let Some(ticket) = awaited_by {
+            self.drop_ended(ticket, actions);
         }
     }
 
@@ -293,8 +311,13 @@ impl Shard {
         actions.push(Action::Discard { key, tier });
         self.counters.miss(reason);
         self.counters.lost_blocks[side(tier)] += 1;
+        let leaves = side(tier) == HOST && self.slab[id].copies[HOST] == CopyState::Leaving;
+        let awaited_by = if leaves { self.slab[id].awaited_by.take() } else { None };
         self.set_copy(id, side(tier), CopyState::None);
         self.went(id, tier, reason);
+        if let Some(ticket) = awaited_by {
+            self.drop_ended(ticket, actions);
+        }
     }
 
     /// Drops a device copy to make room.
@@ -364,11 +387,11 @@ impl Shard {
 
     pub(crate) fn demoted(&mut self, id: EntryId, end: CopyEnd, actions: &mut Actions) {
         let Some(ticket) =
-            self.slab.get(id).filter(|entry| entry.copies[HOST] == CopyState::Arriving).map(|entry| entry.demoted_for)
+            self.slab.get(id).filter(|entry| entry.copies[HOST] == CopyState::Arriving).map(|entry| entry.awaited_by)
         else {
             return;
         };
-        self.slab[id].demoted_for = None;
+        self.slab[id].awaited_by = None;
         match end {
             CopyEnd::Done => self.settle_demotion(id, actions),
             CopyEnd::Full | CopyEnd::Failed => self.undo_demotion(id, actions),
@@ -380,7 +403,7 @@ impl Shard {
             }
         }
         if let Some(ticket) = ticket {
-            self.demotion_ended(ticket, end == CopyEnd::Done, actions);
+            self.demotion_ended(ticket, end, actions);
         }
     }
 

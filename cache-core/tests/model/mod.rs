@@ -76,6 +76,8 @@ pub struct Model {
     pub gone: BTreeMap<CopyKey, MissReason>,
     pub parents: BTreeMap<CopyKey, CopyKey>,
     pub open_slots: u32,
+    /// Blocks opened under a known key, and the sequence that opened each of them first.
+    pub opened: BTreeMap<CopyKey, u64>,
     pub sequences: BTreeMap<u64, Sequence>,
     /// Requests for room: whose, for how many slots, and whether for a lost block.
     pub waiting: BTreeMap<Ticket, (u64, usize, bool)>,
@@ -137,6 +139,7 @@ impl Model {
             readers: BTreeMap::new(),
             gone: BTreeMap::new(),
             open_slots: 0,
+            opened: BTreeMap::new(),
             sequences: BTreeMap::new(),
             waiting: BTreeMap::new(),
             promoting: BTreeSet::new(),
@@ -283,8 +286,10 @@ impl Model {
                 self.onboards.push((entry, key));
             }
             Action::Granted { ticket, slots } => {
-                let (_, wanted, _) = self.waiting.remove(&ticket).ok_or(format!("{ticket:?} is granted twice"))?;
+                let (sequence, wanted, reopens) =
+                    self.waiting.remove(&ticket).ok_or(format!("{ticket:?} is granted twice"))?;
                 must!(slots == wanted as u32, "{slots} slots for {wanted}");
+                self.opens(sequence, wanted, reopens);
                 self.open_slots += slots;
                 self.granted += 1;
             }
@@ -305,6 +310,25 @@ impl Model {
             other => answers.push(other),
         }
         Ok(())
+    }
+
+    /// Blocks that were granted are open; whoever opened one first has it.
+    fn opens(&mut self, id: u64, wanted: usize, reopens: bool) {
+        let Sequence { open, held, reopened, .. } = &self.sequences[&id];
+        let keys: Vec<CopyKey> = match reopened.filter(|_| reopens) {
+            Some(index) => vec![held[index].1],
+            None => open[open.len() - wanted..].iter().filter_map(|(key, _)| *key).collect(),
+        };
+        for key in keys {
+            self.opened.entry(key).or_insert(id);
+        }
+    }
+
+    /// A block is not open any more: committed or abandoned.
+    pub fn closes(&mut self, id: u64, key: Option<CopyKey>) {
+        if let Some(key) = key.filter(|key| self.opened.get(key) == Some(&id)) {
+            self.opened.remove(&key);
+        }
     }
 
     /// Blocks that were not granted are not open.
@@ -412,6 +436,8 @@ impl Model {
         let misses: u64 = self.shard.counters().misses.iter().sum();
         must!(misses == self.misses, "{} misses, the shard counts {misses}", self.misses);
         for key in self.chains.iter().flatten().map(|link| CopyKey::exact(HOME, link.hash)) {
+            let (found, expected) = (self.shard.opened_by(&key), self.opened.get(&key).map(|id| Owner(*id)));
+            must!(found == expected, "{key:?} is open by {expected:?}, the shard says {found:?}");
             let view = self.shard.view(&key).map(|(_, view)| view);
             let live = view.map_or(0, |view| view.live);
             must!(live == self.readers(&key), "{key:?} has {} readers, the shard counts {live}", self.readers(&key));

@@ -99,6 +99,17 @@ impl GgufFile {
         self.version
     }
 
+    /// The whole file.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// What the file system says of the very file that is mapped, whatever its path names by now; `None` for bytes in
+    /// memory. Errors: those of the system.
+    pub fn file_metadata(&self) -> std::io::Result<Option<std::fs::Metadata>> {
+        self.bytes.file_metadata()
+    }
+
     /// Size of the file in bytes.
     pub fn file_bytes(&self) -> usize {
         self.bytes.len()

@@ -9,7 +9,7 @@
 //! SIGBUS, which ends the process. Neither can be detected cheaply, so a model file must be replaced by renaming a
 //! new one over it (as the model store does: the old file lives on for whoever maps it), never rewritten in place.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::ops::Deref;
 use std::path::Path;
 
@@ -20,8 +20,8 @@ use super::GgufError;
 /// Bytes of a whole file.
 #[derive(Debug)]
 pub(super) enum Bytes {
-    /// Pages of the file itself.
-    Mapped(Mmap),
+    /// Pages of the file itself, and the handle they came from.
+    Mapped(Mmap, File),
     /// A copy in memory.
     Owned(Vec<u8>),
 }
@@ -39,7 +39,17 @@ impl Bytes {
         // borrowed from it ends first. That the file is not changed meanwhile is kept by its owner, as the module
         // documentation says; a truncation ends the process with SIGBUS rather than reading other memory.
         let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
-        Ok(Bytes::Mapped(map))
+        Ok(Bytes::Mapped(map, file))
+    }
+}
+
+impl Bytes {
+    /// What the file system says of the mapped file; `None` for bytes in memory. Errors: those of the system.
+    pub(super) fn file_metadata(&self) -> std::io::Result<Option<Metadata>> {
+        match self {
+            Bytes::Mapped(_, file) => file.metadata().map(Some),
+            Bytes::Owned(_) => Ok(None),
+        }
     }
 }
 
@@ -48,7 +58,7 @@ impl Deref for Bytes {
 
     fn deref(&self) -> &[u8] {
         match self {
-            Bytes::Mapped(map) => map,
+            Bytes::Mapped(map, _) => map,
             Bytes::Owned(bytes) => bytes,
         }
     }

@@ -1,12 +1,13 @@
 //! Weights identity: digest over the files' SHA-256, remembered by what the file system says of them.
 
-use std::fs::{self, File, Metadata};
-use std::io::Read;
+use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use cache_core::hash::WeightsId;
 use sha2::{Digest, Sha256};
+
+use crate::gguf::GgufFile;
 
 /// Digests already computed, one small file per model file, named by (device, inode, size, mtime, ctime).
 pub struct DigestCache {
@@ -19,21 +20,21 @@ impl DigestCache {
         DigestCache { folder }
     }
 
-    /// Identity of the model made of these files. Errors: the file that could not be read.
-    pub fn identify(&self, files: &[PathBuf]) -> std::io::Result<WeightsId> {
+    /// Identity of the model made of these files, from the bytes that are mapped. Errors: the system's, when a file cannot be asked for
+    /// its metadata.
+    pub fn identify(&self, files: &[&GgufFile]) -> std::io::Result<WeightsId> {
         let digests = files.iter().map(|file| self.digest(file)).collect::<std::io::Result<Vec<_>>>()?;
         Ok(WeightsId::of_files(&digests))
     }
 
-    fn digest(&self, path: &Path) -> std::io::Result<[u8; 32]> {
-        let mut file = File::open(path)?;
-        let name = note_name(&file.metadata()?);
-        let note = self.folder.as_ref().map(|folder| folder.join(name));
+    fn digest(&self, file: &GgufFile) -> std::io::Result<[u8; 32]> {
+        let metadata = file.file_metadata()?;
+        let note = metadata.and_then(|metadata| Some(self.folder.as_ref()?.join(note_name(&metadata))));
         if let Some(known) = note.as_ref().and_then(|note| fs::read(note).ok()).and_then(|bytes| bytes.try_into().ok())
         {
             return Ok(known);
         }
-        let digest = sha256(&mut file)?;
+        let digest = Sha256::digest(file.bytes()).into();
         if let Some(note) = note {
             remember(&note, &digest);
         }
@@ -63,32 +64,35 @@ fn remember(note: &Path, digest: &[u8; 32]) {
     }
 }
 
-fn sha256(file: &mut File) -> std::io::Result<[u8; 32]> {
-    let mut hasher = Sha256::new();
-    let mut chunk = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut chunk)? {
-            0 => return Ok(hasher.finalize().into()),
-            bytes => hasher.update(&chunk[..bytes]),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// A header without anything behind it.
+    fn empty_gguf(version: u8) -> Vec<u8> {
+        let mut bytes = b"GGUF".to_vec();
+        bytes.extend([version, 0, 0, 0]);
+        bytes.extend([0; 16]);
+        bytes
+    }
+
     #[test]
     fn other_bytes_are_another_model_and_notes_are_used() {
         let folder = tempfile::tempdir().unwrap();
-        let model = folder.path().join("m.gguf");
         let cache = DigestCache::new(Some(folder.path().join("notes")));
-        fs::write(&model, b"one").unwrap();
-        let first = cache.identify(std::slice::from_ref(&model)).unwrap();
-        assert_eq!(cache.identify(std::slice::from_ref(&model)).unwrap(), first);
-        assert_eq!(fs::read_dir(folder.path().join("notes")).unwrap().count(), 1);
-        let other = folder.path().join("n.gguf");
-        fs::write(&other, b"two").unwrap();
-        assert_ne!(cache.identify(&[other]).unwrap(), first);
+        let open = |name: &str, version| {
+            let path = folder.path().join(name);
+            fs::write(&path, empty_gguf(version)).unwrap();
+            GgufFile::open(&path).unwrap()
+        };
+        let first = open("m.gguf", 3);
+        let identity = cache.identify(&[&first]).unwrap();
+        let notes = || fs::read_dir(folder.path().join("notes")).unwrap().map(|entry| entry.unwrap().path());
+        assert_eq!(notes().count(), 1);
+        assert_ne!(cache.identify(&[&open("n.gguf", 2)]).unwrap(), identity);
+        // A note is believed: that it was written for this very file is what its name says.
+        notes().for_each(|note| fs::write(note, [7; 32]).unwrap());
+        assert_eq!(cache.identify(&[&first]).unwrap(), WeightsId::of_files(&[[7; 32]]));
+        assert_eq!(DigestCache::new(None).identify(&[&first]).unwrap(), identity);
     }
 }

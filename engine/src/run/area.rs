@@ -56,32 +56,33 @@ impl AreaPlan {
     pub fn divide(input: &AreaInput) -> Result<AreaPlan, EngineError> {
         let mut rows = input.chunk.max(1);
         let mut paging_slots = PAGING_SLOTS;
-        loop {
-            let plan = AreaPlan::with(input, rows, paging_slots);
+        while rows > 1 || paging_slots > 2 {
+            let plan = AreaPlan::with(input, rows, paging_slots, true);
             let blocks_needed = rows.div_ceil(input.geometry.block_tokens);
-            let modest = plan.area_bytes <= input.device_bytes / 4 || (rows == 1 && paging_slots == 2);
-            if modest && plan.block_slots >= blocks_needed.max(1) {
+            if plan.area_bytes <= input.device_bytes / 4 && plan.block_slots >= blocks_needed {
                 return Ok(plan);
-            }
-            if rows == 1 && paging_slots == 2 {
-                return Err(EngineError::Budget {
-                    what: "--device-mem",
-                    given_bytes: input.device_bytes,
-                    minimum_bytes: plan.area_bytes + slots_bytes(1, input.slot_bytes),
-                });
             }
             (rows, paging_slots) = (rows.div_ceil(2), (paging_slots / 2).max(2));
         }
+        // As little as possible: partials only where a block still fits beside them.
+        let least = AreaPlan::with(input, 1, 2, false);
+        let plans = [AreaPlan::with(input, 1, 2, true), least];
+        plans.into_iter().find(|plan| plan.block_slots >= 1).ok_or(EngineError::Budget {
+            what: "--device-mem",
+            given_bytes: input.device_bytes,
+            minimum_bytes: least.area_bytes + slots_bytes(1, input.slot_bytes),
+        })
     }
 
-    fn with(input: &AreaInput, rows: u32, paging_slots: u32) -> AreaPlan {
+    fn with(input: &AreaInput, rows: u32, paging_slots: u32, may_keep_partials: bool) -> AreaPlan {
         let geometry = &input.geometry;
         let state = u64::from(geometry.heads) * geometry.partial_bytes();
         let spans = u64::from(input.context.div_ceil(SPAN_TOKENS));
         // Partials of one row over the whole context let a decode step use every thread; a small budget does without.
         let partials = state * spans;
         let running = state * u64::from(rows);
-        let accumulator_bytes = if partials <= input.device_bytes / 16 { running.max(partials) } else { running };
+        let keeps_partials = may_keep_partials && partials <= input.device_bytes / 16;
+        let accumulator_bytes = if keeps_partials { running.max(partials) } else { running };
         let paging_slot_bytes = geometry.section_bytes() * u64::from(blocks_per_group(geometry));
         let area =
             row_bytes(geometry) * u64::from(rows) + accumulator_bytes + paging_slot_bytes * u64::from(paging_slots);

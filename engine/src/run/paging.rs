@@ -105,7 +105,7 @@ impl<'a> Pager<'a> {
         let in_place = self.device.info().in_place;
         self.sections.clear();
         self.sections.extend(self.places.iter().map(|place| match place {
-            BlockPlace::Device(range) => Some(SectionPlace::Device(range.slice(section.offset, section.bytes))),
+            BlockPlace::Device(range, _) => Some(SectionPlace::Device(range.slice(section.offset, section.bytes))),
             BlockPlace::Host(range, _) if in_place => {
                 Some(SectionPlace::Host(host_slice(*range, section.offset, section.bytes)))
             }

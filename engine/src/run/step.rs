@@ -7,7 +7,7 @@ use cache_core::payload::BlockShape;
 use gpu_tier::attention::{Accumulator, Append, Attend, Attention, Finish, Geometry, SPAN_TOKENS, SectionPlace};
 use gpu_tier::cpu::math;
 use gpu_tier::device::{DeviceBuffer, Stream};
-use kvtier_sdk::cache::{BlockPlace, KvCache, SequenceId};
+use kvtier_sdk::cache::{BlockPlace, CacheError, KvCache, SequenceId};
 use zerocopy::IntoBytes;
 
 use crate::error::EngineError;
@@ -114,9 +114,8 @@ impl Stepper {
         deliver: &mut dyn FnMut(usize, u32, &[f32]),
     ) -> Result<StepEnd, EngineError> {
         let rows: usize = segments.iter().map(|segment| segment.tokens.len()).sum();
-        let places =
-            segments.iter().map(|segment| self.cache.places(segment.sequence)).collect::<Result<Vec<_>, _>>()?;
-        let lost = lost_blocks(segments, &places, self.shape.block_tokens);
+        let places = segments.iter().map(|segment| self.needed_places(segment)).collect::<Result<Vec<_>, _>>()?;
+        let lost = lost_blocks(&places);
         if !lost.is_empty() {
             return Ok(StepEnd::Lost(lost));
         }
@@ -135,6 +134,14 @@ impl Stepper {
         }
         self.deliver_logits(segments, deliver);
         Ok(StepEnd::Done(loaded))
+    }
+
+    /// Where the blocks are that any row of the segment sees. Later ones, which a repair goes past, are nothing to it.
+    fn needed_places(&self, segment: &Segment<'_>) -> Result<Vec<BlockPlace>, CacheError> {
+        let tokens = segment.first_position + segment.tokens.len() as u32;
+        let mut places = self.cache.places(segment.sequence)?;
+        places.truncate(tokens.div_ceil(self.shape.block_tokens) as usize);
+        Ok(places)
     }
 
     fn embed(&mut self, segments: &[Segment<'_>]) {
@@ -224,7 +231,7 @@ impl Stepper {
         let mut moved = Vec::new();
         for (index, (segment, places)) in segments.iter().zip(places).enumerate() {
             for (block, place) in places.iter().enumerate() {
-                if matches!(place, BlockPlace::Host(..)) && !self.cache.check(segment.sequence, block as u32, place) {
+                if !self.cache.check(segment.sequence, block as u32, place) {
                     moved.push(LostBlock { segment: index, block: block as u32, reason: MissReason::LeaseLost });
                 }
             }
@@ -387,12 +394,11 @@ impl<'a> LayerRun<'a> {
     }
 }
 
-/// Blocks that a segment needs and that have no copy left.
-fn lost_blocks(segments: &[Segment<'_>], places: &[Vec<BlockPlace>], block_tokens: u32) -> Vec<LostBlock> {
+/// Blocks that have no copy left.
+fn lost_blocks(places: &[Vec<BlockPlace>]) -> Vec<LostBlock> {
     let mut lost = Vec::new();
-    for (segment, (range, places)) in segments.iter().zip(places).enumerate() {
-        let needed = (range.first_position as usize + range.tokens.len()).div_ceil(block_tokens as usize);
-        for (block, place) in places[..needed].iter().enumerate() {
+    for (segment, places) in places.iter().enumerate() {
+        for (block, place) in places.iter().enumerate() {
             if let BlockPlace::Lost(reason) = place {
                 lost.push(LostBlock { segment, block: block as u32, reason: *reason });
             }

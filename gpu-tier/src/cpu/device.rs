@@ -67,6 +67,8 @@ pub(crate) struct Compute {
     sequence: u64,
     /// Copy events that the next operation starts after.
     waits: Vec<Event>,
+    /// A copy that an operation waited for has failed.
+    lost: bool,
 }
 
 #[derive(Default)]
@@ -108,7 +110,7 @@ impl CpuDevice {
             memory: Arc::new(Memory::reserve(budget_bytes)?),
             counters: Counters::default(),
             copies: Arc::new(Copies::new(rate)),
-            compute: Mutex::new(Compute { sequence: 1, waits: Vec::new() }),
+            compute: Mutex::new(Compute { sequence: 1, waits: Vec::new(), lost: false }),
             threads: Vec::new(),
             extents: RwLock::new(Vec::new()),
         };
@@ -132,8 +134,15 @@ impl CpuDevice {
     pub(crate) fn start_compute(&self) -> Result<MutexGuard<'_, Compute>, DeviceError> {
         // A kernel that panics leaves wrong bytes in its targets, not a broken state here.
         let mut compute = self.compute.lock().unwrap_or_else(PoisonError::into_inner);
-        for event in compute.waits.drain(..) {
-            self.copies.wait(event)?;
+        if compute.lost {
+            return Err(DeviceError::Lost);
+        }
+        while let Some(event) = compute.waits.pop() {
+            if let Err(error) = self.copies.wait(event) {
+                // Work that counted on those copies must not run without them.
+                compute.lost = true;
+                return Err(error);
+            }
         }
         compute.sequence += 1;
         Ok(compute)

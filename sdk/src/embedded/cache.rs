@@ -11,7 +11,7 @@ use cache_core::store::{Lend, Lookup, Sealed, Store};
 use cache_core::units::Tier;
 use gpu_tier::DeviceError;
 
-use crate::cache::{Acquired, BlockPlace, CacheError, CacheStats, Committed, Grant, KvCache, SequenceId, Want};
+use crate::cache::{Acquired, BlockPlace, CacheError, CacheStats, Committed, Grant, KvCache, SequenceId, Stamp, Want};
 use crate::embedded::driver::{Answer, Driver};
 use crate::embedded::state::{Block, State, owner, unknown};
 use crate::embedded::{Embedded, explain};
@@ -68,6 +68,15 @@ impl Embedded {
         Ok(Grant::Granted)
     }
 
+    fn grant_want(&self, state: &mut State, want: &Want) -> Result<Grant, CacheError> {
+        if want.blocks.is_empty() {
+            return Ok(Grant::Granted);
+        }
+        let namespace = state.sequence(want.sequence)?.namespace;
+        let keys = want.blocks.iter().map(|link| link.and_then(|link| self.key_of(namespace, link))).collect();
+        self.grant(state, want.sequence, keys, None)
+    }
+
     /// Takes blocks off the end of a sequence.
     fn shorten(&self, state: &mut State, sequence: SequenceId, blocks: u32) -> Result<(), CacheError> {
         let sequence_now = state.sequence_mut(sequence)?;
@@ -100,7 +109,8 @@ impl Embedded {
             let [device, host] = view.copies;
             let tier = if device == CopyState::Resident {
                 if let Lookup::Hit(lease) = self.tiers.device.lookup(&key) {
-                    return BlockPlace::Device(self.tiers.device.range(lease.place()));
+                    let stamp = Stamp { slot: lease.slot(), generation: lease.generation() };
+                    return BlockPlace::Device(self.tiers.device.range(lease.place()), stamp);
                 }
                 Tier::Device
             } else if host == CopyState::Resident {
@@ -171,15 +181,20 @@ impl KvCache for Embedded {
 
     fn reserve(&self, wants: &[Want]) -> Result<Vec<Grant>, CacheError> {
         let mut state = self.state();
+        let had = wants.iter().map(|want| Ok((want.sequence, state.sequence(want.sequence)?.blocks.len() as u32)));
+        let had = had.collect::<Result<Vec<_>, CacheError>>()?;
         let mut grants = Vec::with_capacity(wants.len());
-        for Want { sequence, blocks } in wants {
-            let namespace = state.sequence(*sequence)?.namespace;
-            let keys = blocks.iter().map(|link| link.and_then(|link| self.key_of(namespace, link))).collect();
-            grants.push(if blocks.is_empty() {
-                Grant::Granted
-            } else {
-                self.grant(&mut state, *sequence, keys, None)?
-            });
+        for want in wants {
+            match self.grant_want(&mut state, want) {
+                Ok(grant) => grants.push(grant),
+                Err(error) => {
+                    // Nobody hears of what was granted before: take it back.
+                    for (sequence, blocks) in had.into_iter().rev() {
+                        self.shorten(&mut state, sequence, blocks)?;
+                    }
+                    return Err(error);
+                }
+            }
         }
         Ok(grants)
     }
@@ -217,7 +232,8 @@ impl KvCache for Embedded {
         for index in 0..count {
             places.push(match state.sequence(sequence)?.blocks[index] {
                 Block::Open { ref slot, .. } | Block::Private { ref slot } => {
-                    BlockPlace::Device(self.tiers.device.range(slot.place()))
+                    let stamp = Stamp { slot: slot.index(), generation: slot.generation() };
+                    BlockPlace::Device(self.tiers.device.range(slot.place()), stamp)
                 }
                 Block::Held { entry, key } => self.locate(&mut state, namespace, entry, key),
             });
@@ -227,7 +243,7 @@ impl KvCache for Embedded {
 
     fn check(&self, sequence: SequenceId, block: u32, place: &BlockPlace) -> bool {
         let lease = match place {
-            BlockPlace::Device(_) => return true,
+            BlockPlace::Device(_, stamp) => return self.tiers.device.is_at(stamp.slot, stamp.generation),
             BlockPlace::Lost(_) => return false,
             BlockPlace::Host(_, lease) => lease,
         };
@@ -259,6 +275,11 @@ impl KvCache for Embedded {
             state.sequence_mut(sequence)?.make_private(block);
             return Ok(Committed::Inserted);
         };
+        let before = state.sequence(sequence)?.hash_before(block);
+        let reopened_for_another = held.is_some() && opened_for != Some(key);
+        if reopened_for_another || link.depth != block || before.is_some_and(|hash| link.parent != hash) {
+            return Err(CacheError::Unknown { what: format!("{link:?} as block {block} of sequence {}", sequence.0) });
+        }
         let sealed = Sealed { key, lineage: Lineage(key.form), link };
         let event = Event::Commit { owner: owner(sequence), opened_for, key, link, held: held.is_some() };
         let (Some(Answer::Committed(entry, how)), _) = self.drive(&mut state, namespace, event) else {

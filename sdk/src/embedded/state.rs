@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use cache_core::hash::Namespace;
+use cache_core::hash::{BlockHash, Namespace};
 use cache_core::key::CopyKey;
 use cache_core::manager::{Budgets, CacheManager, EntryId, Owner, Shard, Ticket};
 use cache_core::store::Slot;
@@ -38,6 +38,17 @@ impl Sequence {
         self.blocks
             .get(index as usize)
             .ok_or_else(|| CacheError::Unknown { what: format!("block {index} of a sequence") })
+    }
+
+    /// What the parent of `block` must be, `Some(None)` for block 0; `None` where the block before has no known key.
+    pub(crate) fn hash_before(&self, block: u32) -> Option<Option<BlockHash>> {
+        let Some(before) = block.checked_sub(1) else {
+            return Some(None);
+        };
+        match self.blocks.get(before as usize)? {
+            Block::Held { key, .. } | Block::Open { opened_for: Some(key), .. } => Some(Some(key.hash)),
+            Block::Open { opened_for: None, .. } | Block::Private { .. } => None,
+        }
     }
 
     /// Turns an open block into an entry that this sequence reads; gives its slot back. Panics when it is not open.

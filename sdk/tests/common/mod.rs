@@ -80,7 +80,7 @@ impl Rig {
 
     /// Writes the pattern of `link` into an open block.
     pub fn write(&self, sequence: SequenceId, block: u32, link: Link) {
-        let BlockPlace::Device(image) = self.cache.places(sequence).unwrap().swap_remove(block as usize) else {
+        let BlockPlace::Device(image, _) = self.cache.places(sequence).unwrap().swap_remove(block as usize) else {
             panic!("an open block is in device memory");
         };
         for section in self.cache.shape().sections() {
@@ -124,7 +124,7 @@ impl Rig {
         let shape = self.cache.shape();
         let (from, to) = (shape.header_bytes(), shape.header_bytes() + shape.payload_bytes());
         match place {
-            BlockPlace::Device(image) => {
+            BlockPlace::Device(image, _) => {
                 let mut bytes = vec![0; (to - from) as usize];
                 self.device.download(Stream::Compute, image.slice(from, to - from), &mut bytes).unwrap();
                 Some(bytes)
