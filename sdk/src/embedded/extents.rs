@@ -8,15 +8,13 @@
 
 use std::sync::Arc;
 
-#[cfg(feature = "testing")]
-use cache_core::store::SlotPlace;
 use gpu_tier::device::HostExtent;
 use host_tier::Extent;
 
 /// Fault hook: fills a slot with ones, which read as NaN. The slot must have been revoked and must still rest, so that nobody holds its
 /// reservation; readers race with this by design and find its generation moved.
 #[cfg(feature = "testing")]
-pub(crate) fn overwrite(extent: &Extent, place: SlotPlace) {
+pub(crate) fn overwrite(extent: &Extent, place: cache_core::store::SlotPlace) {
     assert!(place.offset + place.bytes <= extent.bytes(), "a slot lies inside its extent");
     // SAFETY: inside the service mapping (checked above), which `extent` owns; no reference to these bytes exists, since readers of
     // a slot copy through raw pointers and verification holds the slot's reservation or a lease that is current.

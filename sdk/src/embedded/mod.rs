@@ -8,6 +8,7 @@
 //! | `cache` | [`crate::cache::KvCache`] over the above |
 //! | `explain` | why a block is or is not here |
 //! | `extents` | host extents as a device sees them |
+//! | `faults` | hooks with which tests take copies away (feature `testing`) |
 //!
 //! **Lock order**: `state`, then a tier's own locks, then the device's. The state mutex is held while an action's copies run, so a
 //! `reserve` that demotes keeps other callers waiting for as long as its copies take; in exchange no other call ever sees a copy half
@@ -25,17 +26,15 @@ mod config;
 mod driver;
 mod explain;
 mod extents;
+#[cfg(feature = "testing")]
+mod faults;
 mod state;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use cache_core::chain::Link;
-use cache_core::hash::Namespace;
-use cache_core::key::CopyKey;
 use cache_core::manager::Budgets;
 use cache_core::payload::BlockShape;
-use cache_core::store::{Lend, Lookup, Resident};
 use cache_core::units::Now;
 use gpu_tier::attention::Attention;
 use gpu_tier::device::ExtentId;
@@ -107,52 +106,6 @@ impl Embedded {
     /// The device that the blocks are on.
     pub fn device(&self) -> &Arc<dyn Attention> {
         &self.device
-    }
-
-    /// Takes every access to the arena's reader mapping away: from now on an attention kernel that reads a block in place dies. For a
-    /// strict device, where nothing but the copy engine may touch the arena.
-    #[cfg(feature = "testing")]
-    pub fn protect_host_reader(&self) -> Result<(), CacheError> {
-        if self.device.info().in_place {
-            return Err(CacheError::Host("protect the reader mapping: the device attends in place".to_owned()));
-        }
-        for extent in self.tiers.host.iter().flat_map(|host| host.tier.extents()) {
-            extent
-                .protect_reader()
-                .map_err(|error| CacheError::Host(format!("protect the reader mapping: {error}")))?;
-        }
-        Ok(())
-    }
-
-    /// Fault hook: takes a host copy away under its readers, as an eviction, a lease's time limit or a client's hang-up does. The
-    /// manager is not told; it finds out as it would then. Returns false when there was no such copy.
-    #[cfg(feature = "testing")]
-    pub fn revoke_host(&self, namespace: Namespace, link: Link) -> bool {
-        let key = CopyKey::exact(namespace, link.hash);
-        let Some(host) = &self.tiers.host else {
-            return false;
-        };
-        let there = matches!(host.tier.lookup(&key), Lookup::Hit(_));
-        host.tier.revoke(&key);
-        there
-    }
-
-    /// Fault hook: as [`Embedded::revoke_host`], and the slot's bytes are overwritten at once, as its next tenant would. Whoever reads
-    /// it now reads other bytes and must notice.
-    #[cfg(feature = "testing")]
-    pub fn overwrite_host(&self, namespace: Namespace, link: Link) -> bool {
-        let key = CopyKey::exact(namespace, link.hash);
-        let Some(host) = &self.tiers.host else {
-            return false;
-        };
-        // The lease makes the slot rest, so that nobody else writes it meanwhile.
-        let Lookup::Hit(lease) = host.tier.lookup(&key) else {
-            return false;
-        };
-        host.tier.revoke(&key);
-        let place = lease.place();
-        extents::overwrite(&host.tier.extents()[place.extent as usize], place);
-        true
     }
 
     /// Checks the manager's books against each other; for tests. Errors: the first contradiction, in words.
