@@ -3,6 +3,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// How the elements of one (layer, K or V) are stored. Only forms that are built have an id here; ids are never reused.
+/// `docs/forms.md` gives every byte of each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Form {
@@ -10,23 +11,56 @@ pub enum Form {
     Raw16,
     /// f32, for measurement; never published.
     Raw32,
+    /// `raw16` without loss: 8 bits of sign and mantissa, 4 bits of exponent code, escapes.
+    Sx12,
+    /// int8 per token and head with an f16 scale.
+    I8h,
+    /// 4 bits, K per channel over the block and V per token, each row with an f16 centre and half-range.
+    Kc4vt4,
 }
 
 impl Form {
+    /// Every form, in the order of their ids.
+    pub const ALL: [Form; 5] = [Form::Raw16, Form::Raw32, Form::Sx12, Form::I8h, Form::Kc4vt4];
+
     /// Name on the command line and in JSON.
     pub fn name(self) -> &'static str {
         match self {
             Form::Raw16 => "raw16",
             Form::Raw32 => "raw32",
+            Form::Sx12 => "sx12",
+            Form::I8h => "i8h",
+            Form::Kc4vt4 => "kc4vt4",
         }
     }
 
-    /// Bytes of one element.
+    /// The form of that name.
+    pub fn from_name(name: &str) -> Option<Form> {
+        Form::ALL.into_iter().find(|form| form.name() == name)
+    }
+
+    /// Bytes of one element once it is decoded: f32 for `raw32`, else bf16.
     pub fn element_bytes(self) -> u64 {
         match self {
-            Form::Raw16 => 2,
+            Form::Raw16 | Form::Sx12 | Form::I8h | Form::Kc4vt4 => 2,
             Form::Raw32 => 4,
         }
+    }
+
+    /// Bits of one element in the code plane, headers and scales not counted.
+    pub fn code_bits(self) -> u64 {
+        match self {
+            Form::Raw16 => 16,
+            Form::Raw32 => 32,
+            Form::Sx12 => 12,
+            Form::I8h => 8,
+            Form::Kc4vt4 => 4,
+        }
+    }
+
+    /// True when decoding gives back the published bits.
+    pub fn is_lossless(self) -> bool {
+        matches!(self, Form::Raw16 | Form::Sx12)
     }
 }
 
@@ -40,18 +74,27 @@ impl FormMapId {
     pub const RAW16: FormMapId = FormMapId(1);
     /// Every layer, K and V, in `raw32`.
     pub const RAW32: FormMapId = FormMapId(2);
+    /// Every layer, K and V, in `sx12`.
+    pub const SX12: FormMapId = FormMapId(3);
+    /// Every layer, K and V, in `i8h`.
+    pub const I8H: FormMapId = FormMapId(4);
+    /// Every layer in `kc4vt4`.
+    pub const KC4VT4: FormMapId = FormMapId(5);
 
     /// The trivial map of a form.
     pub fn uniform(form: Form) -> FormMapId {
         match form {
             Form::Raw16 => FormMapId::RAW16,
             Form::Raw32 => FormMapId::RAW32,
+            Form::Sx12 => FormMapId::SX12,
+            Form::I8h => FormMapId::I8H,
+            Form::Kc4vt4 => FormMapId::KC4VT4,
         }
     }
 
     /// True when decoding gives back the published bits.
     pub fn is_lossless(self) -> bool {
-        self == FormMapId::RAW16
+        self == FormMapId::RAW16 || self == FormMapId::SX12
     }
 }
 
@@ -84,5 +127,28 @@ impl Accept {
         match self {
             Accept::Exact => form.is_lossless() && provenance == Provenance::EXACT,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_distinct_and_names_are_found_again() {
+        for (index, form) in Form::ALL.into_iter().enumerate() {
+            assert_eq!(FormMapId::uniform(form), FormMapId(index as u32 + 1));
+            assert_eq!(Form::from_name(form.name()), Some(form));
+            assert_eq!(FormMapId::uniform(form).is_lossless(), form.is_lossless());
+        }
+        assert_eq!(Form::from_name("q4_0"), None);
+    }
+
+    #[test]
+    fn exact_lookups_take_lossless_forms_only() {
+        assert!(Accept::Exact.admits(FormMapId::SX12, Provenance::EXACT));
+        assert!(!Accept::Exact.admits(FormMapId::SX12, Provenance(1)));
+        assert!(!Accept::Exact.admits(FormMapId::I8H, Provenance::EXACT));
+        assert!(!Accept::Exact.admits(FormMapId::KC4VT4, Provenance::EXACT));
     }
 }

@@ -8,7 +8,7 @@
 //! | 80 | copy key: namespace 32, hash 32, group 4, form 4, provenance 8 |
 //! | 32 | parent hash, zero for block 0 |
 //! | 4 | depth |
-//! | 4 | reserved, zero |
+//! | 4 | image pages: length of the slot image in pages of 4 KiB, so that a walk over records needs no shape |
 //! | 16 | store id, zero outside a disk or remote store |
 //! | 8, 8, 8 | epoch, segment generation, offset; zero outside a disk store |
 //! | 8 x sections | section sums |
@@ -17,6 +17,7 @@
 use zerocopy::byteorder::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use crate::buffer::PAGE_BYTES;
 use crate::chain::Link;
 use crate::form::{FormMapId, Lineage, Provenance};
 use crate::hash::{BlockHash, Namespace};
@@ -38,7 +39,7 @@ struct Fixed {
     provenance: U64,
     parent: [u8; 32],
     depth: U32,
-    reserved: U32,
+    image_pages: U32,
     store_id: [u8; 16],
     epoch: U64,
     segment_generation: U64,
@@ -69,6 +70,8 @@ pub struct SlotHeader {
     pub lineage: Lineage,
     /// Its place in the chain; `link.hash == key.hash`.
     pub link: Link,
+    /// Length of the slot image in pages of 4 KiB.
+    pub image_pages: u32,
     /// Where the record lies.
     pub place: RecordPlace,
     /// One sum per section, by section index.
@@ -112,7 +115,7 @@ impl SlotHeader {
             provenance: U64::new(self.key.provenance.0),
             parent: self.link.parent.map_or([0; 32], |parent| parent.0),
             depth: U32::new(self.link.depth),
-            reserved: U32::new(0),
+            image_pages: U32::new(self.image_pages),
             store_id: self.place.store_id,
             epoch: U64::new(self.place.epoch),
             segment_generation: U64::new(self.place.segment_generation),
@@ -162,6 +165,7 @@ impl SlotHeader {
             key,
             lineage: Lineage(FormMapId(fixed.lineage.get())),
             link: Link { hash: key.hash, parent, depth },
+            image_pages: fixed.image_pages.get(),
             place,
             sums,
         })
@@ -170,6 +174,11 @@ impl SlotHeader {
     /// Checks that this is the header of `key`.
     pub fn expect_key(&self, key: &CopyKey) -> Result<(), CheckFailure> {
         if self.key == *key { Ok(()) } else { Err(CheckFailure::Identity) }
+    }
+
+    /// Checks that the image is as long as one of this shape.
+    pub fn expect_shape(&self, shape: &crate::payload::BlockShape) -> Result<(), CheckFailure> {
+        if self.image_pages == image_pages(shape) { Ok(()) } else { Err(CheckFailure::Identity) }
     }
 
     /// Checks one section's bytes.
@@ -183,6 +192,10 @@ impl SlotHeader {
     }
 }
 
+fn image_pages(shape: &crate::payload::BlockShape) -> u32 {
+    (shape.slot_bytes() / PAGE_BYTES) as u32
+}
+
 /// Verifies a whole slot image of `key`: header, identity, every section. Returns the header.
 pub fn verify_image(
     shape: &crate::payload::BlockShape,
@@ -191,6 +204,7 @@ pub fn verify_image(
 ) -> Result<SlotHeader, CheckFailure> {
     let header = SlotHeader::decode(image, shape.section_count())?;
     header.expect_key(key)?;
+    header.expect_shape(shape)?;
     for section in shape.sections() {
         let bytes = image
             .get(section.offset as usize..(section.offset + section.bytes) as usize)
@@ -232,7 +246,7 @@ pub fn seal_sums(
             )
         })
         .collect();
-    SlotHeader { key, lineage, link, place: RecordPlace::default(), sums }
+    SlotHeader { key, lineage, link, image_pages: image_pages(shape), place: RecordPlace::default(), sums }
 }
 
 #[cfg(test)]

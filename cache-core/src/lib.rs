@@ -5,6 +5,7 @@
 
 pub mod buffer;
 pub mod chain;
+pub mod codec;
 pub mod completions;
 #[cfg(feature = "testing")]
 pub mod contract;
@@ -16,7 +17,6 @@ pub mod manager;
 pub mod manifest;
 pub mod miss;
 pub mod payload;
-pub mod raw16;
 pub mod slots;
 pub mod store;
 pub mod sum;

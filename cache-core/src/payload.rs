@@ -2,13 +2,19 @@
 //!
 //! ```text
 //! slot image = header pages | header plane | scale plane | code plane          each on a 4 KiB boundary
-//! code plane = [layer][kv head][ K codes | V codes ]
+//! plane      = [layer][kv head][ K part | V part ]
 //! ```
-//! A **section** is one layer of one plane: the smallest unit that has a sum. `raw16` keys are channel-major
-//! `[head_dim][block_tokens]` and values token-major `[block_tokens][head_dim]`, so that attention runs over lanes without
-//! horizontal sums; its header and scale planes are empty.
+//! A **section** is one layer of one plane: the smallest unit that has a sum. Sections are numbered plane by plane in the
+//! order above, layer by layer inside a plane; planes that a form does not have take no number and no page.
+//!
+//! `raw16` keys are channel-major `[head_dim][block_tokens]` and values token-major `[block_tokens][head_dim]`, so that
+//! attention runs over lanes without horizontal sums; its header and scale planes are empty. The parts of the other forms
+//! are described in [`crate::codec`], byte by byte in `docs/forms.md`.
+
+use std::ops::Range;
 
 use crate::buffer::round_to_pages;
+use crate::codec::sx12;
 use crate::form::{Form, FormMapId};
 use crate::header;
 
@@ -23,7 +29,27 @@ pub enum Plane {
     Code,
 }
 
-/// Shape of a block of one `Full` group in one uniform form.
+impl Plane {
+    /// Every plane, in order.
+    pub const ALL: [Plane; 3] = [Plane::Header, Plane::Scale, Plane::Code];
+}
+
+/// Keys or values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Side {
+    /// Keys, channel-major.
+    Key,
+    /// Values, token-major.
+    Value,
+}
+
+impl Side {
+    /// Both, in the order in which they stand.
+    pub const ALL: [Side; 2] = [Side::Key, Side::Value];
+}
+
+/// Shape of a block of one `Full` group in one uniform form. Forms other than `raw16` and `raw32` need `head_dim` and
+/// `block_tokens` to be multiples of 8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct BlockShape {
     /// Layers of the group.
@@ -50,22 +76,53 @@ pub struct Section {
 }
 
 impl BlockShape {
+    /// The same block in another form.
+    pub fn with_form(&self, form: Form) -> BlockShape {
+        BlockShape { form, ..*self }
+    }
+
     /// The form map of every copy of this shape.
     pub fn form_map(&self) -> FormMapId {
         FormMapId::uniform(self.form)
     }
 
+    /// Elements of the keys, or of the values, of one layer and head.
+    pub fn side_elements(&self) -> u64 {
+        u64::from(self.head_dim) * u64::from(self.block_tokens)
+    }
+
+    /// Bytes of a plane that the keys, or the values, of one layer and head take.
+    pub fn part_bytes(&self, plane: Plane, side: Side) -> u64 {
+        let (elements, tokens, channels) =
+            (self.side_elements(), u64::from(self.block_tokens), u64::from(self.head_dim));
+        match (plane, self.form, side) {
+            (Plane::Code, form, _) => elements * form.code_bits() / 8,
+            (Plane::Header, Form::Sx12, _) => sx12::header_bytes(elements),
+            (Plane::Header, Form::Kc4vt4, Side::Key) => 4 * channels,
+            (Plane::Scale, Form::Kc4vt4, Side::Value) => 4 * tokens,
+            (Plane::Scale, Form::I8h, _) => 2 * tokens,
+            (Plane::Header | Plane::Scale, _, _) => 0,
+        }
+    }
+
+    /// Bytes of one layer of a plane: of each of its sections. 0 when the form has no such plane.
+    pub fn layer_bytes(&self, plane: Plane) -> u64 {
+        u64::from(self.kv_heads) * (self.part_bytes(plane, Side::Key) + self.part_bytes(plane, Side::Value))
+    }
+
     /// Bytes of one layer of the code plane.
     pub fn section_bytes(&self) -> u64 {
-        2 * u64::from(self.kv_heads)
-            * u64::from(self.head_dim)
-            * u64::from(self.block_tokens)
-            * self.form.element_bytes()
+        self.layer_bytes(Plane::Code)
     }
 
     /// Number of sections, and so of sums.
     pub fn section_count(&self) -> u32 {
-        self.layers
+        Plane::ALL.into_iter().map(|plane| self.plane_sections(plane)).sum()
+    }
+
+    /// Number of sections of one plane.
+    pub fn plane_sections(&self, plane: Plane) -> u32 {
+        if self.layer_bytes(plane) == 0 { 0 } else { self.layers }
     }
 
     /// Bytes of the header pages before the planes.
@@ -73,27 +130,67 @@ impl BlockShape {
         round_to_pages(header::encoded_bytes(self.section_count()))
     }
 
+    /// Bytes of a plane, without the padding after it.
+    pub fn plane_bytes(&self, plane: Plane) -> u64 {
+        u64::from(self.layers) * self.layer_bytes(plane)
+    }
+
+    /// First byte of a plane in the slot image, a page boundary.
+    pub fn plane_offset(&self, plane: Plane) -> u64 {
+        let before = Plane::ALL.into_iter().take_while(|each| *each < plane);
+        self.header_bytes() + before.map(|each| round_to_pages(self.plane_bytes(each))).sum::<u64>()
+    }
+
+    /// The section of `layer` in a plane; `None` when the form has no such plane. Panics when the group has no such layer.
+    pub fn section(&self, plane: Plane, layer: u32) -> Option<Section> {
+        assert!(layer < self.layers, "layer {layer} of {}", self.layers);
+        let bytes = self.layer_bytes(plane);
+        let before = Plane::ALL.into_iter().take_while(|each| *each < plane);
+        let index = before.map(|each| self.plane_sections(each)).sum::<u32>() + layer;
+        (bytes > 0).then(|| Section { index, offset: self.plane_offset(plane) + u64::from(layer) * bytes, bytes })
+    }
+
     /// The section of `layer` in the code plane. Panics when the group has no such layer.
     pub fn code_section(&self, layer: u32) -> Section {
-        assert!(layer < self.layers, "layer {layer} of {}", self.layers);
-        let bytes = self.section_bytes();
-        Section { index: layer, offset: self.header_bytes() + u64::from(layer) * bytes, bytes }
+        self.section(Plane::Code, layer).expect("every form has a code plane")
+    }
+
+    /// Where the keys or values of one head are in a section of a plane, counted from the section's start. `sx12`'s
+    /// header plane is not split by head: see [`sx12`]. Panics when there is no such head.
+    pub fn part(&self, plane: Plane, kv_head: u32, side: Side) -> Range<usize> {
+        assert!(kv_head < self.kv_heads, "head {kv_head} of {}", self.kv_heads);
+        let (keys, values) = (self.part_bytes(plane, Side::Key), self.part_bytes(plane, Side::Value));
+        let first = u64::from(kv_head) * (keys + values) + if side == Side::Value { keys } else { 0 };
+        first as usize..(first + self.part_bytes(plane, side)) as usize
     }
 
     /// All sections in the order of their sums.
     pub fn sections(&self) -> impl Iterator<Item = Section> + use<> {
         let shape = *self;
-        (0..shape.layers).map(move |layer| shape.code_section(layer))
+        Plane::ALL
+            .into_iter()
+            .flat_map(move |plane| (0..shape.layers).filter_map(move |layer| shape.section(plane, layer)))
     }
 
     /// Bytes of the slot image, whole pages: the one slot size of this (namespace, group, form).
     pub fn slot_bytes(&self) -> u64 {
-        round_to_pages(self.header_bytes() + u64::from(self.layers) * self.section_bytes())
+        self.plane_offset(Plane::Code) + round_to_pages(self.plane_bytes(Plane::Code))
     }
 
-    /// Bytes of keys and values alone.
+    /// Bytes of all sections: keys and values with their headers and scales, no padding.
     pub fn payload_bytes(&self) -> u64 {
-        u64::from(self.layers) * self.section_bytes()
+        Plane::ALL.into_iter().map(|plane| self.plane_bytes(plane)).sum()
+    }
+
+    /// Stored bits per element, headers and scales counted, padding not.
+    pub fn bits_per_value(&self) -> f64 {
+        let elements = 2 * u64::from(self.layers) * u64::from(self.kv_heads) * self.side_elements();
+        (8 * self.payload_bytes()) as f64 / elements as f64
+    }
+
+    /// Slot bytes that one token of a block in this form takes.
+    pub fn bytes_per_token(&self) -> f64 {
+        self.slot_bytes() as f64 / f64::from(self.block_tokens)
     }
 }
 
@@ -101,12 +198,43 @@ impl BlockShape {
 mod tests {
     use super::*;
 
+    const RAW16: BlockShape = BlockShape { layers: 30, kv_heads: 3, head_dim: 64, block_tokens: 64, form: Form::Raw16 };
+
     #[test]
     fn smollm2_block_of_64() {
-        let shape = BlockShape { layers: 30, kv_heads: 3, head_dim: 64, block_tokens: 64, form: Form::Raw16 };
+        let shape = RAW16;
         assert_eq!(shape.section_bytes(), 48 * 1024);
         assert_eq!(shape.header_bytes(), 4096);
         assert_eq!(shape.slot_bytes(), 4096 + 30 * 48 * 1024);
         assert_eq!(shape.code_section(29).offset + shape.section_bytes(), shape.slot_bytes());
+        assert_eq!(shape.code_section(7).index, 7);
+        assert_eq!(shape.section(Plane::Scale, 7), None);
+    }
+
+    #[test]
+    fn sections_tile_their_planes_and_planes_start_on_pages() {
+        let shapes = [
+            RAW16,
+            BlockShape { layers: 3, kv_heads: 1, head_dim: 16, block_tokens: 16, ..RAW16 },
+            BlockShape { layers: 5, kv_heads: 2, head_dim: 80, block_tokens: 128, ..RAW16 },
+        ];
+        for shape in shapes.iter().flat_map(|shape| Form::ALL.map(|form| shape.with_form(form))) {
+            let sections: Vec<Section> = shape.sections().collect();
+            assert_eq!(sections.len() as u32, shape.section_count());
+            assert!(sections.iter().enumerate().all(|(index, section)| section.index == index as u32));
+            let mut end = shape.header_bytes();
+            for section in &sections {
+                let next_plane = section.offset != end;
+                assert!(section.offset >= end && (!next_plane || section.offset == round_to_pages(end)), "{shape:?}");
+                end = section.offset + section.bytes;
+            }
+            assert_eq!(round_to_pages(end), shape.slot_bytes());
+            for plane in Plane::ALL {
+                assert_eq!(shape.plane_offset(plane) % 4096, 0);
+                let last = shape.part(plane, shape.kv_heads - 1, Side::Value);
+                assert_eq!(last.end as u64, shape.layer_bytes(plane));
+                assert_eq!(shape.part(plane, 0, Side::Key).end, shape.part(plane, 0, Side::Value).start);
+            }
+        }
     }
 }

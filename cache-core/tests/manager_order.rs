@@ -1,93 +1,13 @@
 //! Who goes first, who waits for whom, and what each is told: the manager's decisions one by one.
 
-use cache_core::chain::{Chain, Link};
+mod manager_bench;
+
 use cache_core::form::{Accept, Provenance};
-use cache_core::hash::Namespace;
 use cache_core::key::CopyKey;
-use cache_core::manager::{Action, Actions, Budgets, CopyEnd, CopyState, EntryId, Event, Owner, Shard, Ticket};
+use cache_core::manager::{Action, CopyEnd, CopyState, Event, Owner, Ticket};
 use cache_core::miss::MissReason;
-use cache_core::units::{Now, Tier};
-
-const HOME: Namespace = Namespace([1; 32]);
-
-struct Bench {
-    shard: Shard,
-    clock: u64,
-}
-
-fn links(seed: u32, blocks: u32) -> Vec<Link> {
-    Chain::over(HOME, 2, &(0..2 * blocks).map(|token| seed * 1000 + token).collect::<Vec<_>>()).links().to_vec()
-}
-
-fn key(link: &Link) -> CopyKey {
-    CopyKey::exact(HOME, link.hash)
-}
-
-impl Bench {
-    fn new(device_slots: u32, host_slots: u32) -> Bench {
-        Bench { shard: Shard::new(Budgets { device_slots, host_slots }), clock: 0 }
-    }
-
-    fn on(&mut self, event: Event<'_>) -> Actions {
-        self.clock += 1;
-        let actions = self.shard.on(event, Now(self.clock));
-        self.shard.audit().unwrap();
-        actions
-    }
-
-    fn room(&mut self, ticket: u64, slots: usize) -> Actions {
-        self.on(Event::Room { ticket: Ticket(ticket), owner: Owner(ticket), keys: &vec![None; slots], held: 0 })
-    }
-
-    fn commit(&mut self, ticket: u64, link: &Link) -> EntryId {
-        let event = Event::Commit { owner: Owner(ticket), opened_for: None, key: key(link), link: *link, held: false };
-        match self.on(event)[..] {
-            [Action::Committed { entry, .. }] => entry,
-            ref other => panic!("{other:?}"),
-        }
-    }
-
-    /// Performs every copy at once; returns what was dropped, demoted and answered, in order.
-    fn settle(&mut self, actions: Actions) -> Actions {
-        let mut queue = std::collections::VecDeque::from(actions);
-        let mut seen = Actions::new();
-        while let Some(action) = queue.pop_front() {
-            match action {
-                Action::Demote { entry, .. } => queue.extend(self.on(Event::Demoted { entry, end: CopyEnd::Done })),
-                Action::Promote { entry, .. } => queue.extend(self.on(Event::Onboarded { entry, end: CopyEnd::Done })),
-                Action::Drop { entry, tier: Tier::Host, .. } => {
-                    queue.extend(self.on(Event::Dropped { entry, refused: false }))
-                }
-                _ => {}
-            }
-            seen.push(action);
-        }
-        seen
-    }
-
-    /// A sequence that computes all of `links`, one at a time.
-    fn run(&mut self, ticket: u64, links: &[Link]) -> Vec<EntryId> {
-        links
-            .iter()
-            .map(|link| {
-                let actions = self.room(ticket, 1);
-                let seen = self.settle(actions);
-                assert!(seen.iter().any(|action| matches!(action, Action::Granted { .. })), "{seen:?}");
-                self.commit(ticket, link)
-            })
-            .collect()
-    }
-}
-
-fn dropped(actions: &Actions, tier: Tier) -> Vec<CopyKey> {
-    actions
-        .iter()
-        .filter_map(|action| match action {
-            Action::Drop { key, tier: from, .. } if *from == tier => Some(*key),
-            _ => None,
-        })
-        .collect()
-}
+use cache_core::units::Tier;
+use manager_bench::{Bench, HOME, dropped, key, links};
 
 #[test]
 fn idle_copies_go_leaf_first_and_least_recently_used_first() {
@@ -112,7 +32,7 @@ fn a_shared_prefix_outlives_the_branch_that_was_left_first() {
     let trunk = links(1, 3);
     let first = bench.run(1, &trunk);
     // Another sequence reads the first two blocks and leaves later.
-    bench.on(Event::Acquire { namespace: HOME, links: &trunk[..2], accept: Accept::Exact });
+    bench.on(Event::Acquire { namespace: HOME, links: &trunk[..2], below: &[], accept: Accept::Exact });
     bench.on(Event::Release { entries: &first });
     let side = links(2, 1);
     let other = bench.run(2, &side);
@@ -146,7 +66,7 @@ fn a_demotion_that_fails_leaves_the_live_block_where_it_is() {
         actions = bench.on(Event::Demoted { entry: entries[1], end: CopyEnd::Failed });
     }
     assert!(matches!(actions[..], [Action::Refused { .. }]), "{actions:?}");
-    assert_eq!(bench.shard.entry(entries[1]).unwrap().copies, [CopyState::Resident, CopyState::None]);
+    assert_eq!(bench.shard.entry(entries[1]).unwrap().copies, [CopyState::Resident, CopyState::None, CopyState::None]);
 }
 
 #[test]
@@ -158,7 +78,7 @@ fn a_damaged_copy_is_found_on_the_way_and_never_arrives() {
     let actions = bench.on(Event::Demoted { entry: entries[1], end: CopyEnd::Damaged });
     assert_eq!(actions[0], Action::Discard { key: key(&chain[1]), tier: Tier::Device });
     assert_eq!(bench.shard.entry(entries[1]).unwrap().loss, Some(MissReason::FailedCheck));
-    let (hits, miss) = bench.shard.peek(HOME, &chain, Accept::Exact);
+    let (hits, miss) = bench.shard.peek(HOME, &chain, &[], Accept::Exact);
     assert_eq!((hits.len(), miss), (1, Some(MissReason::FailedCheck)));
 }
 
@@ -171,7 +91,7 @@ fn a_failed_promotion_gives_each_waiter_its_own_miss() {
     let other = bench.run(2, &links(2, 2));
     bench.on(Event::Release { entries: &other });
     for _ in 0..2 {
-        bench.on(Event::Acquire { namespace: HOME, links: &chain, accept: Accept::Exact });
+        bench.on(Event::Acquire { namespace: HOME, links: &chain, below: &[], accept: Accept::Exact });
     }
     // The victims are idle and have no host copy yet: they are demoted first, the promotion follows.
     let promote = bench.on(Event::Promote { ticket: Ticket(10), entries: &entries[..1] });
@@ -195,7 +115,7 @@ fn a_promotion_never_moves_a_live_block_out() {
     let entries = bench.run(1, &chain);
     assert_eq!(
         bench.on(Event::Promote { ticket: Ticket(9), entries: &entries }),
-        [Action::Promoted { ticket: Ticket(9), arrived: 0, missed: 0 }]
+        [Action::Promoted { ticket: Ticket(9), arrived: 0, loaded: 0, missed: 0 }]
     );
 }
 
@@ -206,10 +126,10 @@ fn a_tainted_copy_is_no_hit_and_names_its_reason() {
     bench.room(1, 1);
     let tainted = CopyKey { provenance: Provenance(5), ..key(&link) };
     bench.on(Event::Commit { owner: Owner(1), opened_for: None, key: tainted, link, held: false });
-    assert_eq!(bench.shard.peek(HOME, &[link], Accept::Exact).1, Some(MissReason::Provenance));
+    assert_eq!(bench.shard.peek(HOME, &[link], &[], Accept::Exact).1, Some(MissReason::Provenance));
     bench.room(1, 1);
     bench.commit(1, &link);
-    assert_eq!(bench.shard.peek(HOME, &[link], Accept::Exact).0.len(), 1);
+    assert_eq!(bench.shard.peek(HOME, &[link], &[], Accept::Exact).0.len(), 1);
     assert_eq!(bench.shard.entries(), 2);
 }
 

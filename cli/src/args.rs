@@ -29,6 +29,49 @@ pub enum Command {
     /// Model files
     #[command(subcommand)]
     Model(ModelCommand),
+    /// Read and check every record of a store that nobody has open
+    Verify(VerifyArgs),
+    /// This machine's ceilings beside our figures
+    #[command(subcommand)]
+    Bench(BenchCommand),
+}
+
+/// `kvtier verify`.
+#[derive(Args, Clone, Debug)]
+pub struct VerifyArgs {
+    /// The store's folder
+    #[arg(value_name = "DIR")]
+    pub directory: PathBuf,
+    /// One JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What is measured.
+#[derive(Subcommand, Debug)]
+pub enum BenchCommand {
+    /// A disk through the tier, checksums on, beside the disk alone
+    Disk(BenchDiskArgs),
+}
+
+/// `kvtier bench disk`.
+#[derive(Args, Clone, Debug)]
+pub struct BenchDiskArgs {
+    /// A folder on the disk; a fresh one is made in it and removed again
+    #[arg(value_name = "DIR")]
+    pub directory: PathBuf,
+    /// Bytes of an operation
+    #[arg(long, value_name = "SIZE", default_value = "1MiB")]
+    pub block_size: Size,
+    /// Operations under way
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub depth: usize,
+    /// Bytes written, and then read, through the tier, and as many without it
+    #[arg(long, value_name = "SIZE", default_value = "2GiB")]
+    pub size: Size,
+    /// One JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Model commands.
@@ -117,6 +160,29 @@ pub struct EngineArgs {
     pub path: PathArg,
 }
 
+/// Which blocks are written to disk.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum AdmissionArg {
+    /// Every full block
+    Always,
+    /// Blocks that are offered for the second time
+    SecondHit,
+}
+
+/// Where blocks outlive memory and the process.
+#[derive(Args, Clone, Debug)]
+pub struct DiskArgs {
+    /// Folder of the store in which blocks outlive memory and the process; made when it is not there
+    #[arg(long, value_name = "DIR")]
+    pub disk: Option<PathBuf>,
+    /// Hard limit of everything in it, at least 64MiB [default: 8GiB]
+    #[arg(long, value_name = "SIZE", requires = "disk")]
+    pub disk_size: Option<Size>,
+    /// Which blocks are written [default: always]
+    #[arg(long, requires = "disk")]
+    pub disk_admission: Option<AdmissionArg>,
+}
+
 /// How a continuation is chosen.
 #[derive(Args, Clone, Debug)]
 pub struct GenerateArgs {
@@ -146,6 +212,9 @@ pub struct RunArgs {
     /// Engine settings.
     #[command(flatten)]
     pub engine: EngineArgs,
+    /// The disk.
+    #[command(flatten)]
+    pub disk: DiskArgs,
     /// Generation settings.
     #[command(flatten)]
     pub generate: GenerateArgs,
@@ -166,6 +235,9 @@ pub struct ChatArgs {
     /// Engine settings.
     #[command(flatten)]
     pub engine: EngineArgs,
+    /// The disk.
+    #[command(flatten)]
+    pub disk: DiskArgs,
     /// Generation settings.
     #[command(flatten)]
     pub generate: GenerateArgs,
@@ -206,12 +278,21 @@ pub struct DemoArgs {
     /// Link between them in 10^9 bytes/s
     #[arg(long, value_name = "GBPS", default_value_t = 8.0, value_parser = parse_link, allow_negative_numbers = true)]
     pub link: f64,
+    /// Folder in which the demo makes a store, and removes it again [default: kvtier's cache folder]
+    #[arg(long, value_name = "DIR")]
+    pub disk: Option<PathBuf>,
+    /// Hard limit of everything in it, at least 64MiB
+    #[arg(long, value_name = "SIZE", default_value = "512MiB")]
+    pub disk_size: Size,
     /// Compute threads [default: all cores]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
     /// One JSON object per question on stdout, everything else on stderr
     #[arg(long)]
     pub json: bool,
+    /// The demo's second process: answers the last question from this store
+    #[arg(long, value_name = "DIR", hide = true)]
+    pub from_store: Option<PathBuf>,
 }
 
 fn parse_link(text: &str) -> Result<f64, String> {

@@ -7,11 +7,14 @@ use kvtier_engine::template::{ChatTemplate, Message};
 use kvtier_engine::tokenizer::Tokenizer;
 
 use crate::args::ChatArgs;
+use crate::disk;
 use crate::failure::Failure;
 use crate::load;
 use crate::output;
 use crate::prompt::Rendered;
 use crate::run;
+use crate::session::Session;
+use crate::signals::Signals;
 
 /// What was said so far, as messages and as the tokens the model has seen.
 #[derive(Default)]
@@ -58,10 +61,12 @@ impl Conversation {
 
 /// Runs the command.
 pub fn run(args: &ChatArgs) -> Result<(), Failure> {
+    let disk = disk::options(&args.disk)?;
     let document = args.file.as_deref().map(load::read_document).transpose()?;
+    let signals = Signals::install()?;
     let loaded = load::load(&args.engine)?;
     let template = loaded.template()?;
-    let mut engine = load::open(&loaded, &args.engine, !args.generate.no_cache)?;
+    let mut session = Session::open(&loaded, &args.engine, disk, !args.generate.no_cache, &signals)?;
     let mut opening = document.map(|bytes| format!("{}\n\n", String::from_utf8_lossy(&bytes)));
     let mut conversation = Conversation::default();
     let mut lines = std::io::stdin().lock().lines();
@@ -72,19 +77,20 @@ pub fn run(args: &ChatArgs) -> Result<(), Failure> {
         let content = opening.take().unwrap_or_default() + &line;
         let (rendered, prompt) = conversation.ask(content, template, &loaded.tokenizer)?;
         let request = run::request(turn.to_string(), &loaded, rendered, prompt, &args.generate);
-        let answer = run::answer(&mut engine, &loaded.tokenizer, request, !args.json)?;
+        let answer = session.answer(&loaded.tokenizer, request, !args.json)?;
         if args.json {
-            output::print_line(&output::answer_json(&answer, &loaded.tokenizer, &engine).to_string())?;
+            output::print_line(&output::answer_json(&answer, &loaded.tokenizer, session.engine()).to_string())?;
         } else {
-            report(&answer, &engine);
+            report(&answer, session.engine());
         }
         conversation.answered(&answer.tokens, &loaded.tokenizer);
     }
+    session.close();
     Ok(())
 }
 
 fn report(answer: &kvtier_engine::run::request::Answer, engine: &Engine) {
-    let cached = answer.cached_tokens.device + answer.cached_tokens.host;
+    let cached = answer.cached_tokens.device + answer.cached_tokens.host + answer.cached_tokens.disk;
     output::note(&format!(
         "  [{} of {} prompt tokens cached, {} computed, first token after {}, device peak {:.1} MiB]\n",
         cached,

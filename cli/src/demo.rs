@@ -1,21 +1,28 @@
 //! `kvtier demo`: the main job in front of one's eyes.
 //!
 //! A document of about 7,000 tokens is read once, with a device budget far under its KV; a second question is answered without reading
-//! it again; then the second question is asked once more without any cache, and the logits are compared bit for bit. The default model is
-//! tiny, so the tasks are ones it can do by looking back: a planted passkey, the line after a given one, a passage continued.
+//! it again; a third one by a new process, from disk alone; then the third question is asked once more without any cache, and the logits
+//! are compared bit for bit. The default model is tiny, so the tasks are ones it can do by looking back: a planted passkey, the line after
+//! a given one, a passage continued.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kvtier_engine::run::engine::Engine;
-use kvtier_engine::run::request::{Answer, Request};
+use kvtier_engine::run::request::Request;
 use kvtier_engine::run::sampler::Sampling;
+use serde::Deserialize;
+use serde_json::Value;
 
 use crate::args::{DemoArgs, EngineArgs, KvArg, PathArg};
+use crate::disk;
 use crate::failure::Failure;
 use crate::load::{self, Loaded};
 use crate::output;
 use crate::prompt;
-use crate::run;
+use crate::session::Session;
+use crate::signals::Signals;
+
+mod restart;
 
 const DOCUMENT: &str = include_str!("../assets/moby-dick.txt");
 const PASSKEY: &str = "71934";
@@ -31,68 +38,121 @@ struct Task {
     tokens: u32,
 }
 
-/// Runs the command.
-pub fn run(args: &DemoArgs) -> Result<(), Failure> {
-    let started = Instant::now();
-    let say = |line: &str| {
-        if args.json {
+/// What the demo shows of an answer: parts of the object that scripts get, which may come from another process.
+#[derive(Deserialize)]
+struct Shown {
+    request_id: String,
+    text: String,
+    logits_digest: String,
+    prompt_tokens: u32,
+    cached_tokens: Cached,
+    computed_tokens: u32,
+    ttft_ms: f64,
+    decode_tok_s: f64,
+}
+
+#[derive(Deserialize)]
+struct Cached {
+    device: u32,
+    host: u32,
+    disk: u32,
+}
+
+/// Lines of the demo: on stdout, or on stderr where stdout holds JSON.
+struct Stage {
+    json: bool,
+}
+
+impl Stage {
+    fn say(&self, line: &str) -> Result<(), Failure> {
+        if self.json {
             output::note(&format!("{line}\n"));
             return Ok(());
         }
         output::print_line(line)
-    };
-    say("kvtier demo: one document, three questions, a cache smaller than the context")?;
+    }
+
+    /// Takes an answer's object: a line for scripts, figures for people.
+    fn show(&self, object: Value) -> Result<Shown, Failure> {
+        if self.json {
+            output::print_line(&object.to_string())?;
+        }
+        serde_json::from_value(object)
+            .map_err(|error| Failure { code: 3, message: format!("read the new process's answer: {error}") })
+    }
+}
+
+/// Runs the command.
+pub fn run(args: &DemoArgs) -> Result<(), Failure> {
+    let signals = Signals::install()?;
+    if let Some(store) = &args.from_store {
+        return restart::answer(args, store, &signals);
+    }
+    let started = Instant::now();
+    let stage = Stage { json: args.json };
+    let store = restart::Store::new(args, &signals)?;
+    stage.say("kvtier demo: one document, three questions, a cache smaller than the context")?;
     let engine_args = engine_args(args);
     let loaded = load::load(&engine_args)?;
     let document = document();
-    let mut engine = load::open(&loaded, &engine_args, true)?;
+    let options = store.as_ref().map(|store| disk::at(store.path(), args.disk_size)).transpose()?;
+    let mut session = Session::open(&loaded, &engine_args, options, true, &signals)?;
     let document_tokens = prompt::encode_plain(&document, &loaded.tokenizer)?.len() as u64;
-    describe(&loaded, &engine, args, document_tokens, &say)?;
+    describe(&loaded, session.engine(), args, document_tokens, &stage)?;
+    let mut tasks = tasks();
+    let last = tasks.pop().expect("there are tasks");
     let mut answers = Vec::new();
-    for task in tasks() {
-        say(&format!("\n{}: \"...{}\"", task.name, tail(&task.ask)))?;
-        let answer = answer(&mut engine, &loaded, &document, &task, args.json)?;
-        say(&verdict(&loaded, &task, &answer))?;
-        if args.json {
-            output::print_line(&output::answer_json(&answer, &loaded.tokenizer, &engine).to_string())?;
-        }
-        answers.push(answer);
+    for task in &tasks {
+        answers.push(ask(&mut session, &loaded, &document, task, &stage)?);
     }
-    let stats = engine.cache_stats();
-    let traffic = engine.traffic();
-    drop(engine);
-    say("\nThe last question once more without any cache, everything in memory:")?;
-    let last = tasks().pop().expect("there are tasks");
-    let mut plain = load::open(&loaded, &EngineArgs { device_mem: None, ..engine_args }, false)?;
-    let without = answer(&mut plain, &loaded, &document, &last, args.json)?;
-    let with = answers.last().expect("there are answers");
-    let equal = without.logits_digest == with.logits_digest;
-    if args.json {
-        output::print_line(&output::answer_json(&without, &loaded.tokenizer, &plain).to_string())?;
-    } else {
+    let moved = moved(session.engine());
+    match store.as_ref().filter(|_| session.has_disk()) {
+        Some(store) => {
+            stage.say("\nThe process ends. A new one has the disk alone:")?;
+            stage.say(&restart::end(session))?;
+            announce(&last, &stage)?;
+            answers.push(restart::ask(args, store, &last, &signals, &stage)?);
+        }
+        None => {
+            answers.push(ask(&mut session, &loaded, &document, &last, &stage)?);
+            drop(session);
+        }
+    }
+    stage.say("\nThe last question once more without any cache, everything in memory:")?;
+    let plain = EngineArgs { device_mem: None, ..engine_args };
+    let mut plain = Session::open(&loaded, &plain, None, false, &signals)?;
+    let without = answer(&mut plain, &loaded, &document, &last, &stage)?;
+    if !args.json {
         table(&answers, &without)?;
     }
-    say(&format!(
-        "moved: {} blocks out to the host arena, {:.0} MiB back in over the link",
-        stats.demoted_blocks,
-        traffic.copied_in_bytes as f64 / (1 << 20) as f64
-    ))?;
-    say(&format!("logits with cache {}", output::hex(&with.logits_digest[..8])))?;
-    say(&format!(
+    stage.say(&moved)?;
+    compare(answers.last().expect("there are answers"), &without, &stage)?;
+    stage.say(&format!("all of this took {}", output::time(started.elapsed())))
+}
+
+/// Errors: exit code 3 when the bits differ.
+fn compare(with: &Shown, without: &Shown, stage: &Stage) -> Result<(), Failure> {
+    let equal = without.logits_digest == with.logits_digest;
+    stage.say(&format!("logits with cache {}", &with.logits_digest[..16]))?;
+    stage.say(&format!(
         "     and without {} -> {}",
-        output::hex(&without.logits_digest[..8]),
+        &without.logits_digest[..16],
         if equal { "equal, bit for bit" } else { "DIFFERENT" }
     ))?;
-    say(&format!(
-        "first token {:.0}x sooner; all of this took {}",
-        speedup(with, &without),
-        output::time(started.elapsed())
-    ))?;
+    stage.say(&format!("first token {:.0}x sooner", without.ttft_ms / with.ttft_ms.max(1e-6)))?;
     if equal {
         Ok(())
     } else {
         Err(Failure { code: 3, message: "the cached answer's logits differ from the uncached ones".to_owned() })
     }
+}
+
+fn moved(engine: &Engine) -> String {
+    format!(
+        "moved: {} blocks out to the host arena, {:.0} MiB back in over the link",
+        engine.cache_stats().demoted_blocks,
+        engine.traffic().copied_in_bytes as f64 / (1 << 20) as f64
+    )
 }
 
 fn engine_args(args: &DemoArgs) -> EngineArgs {
@@ -137,11 +197,11 @@ fn describe(
     engine: &Engine,
     args: &DemoArgs,
     document_tokens: u64,
-    say: &dyn Fn(&str) -> Result<(), Failure>,
+    stage: &Stage,
 ) -> Result<(), Failure> {
     let config = &loaded.model.config;
     let token_bytes = 4 * u64::from(config.layers) * config.kv_width() as u64;
-    say(&format!(
+    stage.say(&format!(
         "model: {} layers, {} KV heads of {}, {} bytes of KV per token, weights {:.0} MiB; {} on {} thread(s)",
         config.layers,
         config.kv_heads,
@@ -152,7 +212,7 @@ fn describe(
         engine.options().threads
     ))?;
     let plan = engine.plan();
-    say(&format!(
+    stage.say(&format!(
         "budgets: device {} ({} blocks of 64 tokens, {} tokens a step), host {}, link {} GB/s; the document's KV is about {} MiB",
         args.device_mem,
         plan.block_slots,
@@ -163,9 +223,34 @@ fn describe(
     ))
 }
 
-fn answer(engine: &mut Engine, loaded: &Loaded, document: &str, task: &Task, json: bool) -> Result<Answer, Failure> {
+fn announce(task: &Task, stage: &Stage) -> Result<(), Failure> {
+    stage.say(&format!("\n{}: \"...{}\"", task.name, task.ask.trim().replace('\n', " ")))
+}
+
+fn ask(session: &mut Session, loaded: &Loaded, document: &str, task: &Task, stage: &Stage) -> Result<Shown, Failure> {
+    announce(task, stage)?;
+    let shown = answer(session, loaded, document, task, stage)?;
+    stage.say(&verdict(task, &shown))?;
+    Ok(shown)
+}
+
+fn answer(
+    session: &mut Session,
+    loaded: &Loaded,
+    document: &str,
+    task: &Task,
+    stage: &Stage,
+) -> Result<Shown, Failure> {
+    if !stage.json {
+        output::print("  ")?;
+    }
+    let answer = session.answer(&loaded.tokenizer, request(loaded, document, task)?, !stage.json)?;
+    stage.show(output::answer_json(&answer, &loaded.tokenizer, session.engine()))
+}
+
+fn request(loaded: &Loaded, document: &str, task: &Task) -> Result<Request, Failure> {
     let text = format!("{document}{}", task.ask);
-    let request = Request {
+    Ok(Request {
         submitted: Instant::now(),
         id: task.name.to_lowercase().replace(' ', "-"),
         prompt: prompt::encode_plain(&text, &loaded.tokenizer)?,
@@ -173,47 +258,41 @@ fn answer(engine: &mut Engine, loaded: &Loaded, document: &str, task: &Task, jso
         sampling: Sampling::Greedy,
         end_tokens: Vec::new(),
         salt: None,
-    };
-    if !json {
-        output::print("  ")?;
-    }
-    run::answer(engine, &loaded.tokenizer, request, !json)
+    })
 }
 
-fn verdict(loaded: &Loaded, task: &Task, answer: &Answer) -> String {
-    let text = output::text(&loaded.tokenizer, &answer.tokens).replace('\n', " ");
-    let right = if text.contains(task.expect) { "right" } else { "not what the document says" };
-    let cached = answer.cached_tokens.device + answer.cached_tokens.host;
+fn verdict(task: &Task, shown: &Shown) -> String {
+    let right = shown.text.replace('\n', " ").contains(task.expect);
+    let Cached { device, host, disk } = shown.cached_tokens;
     format!(
-        "  -> {right}; {} prompt tokens, {cached} from the cache, {} computed, first token after {}",
-        answer.prompt_tokens,
-        answer.computed_tokens,
-        output::time(answer.first_token)
+        "  -> {}; {} prompt tokens, {} from the cache, {} computed, first token after {}",
+        if right { "right" } else { "not what the document says" },
+        shown.prompt_tokens,
+        device + host + disk,
+        shown.computed_tokens,
+        output::time(first_token(shown))
     )
 }
 
-fn tail(text: &str) -> String {
-    text.trim().replace('\n', " ")
+fn first_token(shown: &Shown) -> Duration {
+    Duration::from_secs_f64(shown.ttft_ms.max(0.0) / 1e3)
 }
 
-fn speedup(with: &Answer, without: &Answer) -> f64 {
-    without.first_token.as_secs_f64() / with.first_token.as_secs_f64().max(1e-9)
-}
-
-fn table(answers: &[Answer], without: &Answer) -> Result<(), Failure> {
-    let head = ["", "prompt", "from device", "from host", "computed", "first token", "decode"];
+fn table(answers: &[Shown], without: &Shown) -> Result<(), Failure> {
+    let head = ["", "prompt", "from device", "from host", "from disk", "computed", "first token", "decode"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
-    for (name, answer) in
-        answers.iter().map(|answer| (answer.id.as_str(), answer)).chain([("without a cache", without)])
-    {
+    let named = answers.iter().map(|shown| (shown.request_id.as_str(), shown));
+    for (name, shown) in named.chain([("without a cache", without)]) {
+        let Cached { device, host, disk } = &shown.cached_tokens;
         rows.push(vec![
             name.to_owned(),
-            answer.prompt_tokens.to_string(),
-            answer.cached_tokens.device.to_string(),
-            answer.cached_tokens.host.to_string(),
-            answer.computed_tokens.to_string(),
-            output::time(answer.first_token),
-            format!("{:.1} tok/s", output::rate(answer.tokens.len() as u32 - 1, answer.decode)),
+            shown.prompt_tokens.to_string(),
+            device.to_string(),
+            host.to_string(),
+            disk.to_string(),
+            shown.computed_tokens.to_string(),
+            output::time(first_token(shown)),
+            format!("{:.1} tok/s", shown.decode_tok_s),
         ]);
     }
     output::print_line("")?;

@@ -8,7 +8,7 @@ use kvtier_engine::gguf::GgufFile;
 use kvtier_engine::model::identity::DigestCache;
 use kvtier_engine::model::{self, Model, ModelConfig};
 use kvtier_engine::models::{DEFAULT_MODEL, FetchProgress, ModelStore};
-use kvtier_engine::run::engine::{Engine, EngineOptions};
+use kvtier_engine::run::engine::{DiskOptions, Engine, EngineOptions};
 use kvtier_engine::run::{Form, Isa, Link, WeightsId};
 use kvtier_engine::template::{ChatTemplate, TemplateError};
 use kvtier_engine::tokenizer::Tokenizer;
@@ -72,7 +72,8 @@ pub fn load(args: &EngineArgs) -> Result<Loaded, Failure> {
     let tokenizer = Tokenizer::from_gguf(&file).map_err(Failure::input)?;
     let template = ChatTemplate::from_gguf(&file, &tokenizer);
     let (model, weights) = std::thread::scope(|scope| {
-        let identity = scope.spawn(|| DigestCache::new(digest_folder()).identify(&[&file]));
+        let identity =
+            scope.spawn(|| DigestCache::new(cache_folder().map(|folder| folder.join("digests"))).identify(&[&file]));
         let model = Model::load(&file, engine_path(args.path));
         (model, identity.join().expect("hashing a file does not panic"))
     });
@@ -80,10 +81,11 @@ pub fn load(args: &EngineArgs) -> Result<Loaded, Failure> {
     Ok(Loaded { model: Arc::new(model?), weights, tokenizer, template })
 }
 
-fn digest_folder() -> Option<PathBuf> {
+/// kvtier's folder for what may be lost.
+pub fn cache_folder() -> Option<PathBuf> {
     let base = std::env::var_os("XDG_CACHE_HOME").filter(|value| !value.is_empty()).map(PathBuf::from);
     let base = base.or_else(|| Some(Path::new(&std::env::var_os("HOME")?).join(".cache")))?;
-    Some(base.join("kvtier/digests"))
+    Some(base.join("kvtier"))
 }
 
 fn engine_path(path: PathArg) -> model::Path {
@@ -94,8 +96,8 @@ fn engine_path(path: PathArg) -> model::Path {
 }
 
 /// Opens an engine. `use_cache` false keeps everything on the device, which by default holds a whole context.
-pub fn open(loaded: &Loaded, args: &EngineArgs, use_cache: bool) -> Result<Engine, Failure> {
-    let options = options(&loaded.model.config, args, use_cache)?;
+pub fn open(loaded: &Loaded, args: &EngineArgs, disk: Option<DiskOptions>, use_cache: bool) -> Result<Engine, Failure> {
+    let options = EngineOptions { disk, ..options(&loaded.model.config, args, use_cache)? };
     Ok(Engine::open(Arc::clone(&loaded.model), loaded.weights, options)?)
 }
 
@@ -120,6 +122,7 @@ fn options(config: &ModelConfig, args: &EngineArgs, use_cache: bool) -> Result<E
     Ok(EngineOptions {
         device_bytes,
         host_bytes: args.host_mem.map_or(ram / 4, |size| size.0),
+        disk: None,
         link: match args.link {
             None => Link::InPlace,
             Some(0.0) => Link::Strict { bytes_per_second: None },

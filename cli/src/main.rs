@@ -2,8 +2,10 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod bench;
 mod chat;
 mod demo;
+mod disk;
 mod failure;
 mod load;
 mod model;
@@ -11,14 +13,17 @@ mod output;
 mod prompt;
 mod run;
 mod score;
+mod session;
+mod signals;
 mod size;
+mod verify;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
 
-use crate::args::{Cli, Command};
+use crate::args::{BenchCommand, Cli, Command};
 use crate::failure::Failure;
 
 fn main() -> ExitCode {
@@ -47,6 +52,8 @@ fn run_command(command: &Command) -> Result<(), Failure> {
         Command::Chat(args) => chat::run(args),
         Command::Score(args) => score::run(args),
         Command::Model(command) => model::run(command),
+        Command::Verify(args) => verify::run(args),
+        Command::Bench(BenchCommand::Disk(args)) => bench::run(args),
     }
 }
 

@@ -41,14 +41,14 @@ pub fn answer_json(answer: &Answer, tokenizer: &Tokenizer, engine: &Engine) -> V
         "logits_digest": hex(&answer.logits_digest),
         "text": text(tokenizer, &answer.tokens),
         "prompt_tokens": answer.prompt_tokens,
-        "cached_tokens": { "device": answer.cached_tokens.device, "host": answer.cached_tokens.host, "disk": 0 },
+        "cached_tokens": { "device": answer.cached_tokens.device, "host": answer.cached_tokens.host, "disk": answer.cached_tokens.disk },
         "computed_tokens": answer.computed_tokens,
         "recomputed_tokens": answer.recomputed_tokens,
         "ttft_ms": answer.first_token.as_secs_f64() * 1e3,
         "prefill_tok_s": rate(answer.prefill_tokens, answer.first_token),
         "decode_tok_s": rate(answer.tokens.len() as u32 - 1, answer.decode),
         "peak_device_bytes": engine.memory().peak_bytes,
-        "loaded_bytes": { "host": answer.loaded_host_bytes, "disk": 0 },
+        "loaded_bytes": { "host": answer.loaded.host, "disk": answer.loaded.disk },
         "misses": misses,
     })
 }

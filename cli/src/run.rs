@@ -2,24 +2,27 @@
 
 use std::time::Instant;
 
-use kvtier_engine::run::engine::Engine;
 use kvtier_engine::run::request::{Answer, Request};
 use kvtier_engine::run::sampler::Sampling;
 use kvtier_engine::template::Message;
-use kvtier_engine::tokenizer::Tokenizer;
 
 use crate::args::{GenerateArgs, RunArgs};
+use crate::disk;
 use crate::failure::Failure;
 use crate::load::{self, Loaded};
-use crate::output::{self, Watcher};
+use crate::output;
 use crate::prompt::Rendered;
+use crate::session::Session;
+use crate::signals::Signals;
 
 /// Runs the command.
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
+    let disk = disk::options(&args.disk)?;
     let document = load::read_document(&args.file)?;
+    let signals = Signals::install()?;
     let loaded = load::load(&args.engine)?;
     let template = loaded.template()?;
-    let mut engine = load::open(&loaded, &args.engine, !args.generate.no_cache)?;
+    let mut session = Session::open(&loaded, &args.engine, disk, !args.generate.no_cache, &signals)?;
     let document = String::from_utf8_lossy(&document);
     let mut requests = Vec::new();
     for (index, question) in args.ask.iter().enumerate() {
@@ -27,27 +30,28 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         let rendered = Rendered::new(template, &[Message::user(format!("{document}\n\n{question}"))])?;
         let request =
             request(index.to_string(), &loaded, &rendered, rendered.encode(&loaded.tokenizer)?, &args.generate);
-        engine.check(&request)?;
+        session.engine().check(&request)?;
         requests.push((request, Instant::now()));
     }
-    let mut table = vec![row(["question", "prompt", "device", "host", "computed", "first token", "prefill", "decode"])];
+    let mut table = vec![head(session.has_disk())];
     for (question, (mut request, prepared)) in args.ask.iter().zip(requests) {
         // Waiting for the questions before it is no part of its time to the first token.
         request.submitted += prepared.elapsed();
         if !args.json {
             output::print_line(&format!("> {question}"))?;
         }
-        let answer = answer(&mut engine, &loaded.tokenizer, request, !args.json)?;
+        let answer = session.answer(&loaded.tokenizer, request, !args.json)?;
         if args.json {
-            output::print_line(&output::answer_json(&answer, &loaded.tokenizer, &engine).to_string())?;
+            output::print_line(&output::answer_json(&answer, &loaded.tokenizer, session.engine()).to_string())?;
         } else {
-            table.push(table_row(&answer));
+            table.push(table_row(&answer, session.has_disk()));
         }
     }
+    session.close();
     if !args.json {
         output::print_line("")?;
         output::print_table(&table)?;
-        print_memory(&engine)?;
+        print_memory(&session)?;
     }
     Ok(())
 }
@@ -71,32 +75,35 @@ pub fn request(id: String, loaded: &Loaded, rendered: &Rendered, prompt: Vec<u32
     }
 }
 
-/// Answers one request, showing it as it comes.
-pub fn answer(engine: &mut Engine, tokenizer: &Tokenizer, request: Request, stream: bool) -> Result<Answer, Failure> {
-    let mut watcher = Watcher::new(tokenizer, stream);
-    let result = engine.generate(vec![request], &mut |progress| watcher.show(progress)).pop();
-    watcher.finish()?;
-    Ok(result.expect("one request, one result")?)
+fn head(has_disk: bool) -> Vec<String> {
+    let disk = if has_disk { &["from disk"][..] } else { &[] };
+    [&["question", "prompt", "from device", "from host"], disk, &["computed", "first token", "prefill", "decode"]]
+        .concat()
+        .into_iter()
+        .map(str::to_owned)
+        .collect()
 }
 
-fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
-    cells.map(str::to_owned).to_vec()
-}
-
-fn table_row(answer: &Answer) -> Vec<String> {
-    vec![
+fn table_row(answer: &Answer, has_disk: bool) -> Vec<String> {
+    let cached = &answer.cached_tokens;
+    let mut row = vec![
         answer.id.clone(),
         format!("{} tokens", answer.prompt_tokens),
-        answer.cached_tokens.device.to_string(),
-        answer.cached_tokens.host.to_string(),
+        cached.device.to_string(),
+        cached.host.to_string(),
+    ];
+    row.extend(has_disk.then(|| cached.disk.to_string()));
+    row.extend([
         answer.computed_tokens.to_string(),
         output::time(answer.first_token),
         format!("{:.0} tok/s", output::rate(answer.prefill_tokens, answer.first_token)),
         format!("{:.1} tok/s", output::rate(answer.tokens.len() as u32 - 1, answer.decode)),
-    ]
+    ]);
+    row
 }
 
-fn print_memory(engine: &Engine) -> Result<(), Failure> {
+fn print_memory(session: &Session) -> Result<(), Failure> {
+    let engine = session.engine();
     let (memory, stats, traffic) = (engine.memory(), engine.cache_stats(), engine.traffic());
     let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64);
     output::print_line(&format!(
@@ -108,5 +115,17 @@ fn print_memory(engine: &Engine) -> Result<(), Failure> {
         mib(traffic.copied_in_bytes),
         mib(traffic.copied_out_bytes),
         mib(engine.model().bytes() as u64),
+    ))?;
+    let Some(tier) = engine.cache().disk_tier() else {
+        return Ok(());
+    };
+    let (counters, capacity) = (tier.counters(), tier.capacity());
+    output::print_line(&format!(
+        "disk {} of {} at most in {} blocks, {} read, {} written",
+        mib(capacity.allocated_bytes),
+        mib(capacity.budget_bytes),
+        capacity.records,
+        mib(counters.read_bytes),
+        mib(counters.written_bytes),
     ))
 }

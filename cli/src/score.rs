@@ -21,7 +21,7 @@ pub fn run(args: &ScoreArgs) -> Result<(), Failure> {
             tokens.len()
         )));
     }
-    let mut engine = load::open(&loaded, &args.engine, false)?;
+    let mut engine = load::open(&loaded, &args.engine, None, false)?;
     let mut watcher = Watcher::new(&loaded.tokenizer, false);
     let score = engine.score(&tokens, &mut |progress| watcher.show(progress))?;
     watcher.finish()?;

@@ -7,13 +7,20 @@ fn kvtier(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_kvtier")).args(args).output().expect("the binary runs")
 }
 
+fn kvtier_with(variable: &str, value: &str, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_kvtier")).args(args).env(variable, value).output().expect("the binary runs")
+}
+
 /// Runs and expects exit code 2 with one to four lines that name each of `named`.
 fn short(args: &[&str], named: &[&str]) {
     ends(args, 2, named);
 }
 
 fn ends(args: &[&str], code: i32, named: &[&str]) {
-    let output = kvtier(args);
+    ended(args, kvtier(args), code, named);
+}
+
+fn ended(args: &[&str], output: Output, code: i32, named: &[&str]) {
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(code), "{args:?}: {message}");
     assert!(output.stdout.is_empty(), "{args:?} printed on stdout");
@@ -104,6 +111,39 @@ fn nonsensical_options_are_named() {
     short(&["model", "fech"], &["fech", "fetch", "--help"]);
     short(&[], &["command", "--help"]);
     short(&["model"], &["command", "kvtier model", "--help"]);
+}
+
+#[test]
+fn nonsensical_disks_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let document = write(folder.path(), "doc.txt", b"a text of some words");
+    let store = folder.path().join("store");
+    let store = store.to_str().unwrap();
+    let run = ["run", "--file", &document, "--ask", "what?"];
+    let with = |options: &[&'static str]| [&run[..], options].concat();
+    let on_disk = |options: &[&'static str]| [&run[..], &["--disk", store], options].concat();
+    short(&on_disk(&["--disk-size", "63MiB"]), &["--disk-size", "64MiB"]);
+    short(&on_disk(&["--disk-size", "63MiB", "--no-cache"]), &["--disk-size", "64MiB"]);
+    short(&on_disk(&["--disk-size", "plenty"]), &["--disk-size"]);
+    short(&on_disk(&["--disk-admission", "never"]), &["--disk-admission", "second-hit"]);
+    short(&with(&["--disk-size", "64MiB"]), &["--disk <DIR>"]);
+    short(&with(&["--disk-admission", "always"]), &["--disk <DIR>"]);
+    short(&["demo", "--disk-size", "1MiB"], &["--disk-size", "64MiB"]);
+    let bench = |options: &[&'static str]| [&["bench", "disk", folder.path().to_str().unwrap()], options].concat();
+    short(&bench(&["--block-size", "1KiB"]), &["--block-size", "8KiB"]);
+    short(&bench(&["--depth", "0"]), &["--depth"]);
+    short(&bench(&["--size", "4KiB"]), &["--size"]);
+    short(&bench(&["--size", "1000000GiB"]), &["--size", "free"]);
+    short(&["bench", "disk", store], &["store"]);
+    short(&["bench"], &["command", "kvtier bench"]);
+    short(&["verify", store], &["store"]);
+    short(&["verify", folder.path().to_str().unwrap()], &["no superblock"]);
+    short(&["verify"], &["<DIR>"]);
+    for args in [on_disk(&[]), bench(&[]), vec!["verify", store], vec!["demo"]] {
+        let output = kvtier_with("KVTIER_DISK_IO", "tape", &args);
+        ended(&args, output, 2, &["KVTIER_DISK_IO", "io_uring", "pread"]);
+    }
+    assert!(!Path::new(store).exists());
 }
 
 #[test]

@@ -40,6 +40,9 @@ pub enum EngineError {
         /// How often the step was tried.
         attempts: u32,
     },
+    /// Whoever asked wants no answer any more: see `Engine::stop_when`.
+    #[error("finish the request: it was stopped")]
+    Stopped,
     /// The cache failed.
     #[error(transparent)]
     Cache(#[from] CacheError),
@@ -53,7 +56,11 @@ impl EngineError {
     pub fn is_unfinished(&self) -> bool {
         matches!(
             self,
-            EngineError::NoRoom(_) | EngineError::LostAgain { .. } | EngineError::Cache(_) | EngineError::Device(_)
+            EngineError::NoRoom(_)
+                | EngineError::LostAgain { .. }
+                | EngineError::Stopped
+                | EngineError::Cache(_)
+                | EngineError::Device(_)
         )
     }
 }

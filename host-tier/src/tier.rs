@@ -157,6 +157,16 @@ impl HostTier {
         self.inner.quarantine(key, lease.slot(), lease.generation());
     }
 
+    /// Reserves a slot for no copy in particular: memory that is set aside. Errors: [`StoreError::Full`].
+    pub fn reserve_open(&self) -> Result<Slot, StoreError> {
+        let (slot, generation) = self.inner.reserve(None)?;
+        Ok(self.slot(slot, generation))
+    }
+
+    fn slot(&self, slot: SlotIndex, generation: Generation) -> Slot {
+        Slot::new(self.inner.layout.place(slot), slot, generation, Arc::clone(&self.inner) as Arc<dyn SlotOwner>)
+    }
+
     /// Copies bytes into a reserved slot; `offset` counts from the start of the slot image, both are multiples of 8.
     /// Errors: [`StoreError::Stale`] when the slot is not reserved here.
     pub fn write(&self, slot: &mut Slot, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {
@@ -195,9 +205,9 @@ impl Inner {
         self.extents[extent as usize].word((offset / 8) as u32)
     }
 
-    fn reserve(&self, key: CopyKey) -> Result<(SlotIndex, Generation), StoreError> {
+    fn reserve(&self, key: Option<CopyKey>) -> Result<(SlotIndex, Generation), StoreError> {
         let mut table = self.table();
-        let (slot, generation) = table.slots.reserve(Some(key))?;
+        let (slot, generation) = table.slots.reserve(key)?;
         if generation::observe(self.word(slot)) == FIRST {
             table.touched += 1;
         }
@@ -310,7 +320,7 @@ impl Inner {
     }
 
     fn put(&self, key: &CopyKey, image: &[u8]) -> Result<(), StoreError> {
-        let (slot, generation) = self.reserve(*key)?;
+        let (slot, generation) = self.reserve(Some(*key))?;
         self.write(slot, 0, image);
         self.publish(slot, generation, key, None).inspect_err(|_| self.table().slots.abandon(slot, generation))
     }
@@ -402,8 +412,8 @@ impl Lend for HostTier {
 
 impl Resident for HostTier {
     fn reserve(&self, key: CopyKey) -> Result<Slot, StoreError> {
-        let (slot, generation) = self.inner.reserve(key)?;
-        Ok(Slot::new(self.inner.layout.place(slot), slot, generation, Arc::clone(&self.inner) as Arc<dyn SlotOwner>))
+        let (slot, generation) = self.inner.reserve(Some(key))?;
+        Ok(self.slot(slot, generation))
     }
 
     fn remove(&self, key: &CopyKey) -> Result<(), StoreError> {

@@ -8,7 +8,7 @@ use cache_core::chain::Link;
 use cache_core::form::Accept;
 use cache_core::hash::Namespace;
 use cache_core::miss::MissReason;
-use cache_core::payload::BlockShape;
+use cache_core::payload::{BlockShape, Section};
 use cache_core::store::Lease;
 use cache_core::units::{Generation, SlotIndex, Tier};
 use gpu_tier::device::{DeviceRange, HostRange};
@@ -77,8 +77,38 @@ pub enum BlockPlace {
     Device(DeviceRange, Stamp),
     /// In the host arena; the lease keeps it there.
     Host(HostRange, Lease),
+    /// On the disk only, and kept there as long as the block is live: its sections are read one by one ([`KvCache::stage`]).
+    Disk,
     /// No copy is left: the block must be computed again ([`KvCache::reopen`]).
     Lost(MissReason),
+}
+
+/// One section of a block that is on the disk only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StagedSection {
+    /// The block, by its number in the sequence.
+    pub block: u32,
+    /// Which section.
+    pub section: Section,
+}
+
+/// Sections on their way from the disk into host memory. Dropping it gives that memory back: not before kernels and copies that read it have
+/// completed.
+pub trait Stage: Send {
+    /// True when [`Stage::wait`] will not wait.
+    fn is_done(&self) -> bool;
+    /// Waits for all of them. Per section, in the order asked for: its verified bytes, valid until the stage is dropped, or why they are not
+    /// to be had. A read that fails is to be told with [`KvCache::lost`].
+    fn wait(&mut self) -> Vec<Result<HostRange, MissReason>>;
+}
+
+/// Bytes that a [`KvCache::prefetch`] moved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Prefetched {
+    /// Host to device.
+    pub to_device_bytes: u64,
+    /// Disk to host.
+    pub to_host_bytes: u64,
 }
 
 /// How a block became visible.
@@ -99,8 +129,8 @@ pub struct CacheStats {
     pub host_slots: (u32, u32),
     /// Bytes of the host arena in use, metadata included, and its budget.
     pub host_bytes: (u64, u64),
-    /// Block hits by tier: device, host.
-    pub hits: [u64; 2],
+    /// Block hits by tier: device, host, disk.
+    pub hits: [u64; 3],
     /// Misses by reason, in the order of [`MissReason::ALL`].
     pub misses: [u64; 11],
     /// Blocks moved device -> host.
@@ -109,8 +139,14 @@ pub struct CacheStats {
     pub promoted_blocks: u64,
     /// Copies dropped, by tier: device, host.
     pub evicted_blocks: [u64; 2],
-    /// Distinct blocks stored now.
+    /// Distinct blocks in memory now.
     pub blocks: u64,
+    /// Blocks written to the disk.
+    pub stored_blocks: u64,
+    /// Blocks brought from the disk into the host arena whole.
+    pub loaded_blocks: u64,
+    /// Published blocks that were not written to the disk: no room, refused, or gone before their turn.
+    pub dropped_stores: u64,
 }
 
 /// Errors of the cache. Text reads after "failed to".
@@ -175,8 +211,16 @@ pub trait KvCache: Send + Sync {
     fn commit(&self, sequence: SequenceId, block: u32, link: Link) -> Result<Committed, CacheError>;
     /// Takes blocks off the sequence's end so that it has `blocks` blocks: open ones are freed, others released.
     fn truncate(&self, sequence: SequenceId, blocks: u32) -> Result<(), CacheError>;
-    /// Copies the sequence's blocks nearer to the device while there is room that no live block needs; returns bytes moved.
-    fn prefetch(&self, sequence: SequenceId) -> Result<u64, CacheError>;
+    /// Copies the sequence's blocks nearer to the device while there is room that no live block needs: from the disk into the host arena,
+    /// and on into device memory unless `nearest` is [`Tier::Host`].
+    fn prefetch(&self, sequence: SequenceId, nearest: Tier) -> Result<Prefetched, CacheError>;
+    /// Starts to read sections of blocks whose place is [`BlockPlace::Disk`]. `None` when there is no memory for all of them just now: drop
+    /// stages that are done with. At most [`KvCache::stage_capacity`] sections are staged at once.
+    fn stage(&self, sequence: SequenceId, sections: &[StagedSection]) -> Result<Option<Box<dyn Stage>>, CacheError>;
+    /// Sections that can be staged at once; 0 without a disk.
+    fn stage_capacity(&self) -> u32;
+    /// Tells that a staged read of a block failed: the record is lost, and so is the block unless another copy has turned up.
+    fn lost(&self, sequence: SequenceId, block: u32, reason: MissReason) -> Result<(), CacheError>;
     /// Counters.
     fn stats(&self) -> CacheStats;
     /// Why this block is or is not here: one line per tier.

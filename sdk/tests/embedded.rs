@@ -28,7 +28,7 @@ fn a_published_prefix_is_read_by_the_next_sequence() {
     rig.verify(first, &links);
     rig.verify(second, &links);
     let stats = rig.cache.stats();
-    assert_eq!((stats.blocks, stats.device_slots.0, stats.hits), (5, 5, [5, 0]));
+    assert_eq!((stats.blocks, stats.device_slots.0, stats.hits), (5, 5, [5, 0, 0]));
     rig.cache.close(first);
     rig.cache.close(second);
     assert_eq!(rig.cache.lookup(HOME, &links, Accept::Exact).tiers, vec![Tier::Device; 5]);
@@ -70,7 +70,7 @@ fn device_pressure_demotes_and_the_bytes_come_back_equal() {
     let (again, hits) = rig.run(HOME, &links);
     assert_eq!(hits, 10);
     rig.verify(again, &links);
-    assert_eq!(rig.cache.stats().hits, [4, 6]);
+    assert_eq!(rig.cache.stats().hits, [4, 6, 0]);
     rig.check_budgets();
 }
 
@@ -288,7 +288,7 @@ fn damage(rig: &Rig, place: &BlockPlace) {
             rig.device.copy_out(Stream::CopyOut, &[piece]).unwrap();
             rig.device.synchronize(rig.device.record(Stream::CopyOut).unwrap()).unwrap();
         }
-        BlockPlace::Lost(reason) => panic!("nothing to damage: {reason:?}"),
+        other => panic!("nothing to damage: {other:?}"),
     }
 }
 
@@ -325,7 +325,7 @@ fn a_damaged_host_copy_never_reaches_the_device() {
     damage(&rig, &places[victim]);
     drop(places);
     let promoted = rig.cache.stats().promoted_blocks;
-    rig.cache.prefetch(reader).unwrap();
+    rig.cache.prefetch(reader, Tier::Device).unwrap();
     let places = rig.cache.places(reader).unwrap();
     assert!(matches!(places[victim], BlockPlace::Lost(MissReason::FailedCheck)), "{:?}", places[victim]);
     drop(places);
@@ -342,7 +342,7 @@ fn prefetch_moves_bytes_into_free_room_only() {
     let rig = Rig::new(4, 16);
     let links = chain(HOME, 1, 6);
     let (sequence, _) = rig.run(HOME, &links);
-    assert_eq!(rig.cache.prefetch(sequence).unwrap(), 0, "every slot holds a live block");
+    assert_eq!(rig.cache.prefetch(sequence, Tier::Device).unwrap().to_device_bytes, 0, "every slot holds a live block");
     rig.cache.close(sequence);
     // Another sequence takes three slots; then it ends, and its idle copies give way to the prefetch.
     let (other, _) = rig.run(HOME, &chain(HOME, 2, 3));
@@ -352,7 +352,7 @@ fn prefetch_moves_bytes_into_free_room_only() {
     let before = rig.device.traffic().copied_in_bytes;
     let in_host = rig.verify(sequence, &links);
     let verified = rig.device.traffic().copied_in_bytes - before;
-    let moved = rig.cache.prefetch(sequence).unwrap();
+    let moved = rig.cache.prefetch(sequence, Tier::Device).unwrap().to_device_bytes;
     assert!(moved > 0 && in_host > 0);
     assert_eq!(rig.device.traffic().copied_in_bytes, before + verified + moved);
     assert_eq!(rig.verify(sequence, &links), 6 - 4, "all four slots hold this sequence's front");
@@ -409,8 +409,14 @@ fn budgets_under_one_block_are_refused_with_the_minimum() {
     let rig = Rig::new(2, 0);
     let device: std::sync::Arc<dyn gpu_tier::attention::Attention> = rig.device.clone();
     let open = |device_slots, host_bytes| {
-        Embedded::open(EmbeddedConfig { device: device.clone(), shape: common::SHAPE, device_slots, host_bytes })
-            .map(|_| ())
+        Embedded::open(EmbeddedConfig {
+            device: device.clone(),
+            shape: common::SHAPE,
+            device_slots,
+            host_bytes,
+            disk: None,
+        })
+        .map(|_| ())
     };
     assert!(matches!(open(0, 0), Err(CacheError::Budget { .. })));
     let Err(CacheError::Budget { minimum_bytes, .. }) = open(1, 5000) else { panic!("5000 bytes hold a block") };

@@ -11,6 +11,7 @@ use cache_core::chain::Link;
 use cache_core::form::Accept;
 use cache_core::hash::BlockHash;
 use cache_core::miss::MissReason;
+use cache_core::units::Tier;
 use common::{HOME, Rig, SHAPE, branch, expected, host_bytes};
 use gpu_tier::cpu::Link as HostLink;
 use kvtier_sdk::cache::{BlockPlace, Committed, Grant, KvCache, SequenceId};
@@ -232,7 +233,7 @@ impl World {
             22..48 => self.reserve(id),
             48..74 => self.commit(id),
             74..88 => self.verify(id),
-            88..92 => self.did.prefetched_bytes += self.rig.cache.prefetch(id).unwrap(),
+            88..92 => self.did.prefetched_bytes += self.rig.cache.prefetch(id, Tier::Device).unwrap().to_device_bytes,
             92..96 => self.revoke(),
             _ => self.truncate(id),
         }

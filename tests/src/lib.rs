@@ -1,6 +1,8 @@
 //! What the whole-system scenarios share: the default model, prompts from a real text, and engines over it.
 
+pub mod disk;
 pub mod golden;
+pub mod kill;
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Instant;
@@ -73,6 +75,7 @@ pub fn options() -> EngineOptions {
     EngineOptions {
         device_bytes: 512 << 20,
         host_bytes: 512 << 20,
+        disk: None,
         link: Link::InPlace,
         block_tokens: 64,
         chunk: 512,

@@ -172,7 +172,7 @@ fn warm_from_host(link: Link) {
         assert_eq!(warm.cached_tokens.device + warm.cached_tokens.host, cacheable(prompt), "{} tokens", prompt.len());
         from_host += warm.cached_tokens.host;
         from_device += warm.cached_tokens.device;
-        loaded += warm.loaded_host_bytes;
+        loaded += warm.loaded.host;
     }
     let memory = engine.memory();
     println!(
@@ -230,7 +230,7 @@ fn an_eighth_is_enough(block_tokens: u32, link: Link) {
         let memory = engine.memory();
         assert!(memory.peak_bytes <= device_bytes, "{} of {device_bytes}", memory.peak_bytes);
         at_an_eighth += u32::from(is_eighth);
-        loaded += answer.loaded_host_bytes;
+        loaded += answer.loaded.host;
         in_place += engine.traffic().attended_host_bytes;
     }
     println!(

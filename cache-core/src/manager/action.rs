@@ -22,6 +22,10 @@ pub struct Shortage {
     pub host_slots: u32,
     /// Host slots that hold a block that a live sequence reads.
     pub host_live_slots: u32,
+    /// Index entries for live blocks that have no slot, and so are on the disk only. 0 without a disk.
+    pub below_entries: u32,
+    /// How many of them are taken.
+    pub below_live: u32,
 }
 
 /// One thing to do, or one answer.
@@ -37,7 +41,7 @@ pub enum Action {
         /// In which tier.
         tier: Tier,
     },
-    /// Remove a copy that must not be read again, whatever leases stand. Final.
+    /// Remove a copy that must not be read again, whatever leases or pins stand. Final. On the disk: take the record out of the index.
     Discard {
         /// Its key.
         key: CopyKey,
@@ -57,6 +61,38 @@ pub enum Action {
         /// Whose copy.
         entry: EntryId,
         /// Its key.
+        key: CopyKey,
+    },
+    /// Copy the device copy's image out and write it to the disk; answered by [`crate::manager::Event::Stored`], at any later time. The
+    /// image is copied out when the action is performed (for a block that was just committed: as soon as its slot is), so that the
+    /// shard may let the device copy go meanwhile.
+    Store {
+        /// Whose copy; it may be gone by the time the write ends.
+        entry: EntryId,
+        /// Its key.
+        key: CopyKey,
+        /// True when it is a live block's way out of memory: a request for room waits for it, so neither admission nor a rate limit may
+        /// refuse it. False: write-behind.
+        spill: bool,
+    },
+    /// Copy disk -> host and commit there; answered by [`crate::manager::Event::Loaded`].
+    Load {
+        /// Whose copy.
+        entry: EntryId,
+        /// Its key.
+        key: CopyKey,
+    },
+    /// Keep the disk's reclaim off this record, until [`Action::Unpin`]. If the record is not there any more:
+    /// [`crate::manager::Event::Lost`] for [`Tier::Disk`] with `Evicted` (an `Unpin` follows all the same). A key is never pinned twice.
+    Pin {
+        /// Whose copy.
+        entry: EntryId,
+        /// Its key.
+        key: CopyKey,
+    },
+    /// The end of a [`Action::Pin`].
+    Unpin {
+        /// The key.
         key: CopyKey,
     },
     /// Answer to [`crate::manager::Event::Acquire`].
@@ -96,9 +132,11 @@ pub enum Action {
     Promoted {
         /// The request.
         ticket: Ticket,
-        /// Copies that arrived.
+        /// Copies that arrived in device memory.
         arrived: u32,
-        /// Copies that failed, each one this request's own miss.
+        /// Copies that arrived in the host arena, from the disk.
+        loaded: u32,
+        /// Copies that failed, each one this request's own miss. A block for which the host arena had no slot is none: it stays on disk.
         missed: u32,
     },
 }

@@ -6,18 +6,24 @@ use crate::units::Tier;
 /// Counters since the shard was made, and what it holds now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Block hits by tier: device, host.
-    pub hits: [u64; 2],
+    /// Block hits by tier: device, host, disk.
+    pub hits: [u64; 3],
     /// Misses by reason, in the order of [`MissReason::ALL`].
     pub misses: [u64; 11],
     /// Blocks moved device -> host.
     pub demoted_blocks: u64,
     /// Blocks moved host -> device.
     pub promoted_blocks: u64,
+    /// Blocks written to the disk.
+    pub stored_blocks: u64,
+    /// Those of them that a request for room waited for.
+    pub spilled_blocks: u64,
+    /// Blocks moved disk -> host.
+    pub loaded_blocks: u64,
     /// Copies dropped to make room, by tier: device, host.
     pub evicted_blocks: [u64; 2],
-    /// Copies lost (failed check, lease lost), by tier: device, host.
-    pub lost_blocks: [u64; 2],
+    /// Copies lost (failed check, lease lost; on the disk whatever takes a live block's last copy), by tier: device, host, disk.
+    pub lost_blocks: [u64; 3],
     /// Requests for room refused.
     pub refused: u64,
 }
@@ -29,11 +35,12 @@ impl Counters {
     }
 }
 
-/// Index of a tier of the fused pair.
+/// Index of a tier of this process.
 pub(crate) fn side(tier: Tier) -> usize {
     match tier {
         Tier::Device => 0,
         Tier::Host => 1,
-        Tier::Disk | Tier::Remote => unreachable!("this shard manages [device, host] only"),
+        Tier::Disk => 2,
+        Tier::Remote => unreachable!("this shard manages [device, host, disk] only"),
     }
 }

@@ -20,9 +20,9 @@ pub enum CopyState {
     None,
     /// Being written.
     Arriving,
-    /// Committed.
+    /// Committed. On the disk: it was there when it was last seen; while a sequence reads the block it is pinned, and so still is.
     Resident,
-    /// Device: being demoted, still readable. Host: being dropped, no longer readable.
+    /// Device: being demoted or spilled, still readable. Host: being dropped, no longer readable. Disk: never.
     Leaving,
 }
 
@@ -44,6 +44,8 @@ pub(crate) enum Listed {
     Live,
     /// Live host copies beside a resident device copy.
     Redundant,
+    /// Live host copies of one depth, without a device copy but with one on the disk.
+    Backed,
 }
 
 /// Neighbours in a list.
@@ -52,6 +54,15 @@ pub(crate) struct Neighbours {
     pub(crate) listed: Listed,
     pub(crate) before: Option<EntryId>,
     pub(crate) after: Option<EntryId>,
+}
+
+/// What a device copy leaves to the disk for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Spill {
+    /// The request for room that waits for it.
+    pub(crate) ticket: Ticket,
+    /// It goes with a write-behind that was under way, which the disk may turn down as any other.
+    pub(crate) joined: bool,
 }
 
 /// One block of one form and provenance.
@@ -68,28 +79,62 @@ pub(crate) struct Entry {
     pub(crate) children: u32,
     /// Child entries with a copy that stays, per tier.
     pub(crate) children_in: [u32; 2],
-    pub(crate) copies: [CopyState; 2],
+    /// Device, host, disk.
+    pub(crate) copies: [CopyState; 3],
     pub(crate) lists: [Neighbours; 2],
     /// The request for room that waits for this demotion, or for the drop of this host copy.
     pub(crate) awaited_by: Option<Ticket>,
-    /// Why it has no copy, while it has none.
+    /// The device copy leaves to the disk: it goes when the write has ended.
+    pub(crate) spill: Option<Spill>,
+    /// Why it has no copy, while it has none. One on its way to the disk is none.
     pub(crate) loss: Option<MissReason>,
     /// A lease stood in the way of its eviction: no candidate until the next request for room.
     pub(crate) parked: bool,
 }
 
 impl Entry {
-    /// The nearest tier with a copy that can be read.
+    /// The nearest slot with a copy that can be read.
     pub(crate) fn readable(&self) -> Option<Tier> {
         match self.copies {
-            [CopyState::Resident | CopyState::Leaving, _] => Some(Tier::Device),
-            [_, CopyState::Resident] => Some(Tier::Host),
+            [CopyState::Resident | CopyState::Leaving, ..] => Some(Tier::Device),
+            [_, CopyState::Resident, _] => Some(Tier::Host),
             _ => None,
         }
     }
 
+    /// Device and host.
+    pub(crate) fn in_slots(&self) -> [CopyState; 2] {
+        [self.copies[0], self.copies[1]]
+    }
+
+    pub(crate) fn on_disk(&self) -> bool {
+        self.copies[2] == CopyState::Resident
+    }
+
+    /// True without a copy, and without one on its way to a slot.
     pub(crate) fn is_bare(&self) -> bool {
-        self.copies == [CopyState::None; 2]
+        self.in_slots() == [CopyState::None; 2] && !self.on_disk()
+    }
+
+    /// True when nobody needs the entry. What the disk has is in the disk's own index.
+    pub(crate) fn is_unused(&self) -> bool {
+        self.in_slots() == [CopyState::None; 2] && self.live == 0 && self.children == 0
+    }
+
+    /// True when the disk keeps the record for a live sequence.
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.live > 0 && self.on_disk()
+    }
+
+    /// True for a live block for which no slot stands, or soon none will: it takes one of the entries that there are beyond the slots.
+    /// A block on its way from the disk into the host counts until it has arrived. One on its way out of device memory counts even if
+    /// nobody reads it any more, since somebody may again.
+    pub(crate) fn is_below(&self) -> bool {
+        match self.in_slots() {
+            [CopyState::None, host] => self.live > 0 && host != CopyState::Resident,
+            [CopyState::Leaving, host] => matches!(host, CopyState::None | CopyState::Leaving),
+            [CopyState::Arriving | CopyState::Resident, _] => false,
+        }
     }
 }
 
@@ -102,9 +147,9 @@ pub struct EntryView {
     pub link: Link,
     /// Sequences that read it.
     pub live: u32,
-    /// Its copies: device, host.
-    pub copies: [CopyState; 2],
-    /// Why it has no copy, while it has none.
+    /// Its copies: device, host, disk.
+    pub copies: [CopyState; 3],
+    /// Why it has no copy, while it has none. One on its way to the disk is none.
     pub loss: Option<MissReason>,
 }
 
@@ -195,19 +240,20 @@ impl Slab {
             live: 0,
             children: 0,
             children_in: [0; 2],
-            copies: [CopyState::None; 2],
+            copies: [CopyState::None; 3],
             lists: [nowhere; 2],
             awaited_by: None,
+            spill: None,
             loss: None,
             parked: false,
         });
         id
     }
 
-    /// Removes an entry without copies, readers or children; returns its parent.
+    /// Removes an entry without slots, readers or children; returns its parent.
     pub(crate) fn remove(&mut self, id: EntryId) -> Option<EntryId> {
         let entry = self.entries[id.0 as usize].take().expect("only a known entry is removed");
-        debug_assert!(entry.is_bare() && entry.live == 0 && entry.children == 0);
+        debug_assert!(entry.is_unused());
         self.free.push(id);
         self.unlink_variant(&entry, id);
         if let Some(parent) = entry.parent {

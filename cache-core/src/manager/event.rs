@@ -16,12 +16,15 @@ pub struct Ticket(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Owner(pub u64);
 
+/// What a driver found on the disk for a link, in the disk tier's own index: a record, or why there is none.
+pub type Below = Result<(), MissReason>;
+
 /// How a copy between tiers ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CopyEnd {
     /// The target copy is committed.
     Done,
-    /// The target tier had no slot after all (resting or leased ones).
+    /// The target tier had no slot after all (resting or leased ones). Disk: the queue was full, the disk is, or the write was refused.
     Full,
     /// The bytes that arrived did not verify: the source copy is damaged.
     Damaged,
@@ -32,10 +35,6 @@ pub enum CopyEnd {
 }
 
 /// What happened, or what is asked for.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "an event lives on the stack for one call; a box would allocate at every commit"
-)]
 #[derive(Clone, Copy, Debug)]
 pub enum Event<'a> {
     /// Makes the longest run of `links` that is there live. Answer: [`crate::manager::Action::Acquired`].
@@ -44,6 +43,8 @@ pub enum Event<'a> {
         namespace: Namespace,
         /// Links of one chain, in order.
         links: &'a [Link],
+        /// What the disk has, per link, looked up just now under [`CopyKey::exact`]. What is not named is not there: none without a disk.
+        below: &'a [Below],
         /// What will do.
         accept: Accept,
     },
@@ -87,9 +88,16 @@ pub enum Event<'a> {
         /// opened for; under another one nothing is committed, and the answer names the entry that the owner holds, as it was.
         held: bool,
     },
-    /// Asks to bring these live entries (in chain order) into device memory, as far as there is room that no live block needs.
-    /// Answer, after completions: [`crate::manager::Action::Promoted`].
+    /// Asks to bring these live entries (in chain order) into host and then device memory, as far as there is room that no live block
+    /// needs. Answer, after completions: [`crate::manager::Action::Promoted`].
     Promote {
+        /// Name of this request.
+        ticket: Ticket,
+        /// Entries that the caller holds live.
+        entries: &'a [EntryId],
+    },
+    /// As [`Event::Promote`], but no nearer than the host arena: for a device that attends there.
+    Load {
         /// Name of this request.
         ticket: Ticket,
         /// Entries that the caller holds live.
@@ -109,6 +117,24 @@ pub enum Event<'a> {
         /// How.
         end: CopyEnd,
     },
+    /// A [`crate::manager::Action::Store`] has ended. `Done`: the record is visible, and the driver itself holds it pinned while it
+    /// feeds this in, so that it is still there when the shard asks for the pin.
+    Stored {
+        /// Its key: the entry may be gone.
+        key: CopyKey,
+        /// As in the action: two writes of one block may be under way.
+        spill: bool,
+        /// How. `Damaged` and `SourceLost` speak of the device copy, `Full` and `Failed` of the disk.
+        end: CopyEnd,
+    },
+    /// A [`crate::manager::Action::Load`] has ended.
+    Loaded {
+        /// Whose copy.
+        entry: EntryId,
+        /// How. `Damaged` and `SourceLost` speak of the disk's record, `Full` of the host arena; `Failed`: the record may be good (the
+        /// disk is offline, or late).
+        end: CopyEnd,
+    },
     /// A [`crate::manager::Action::Drop`] of a host copy was performed, or refused because of a lease.
     Dropped {
         /// Whose copy.
@@ -116,13 +142,14 @@ pub enum Event<'a> {
         /// True when a lease stood in the way: the copy is still there.
         refused: bool,
     },
-    /// A copy turned out to be gone or wrong. Answer: [`crate::manager::Action::Discard`] for the copy.
+    /// A copy turned out to be gone or wrong. Answer: [`crate::manager::Action::Discard`] for the copy; on the disk only if it failed its
+    /// check, since the disk decides itself what else to keep.
     Lost {
         /// Whose copy.
         entry: EntryId,
         /// In which tier.
         tier: Tier,
-        /// Why: `FailedCheck` or `LeaseLost`.
+        /// Why: `FailedCheck` or `LeaseLost`; on the disk also `Evicted` (it could not be pinned), `TierOffline`, `Deadline`.
         reason: MissReason,
     },
 }

@@ -5,6 +5,7 @@
 //! | device idle, host idle | resident copies without a live reader | least recently used first |
 //! | device live | resident copies that a live sequence reads | by depth, deepest first |
 //! | host redundant | live host copies beside a resident device copy | oldest first |
+//! | host backed | live host copies without a device copy, but with one on the disk | by depth, deepest first |
 //!
 //! A sequence is released deepest block first, and whoever uses a block uses its parents as well; so a child stands before its parent in
 //! an idle list and its head is a leaf. Copies that arrive later can break that order; a head that still has children is then sent to
@@ -103,26 +104,46 @@ impl Depths {
     }
 }
 
+/// A list per depth; what is deeper than there are lists stands in the last one.
+#[derive(Clone, Debug)]
+struct ByDepth {
+    lists: Vec<List>,
+    depths: Depths,
+}
+
+impl ByDepth {
+    fn new(depths: u32) -> ByDepth {
+        let buckets = depths.max(1) as usize;
+        ByDepth { lists: vec![List::default(); buckets], depths: Depths::new(buckets) }
+    }
+
+    fn bucket(&self, depth: u32) -> usize {
+        (depth as usize).min(self.lists.len() - 1)
+    }
+
+    fn deepest(&self) -> Option<EntryId> {
+        self.lists[self.depths.deepest()?].head()
+    }
+}
+
 /// The candidate lists of a shard.
 #[derive(Clone, Debug)]
 pub(crate) struct Candidates {
     idle: [List; 2],
     redundant: List,
-    live: Vec<List>,
-    depths: Depths,
+    /// Device live and host backed.
+    by_depth: [ByDepth; 2],
 }
 
 impl Candidates {
-    /// Bytes per depth bucket; there is one per entry.
-    pub(crate) const BYTES_PER_ENTRY: u64 = size_of::<List>() as u64 + 1;
+    /// Bytes per entry: a depth bucket on either side.
+    pub(crate) const BYTES_PER_ENTRY: u64 = 2 * (size_of::<List>() as u64 + 1);
 
     pub(crate) fn new(depths: u32) -> Candidates {
-        let buckets = depths.max(1) as usize;
         Candidates {
             idle: [List::default(); 2],
             redundant: List::default(),
-            live: vec![List::default(); buckets],
-            depths: Depths::new(buckets),
+            by_depth: [ByDepth::new(depths), ByDepth::new(depths)],
         }
     }
 
@@ -136,7 +157,17 @@ impl Candidates {
 
     /// The deepest live device copy. Its children, deeper still, are not live in device memory.
     pub(crate) fn deepest_live(&self) -> Option<EntryId> {
-        self.live[self.depths.deepest()?].head()
+        self.by_depth[0].deepest()
+    }
+
+    /// The deepest live host copy that has only the disk's beside it.
+    pub(crate) fn deepest_backed(&self) -> Option<EntryId> {
+        self.by_depth[1].deepest()
+    }
+
+    /// How many there are of [`Candidates::deepest_backed`]. O(depths).
+    pub(crate) fn backed(&self) -> u32 {
+        self.by_depth[1].lists.iter().map(|list| list.len()).sum()
     }
 
     /// Sends the head of an idle list to its end.
@@ -150,7 +181,7 @@ impl Candidates {
     /// Puts an entry into the lists where it belongs now. One that stays in its list keeps its place.
     pub(crate) fn refresh(&mut self, slab: &mut Slab, id: EntryId) {
         let entry = &slab[id];
-        let [device, host] = entry.copies;
+        let [device, host] = entry.in_slots();
         let idle = entry.live == 0;
         let wanted = [
             match device {
@@ -162,10 +193,11 @@ impl Candidates {
                 _ if entry.parked => Listed::No,
                 (CopyState::Resident, CopyState::None | CopyState::Resident) if idle => Listed::Idle,
                 (CopyState::Resident, CopyState::Resident) => Listed::Redundant,
+                (CopyState::Resident, CopyState::None) if entry.on_disk() => Listed::Backed,
                 _ => Listed::No,
             },
         ];
-        let depth = (entry.depth as usize).min(self.live.len() - 1);
+        let depth = self.by_depth[0].bucket(entry.depth);
         for (side, wanted) in wanted.into_iter().enumerate() {
             let listed = slab[id].lists[side].listed;
             if listed == wanted {
@@ -177,9 +209,8 @@ impl Candidates {
             if let Some(list) = self.list(wanted, side, depth) {
                 list.push(slab, side, id, wanted);
             }
-            if side == 0 {
-                self.depths.set(depth, self.live[depth].len() > 0);
-            }
+            let ByDepth { lists, depths } = &mut self.by_depth[side];
+            depths.set(depth, lists[depth].len() > 0);
         }
     }
 
@@ -187,7 +218,7 @@ impl Candidates {
         match listed {
             Listed::No => None,
             Listed::Idle => Some(&mut self.idle[side]),
-            Listed::Live => Some(&mut self.live[depth]),
+            Listed::Live | Listed::Backed => Some(&mut self.by_depth[side].lists[depth]),
             Listed::Redundant => Some(&mut self.redundant),
         }
     }

@@ -22,6 +22,7 @@ impl CacheManager {
         let part = |index| Budgets {
             device_slots: share(budgets.device_slots, index),
             host_slots: share(budgets.host_slots, index),
+            below_entries: share(budgets.below_entries, index),
         };
         CacheManager { shards: (0..shards).map(|index| Shard::new(part(index))).collect() }
     }
@@ -50,9 +51,9 @@ mod tests {
 
     #[test]
     fn budgets_are_shared_without_a_rest_and_namespaces_stay_put() {
-        let manager = CacheManager::new(3, Budgets { device_slots: 10, host_slots: 5 });
+        let manager = CacheManager::new(3, Budgets { device_slots: 10, host_slots: 5, below_entries: 4 });
         let sum = |pick: fn(&Budgets) -> u32| manager.shards().iter().map(|shard| pick(&shard.budgets())).sum::<u32>();
-        assert_eq!((sum(|b| b.device_slots), sum(|b| b.host_slots)), (10, 5));
+        assert_eq!((sum(|b| b.device_slots), sum(|b| b.host_slots), sum(|b| b.below_entries)), (10, 5, 4));
         let routes: Vec<usize> = (0..=255u8).map(|byte| manager.route(Namespace([byte; 32]))).collect();
         assert_eq!(routes, (0..=255u8).map(|byte| manager.route(Namespace([byte; 32]))).collect::<Vec<_>>());
         assert!((0..3).all(|shard| routes.contains(&shard)));

@@ -3,29 +3,30 @@
 use std::collections::HashMap;
 
 use crate::chain::Link;
-use crate::form::Accept;
-use crate::hash::Namespace;
-use crate::key::{CopyKey, GroupId};
+use crate::key::CopyKey;
 use crate::manager::action::{Action, Actions, Shortage};
-use crate::manager::counters::{Counters, side};
+use crate::manager::counters::Counters;
 use crate::manager::entry::{CopyState, EntryId, EntryView, Slab, map_bytes_per_key, map_for};
-use crate::manager::event::{CopyEnd, Event, Owner};
+use crate::manager::event::{Event, Owner};
 use crate::manager::eviction::Candidates;
 use crate::manager::ghost::{Ghost, GhostTable};
-use crate::manager::room::{Promotion, Room};
-use crate::miss::MissReason;
+use crate::manager::promotion::Promotion;
+use crate::manager::room::Room;
 use crate::units::{Now, Tier};
 
 pub(crate) const DEVICE: usize = 0;
 pub(crate) const HOST: usize = 1;
+pub(crate) const DISK: usize = 2;
 
-/// Hard limits of a shard, in slots.
+/// Hard limits of a shard, in slots and entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budgets {
     /// Device slots, open blocks included.
     pub device_slots: u32,
     /// Host slots.
     pub host_slots: u32,
+    /// Live blocks that may be on the disk alone, each with an entry of the index and no slot. 0 = there is no disk.
+    pub below_entries: u32,
 }
 
 impl Budgets {
@@ -36,10 +37,10 @@ impl Budgets {
         + GHOSTS_PER_ENTRY as u64 * GhostTable::BYTES_PER_RECORD
         + 2 * size_of::<EntryId>() as u64;
 
-    /// Entries of the index: one per slot. A block that lost its copies while others stand on it, or read it, keeps its entry without
+    /// Entries of the index: one per slot, and those below. A block that lost its copies while others stand on it, or read it, keeps its entry without
     /// a slot; when entries run out before slots, idle leaves make room for new blocks.
     pub fn entries(&self) -> u32 {
-        self.device_slots + self.host_slots
+        self.device_slots + self.host_slots + self.below_entries
     }
 
     /// Bytes of metadata that a shard with these budgets allocates when it is made.
@@ -53,7 +54,7 @@ const GHOSTS_PER_ENTRY: u32 = 4;
 /// What a shard takes without entries: itself, the smallest maps, the summary levels of the depth bitmap.
 const SHARD_BYTES: u64 = 4096;
 
-/// One shard of the cache manager: plain state over [device, host]. See [`crate::manager`].
+/// One shard of the cache manager: plain state over [device, host, disk]. See [`crate::manager`].
 #[derive(Clone, Debug)]
 pub struct Shard {
     pub(crate) budgets: Budgets,
@@ -67,6 +68,10 @@ pub struct Shard {
     pub(crate) leaving: [u32; 2],
     /// Copies of live entries, per tier.
     pub(crate) live_held: [u32; 2],
+    /// Live blocks for which no slot stands, or soon none will.
+    pub(crate) below: u32,
+    /// Records that the disk was asked to keep.
+    pub(crate) pins: u32,
     /// Device slots granted for open blocks, and how many of those have an entry already.
     pub(crate) open: u32,
     pub(crate) open_held: u32,
@@ -92,6 +97,8 @@ impl Shard {
             used: [0; 2],
             leaving: [0; 2],
             live_held: [0; 2],
+            below: 0,
+            pins: 0,
             open: 0,
             open_held: 0,
             aside: 0,
@@ -108,8 +115,10 @@ impl Shard {
         self.now = self.now.max(now);
         let mut actions = Actions::new();
         match event {
-            Event::Acquire { namespace, links, accept } => self.acquire(namespace, links, accept, &mut actions),
-            Event::Release { entries } => self.release(entries),
+            Event::Acquire { namespace, links, below, accept } => {
+                self.acquire(namespace, links, below, accept, &mut actions);
+            }
+            Event::Release { entries } => self.release(entries, &mut actions),
             Event::Room { ticket, owner, keys, held } => self.room(ticket, owner, keys, held, &mut actions),
             Event::Abandon { owner, keys, held } => self.abandon(owner, keys, held),
             Event::Commit { owner, opened_for, key, link, held } => {
@@ -123,30 +132,16 @@ impl Shard {
                     _ => self.commit(key, link, again.is_some(), &mut actions),
                 }
             }
-            Event::Promote { ticket, entries } => self.promote(ticket, entries, &mut actions),
+            Event::Promote { ticket, entries } => self.promote(ticket, entries, Tier::Device, &mut actions),
+            Event::Load { ticket, entries } => self.promote(ticket, entries, Tier::Host, &mut actions),
             Event::Demoted { entry, end } => self.demoted(entry, end, &mut actions),
             Event::Onboarded { entry, end } => self.onboarded(entry, end, &mut actions),
+            Event::Stored { key, spill, end } => self.stored(key, spill, end, &mut actions),
+            Event::Loaded { entry, end } => self.loaded(entry, end, &mut actions),
             Event::Dropped { entry, refused } => self.dropped(entry, refused, &mut actions),
             Event::Lost { entry, tier, reason } => self.lost(entry, tier, reason, &mut actions),
         }
         actions
-    }
-
-    /// The longest run of `links` that is there, and why the next is not. Changes nothing.
-    pub fn peek(
-        &self,
-        namespace: Namespace,
-        links: &[Link],
-        accept: Accept,
-    ) -> (Vec<(EntryId, Tier)>, Option<MissReason>) {
-        let mut hits = Vec::with_capacity(links.len());
-        for link in links {
-            match self.find(namespace, link, accept) {
-                Ok(hit) => hits.push(hit),
-                Err(reason) => return (hits, Some(reason)),
-            }
-        }
-        (hits, None)
     }
 
     /// What is known of a copy.
@@ -202,6 +197,20 @@ impl Shard {
         self.slab.used()
     }
 
+    /// Live blocks for which no slot stands, or soon none will: on the disk alone, on their way there or back, or lost.
+    pub fn below(&self) -> u32 {
+        self.below
+    }
+
+    pub(crate) fn has_disk(&self) -> bool {
+        self.budgets.below_entries > 0
+    }
+
+    /// True while one more live block may be without a slot.
+    pub(crate) fn has_room_below(&self) -> bool {
+        self.below < self.budgets.below_entries
+    }
+
     pub(crate) fn shortage(&self, wanted_slots: u32) -> Shortage {
         Shortage {
             wanted_slots,
@@ -209,46 +218,8 @@ impl Shard {
             device_live_slots: self.open + self.aside + self.live_held[DEVICE],
             host_slots: self.budgets.host_slots,
             host_live_slots: self.live_held[HOST],
-        }
-    }
-
-    fn find(&self, namespace: Namespace, link: &Link, accept: Accept) -> Result<(EntryId, Tier), MissReason> {
-        let mut reason = None;
-        for id in self.slab.variants(namespace, link.hash, GroupId(0)) {
-            let entry = &self.slab[id];
-            let admitted = accept.admits(entry.key.form, entry.key.provenance);
-            match (entry.readable(), admitted) {
-                (Some(tier), true) => return Ok((id, tier)),
-                (Some(_), false) => reason = Some(MissReason::Provenance),
-                (None, true) => reason = reason.or(entry.loss),
-                (None, false) => {}
-            }
-        }
-        let ghost = || self.ghosts.find(&CopyKey::exact(namespace, link.hash)).map(|ghost| ghost.reason);
-        Err(reason.or_else(ghost).unwrap_or(MissReason::NeverStored))
-    }
-
-    fn acquire(&mut self, namespace: Namespace, links: &[Link], accept: Accept, actions: &mut Actions) {
-        let (hits, miss) = self.peek(namespace, links, accept);
-        for (id, tier) in &hits {
-            self.set_live(*id, self.slab[*id].live + 1);
-            self.counters.hits[side(*tier)] += 1;
-        }
-        // A block that another sequence computes right now is waited for, and looked up again: no miss.
-        let waits =
-            links.get(hits.len()).is_some_and(|link| self.opened.contains_key(&CopyKey::exact(namespace, link.hash)));
-        if let Some(reason) = miss
-            && !waits
-        {
-            self.counters.miss(reason);
-        }
-        actions.push(Action::Acquired { hits, miss });
-    }
-
-    fn release(&mut self, entries: &[EntryId]) {
-        for id in entries.iter().rev() {
-            self.set_live(*id, self.slab[*id].live - 1);
-            self.free_if_unused(*id);
+            below_entries: self.budgets.below_entries,
+            below_live: self.below,
         }
     }
 
@@ -270,163 +241,25 @@ impl Shard {
     fn commit(&mut self, key: CopyKey, link: Link, held: bool, actions: &mut Actions) {
         let known = self.slab.find(&key);
         let entry = known.unwrap_or_else(|| self.slab.insert(key, link));
-        let copies = self.slab[entry].copies;
-        let inserted = self.slab[entry].readable().is_none() && !copies.iter().any(|copy| copy.stays());
+        let [device, host] = self.slab[entry].in_slots();
+        // A copy that is just being loaded is not there yet; this one is.
+        let stays = device.stays() || (host.stays() && !self.is_loading(entry));
+        let inserted = self.slab[entry].readable().is_none() && !stays;
         if inserted {
             self.slab[entry].loss = None;
             self.ghosts.forget(&key);
             self.set_copy(entry, DEVICE, CopyState::Resident);
+            if self.slab[entry].on_disk() && self.slab[entry].live == 0 {
+                // Nothing has kept that record since it was last seen.
+                self.set_disk(entry, CopyState::None, actions);
+            }
         }
         if !held {
-            self.set_live(entry, self.slab[entry].live + 1);
+            self.set_live(entry, self.slab[entry].live + 1, actions);
         }
         actions.push(Action::Committed { entry, inserted });
-    }
-
-    fn dropped(&mut self, id: EntryId, refused: bool, actions: &mut Actions) {
-        if self.slab.get(id).is_none_or(|entry| entry.copies[HOST] != CopyState::Leaving) {
-            return;
-        }
-        let awaited_by = self.slab[id].awaited_by.take();
-        if refused {
-            self.slab[id].parked = true;
-            self.parked.push(id);
-            self.set_copy(id, HOST, CopyState::Resident);
-        } else {
-            self.set_copy(id, HOST, CopyState::None);
-            self.counters.evicted_blocks[HOST] += 1;
-            self.went(id, Tier::Host, MissReason::Evicted);
-        }
-        if let Some(ticket) = awaited_by {
-            self.drop_ended(ticket, actions);
-        }
-    }
-
-    pub(crate) fn lost(&mut self, id: EntryId, tier: Tier, reason: MissReason, actions: &mut Actions) {
-        let Some(key) =
-            self.slab.get(id).filter(|entry| entry.copies[side(tier)] != CopyState::None).map(|entry| entry.key)
-        else {
-            return;
-        };
-        actions.push(Action::Discard { key, tier });
-        self.counters.miss(reason);
-        self.counters.lost_blocks[side(tier)] += 1;
-        let leaves = side(tier) == HOST && self.slab[id].copies[HOST] == CopyState::Leaving;
-        let awaited_by = if leaves { self.slab[id].awaited_by.take() } else { None };
-        self.set_copy(id, side(tier), CopyState::None);
-        self.went(id, tier, reason);
-        if let Some(ticket) = awaited_by {
-            self.drop_ended(ticket, actions);
-        }
-    }
-
-    /// Drops a device copy to make room.
-    pub(crate) fn evict_device(&mut self, id: EntryId, actions: &mut Actions) {
-        self.counters.evicted_blocks[DEVICE] += 1;
-        actions.push(Action::Drop { entry: id, key: self.slab[id].key, tier: Tier::Device });
-        self.set_copy(id, DEVICE, CopyState::None);
-        self.went(id, Tier::Device, MissReason::Evicted);
-    }
-
-    /// A copy has gone: if it was the last one, remember how, and free the entry if nobody needs it.
-    fn went(&mut self, id: EntryId, tier: Tier, reason: MissReason) {
-        if self.slab[id].is_bare() {
-            self.slab[id].loss = Some(reason);
-            self.ghosts.record(&self.slab[id].key, tier, reason, self.now);
-            self.free_if_unused(id);
-        }
-    }
-
-    /// The source of a copy was lost while it ran, and now the copy has failed as well.
-    pub(crate) fn went_unnoticed(&mut self, id: EntryId, tier: Tier) {
-        if self.slab.get(id).is_some_and(|entry| entry.is_bare() && entry.loss.is_none()) {
-            self.went(id, tier, MissReason::LeaseLost);
-        }
-    }
-
-    /// Frees an entry without copies, readers and children, and then its parents that only waited for it.
-    pub(crate) fn free_if_unused(&mut self, id: EntryId) {
-        let mut next = Some(id);
-        while let Some(id) = next {
-            let entry = &self.slab[id];
-            if !entry.is_bare() || entry.live > 0 || entry.children > 0 {
-                return;
-            }
-            next = self.slab.remove(id);
-        }
-    }
-
-    pub(crate) fn set_copy(&mut self, id: EntryId, tier: usize, state: CopyState) {
-        let entry = &mut self.slab[id];
-        let before = std::mem::replace(&mut entry.copies[tier], state);
-        let (live, parent) = (entry.live > 0, entry.parent);
-        self.used[tier] = self.used[tier] + u32::from(state.stays()) - u32::from(before.stays());
-        self.leaving[tier] =
-            self.leaving[tier] + u32::from(state == CopyState::Leaving) - u32::from(before == CopyState::Leaving);
-        if live {
-            self.live_held[tier] =
-                self.live_held[tier] + u32::from(state != CopyState::None) - u32::from(before != CopyState::None);
-        }
-        if let Some(parent) = parent {
-            let children = &mut self.slab[parent].children_in[tier];
-            *children = *children + u32::from(state.stays()) - u32::from(before.stays());
-        }
-        self.candidates.refresh(&mut self.slab, id);
-    }
-
-    fn set_live(&mut self, id: EntryId, live: u32) {
-        let entry = &mut self.slab[id];
-        let before = std::mem::replace(&mut entry.live, live);
-        for tier in [DEVICE, HOST] {
-            if entry.copies[tier] != CopyState::None {
-                self.live_held[tier] = self.live_held[tier] + u32::from(live > 0) - u32::from(before > 0);
-            }
-        }
-        self.candidates.refresh(&mut self.slab, id);
-    }
-
-    pub(crate) fn demoted(&mut self, id: EntryId, end: CopyEnd, actions: &mut Actions) {
-        let Some(ticket) =
-            self.slab.get(id).filter(|entry| entry.copies[HOST] == CopyState::Arriving).map(|entry| entry.awaited_by)
-        else {
-            return;
-        };
-        self.slab[id].awaited_by = None;
-        match end {
-            CopyEnd::Done => self.settle_demotion(id, actions),
-            CopyEnd::Full | CopyEnd::Failed => self.undo_demotion(id, actions),
-            CopyEnd::Damaged | CopyEnd::SourceLost => {
-                let reason = if end == CopyEnd::Damaged { MissReason::FailedCheck } else { MissReason::LeaseLost };
-                self.set_copy(id, HOST, CopyState::None);
-                self.lost(id, Tier::Device, reason, actions);
-                self.went_unnoticed(id, Tier::Device);
-            }
-        }
-        if let Some(ticket) = ticket {
-            self.demotion_ended(ticket, end, actions);
-        }
-    }
-
-    /// The lower write is committed: now the upper copy goes.
-    fn settle_demotion(&mut self, id: EntryId, actions: &mut Actions) {
-        self.counters.demoted_blocks += 1;
-        self.slab[id].loss = None;
-        self.set_copy(id, HOST, CopyState::Resident);
-        if self.slab[id].copies[DEVICE] == CopyState::Leaving {
-            actions.push(Action::Drop { entry: id, key: self.slab[id].key, tier: Tier::Device });
-            self.set_copy(id, DEVICE, CopyState::None);
-        }
-    }
-
-    fn undo_demotion(&mut self, id: EntryId, actions: &mut Actions) {
-        self.set_copy(id, HOST, CopyState::None);
-        let entry = &self.slab[id];
-        if entry.copies[DEVICE] != CopyState::Leaving {
-            self.went_unnoticed(id, Tier::Device);
-        } else if entry.live == 0 && entry.children == 0 {
-            self.evict_device(id, actions);
-        } else {
-            self.set_copy(id, DEVICE, CopyState::Resident);
+        if inserted && self.has_disk() && self.slab[entry].copies[DISK] == CopyState::None {
+            self.store(entry, false, actions);
         }
     }
 }

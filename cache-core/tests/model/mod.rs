@@ -1,14 +1,22 @@
-//! A naive model of the two tiers: performs a shard's actions on plain maps, with delays and failures, and states what must hold.
+//! A naive model of the three tiers: performs a shard's actions on plain maps, with delays and failures, and states what must hold.
+
+mod bugs;
+mod disk;
+mod ends;
+mod expected;
+mod perform;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use cache_core::chain::{Chain, Link};
-use cache_core::form::Provenance;
 use cache_core::hash::Namespace;
 use cache_core::key::CopyKey;
-use cache_core::manager::{Action, Budgets, CopyEnd, CopyState, EntryId, Event, Owner, Shard, Ticket};
+use cache_core::manager::{Action, Budgets, CopyState, EntryId, Event, Owner, Shard, Ticket};
 use cache_core::miss::MissReason;
 use cache_core::units::{Now, Tier};
+
+pub use bugs::Bug;
+pub use ends::settle;
 
 pub const HOME: Namespace = Namespace([3; 32]);
 
@@ -26,24 +34,6 @@ impl Random {
     pub fn chance(&mut self, percent: usize) -> bool {
         self.below(100) < percent
     }
-}
-
-/// A deliberately broken eviction, planted between the shard and the model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bug {
-    None,
-    /// A live block is dropped instead of demoted.
-    DropInsteadOfDemote,
-    /// The upper copy goes before the lower write is committed.
-    DropBeforeCommit,
-    /// A slot is granted although no copy was dropped for it.
-    GrantWithoutDrop,
-    /// The victim's parent goes first.
-    ParentFirst,
-    /// A released sequence is never told to the shard.
-    ForgottenRelease,
-    /// A leased host copy is evicted as if nobody held it.
-    LeasedEvicted,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,9 +59,16 @@ pub struct Model {
     pub random: Random,
     pub bug: Bug,
     pub chains: Vec<Vec<Link>>,
+    /// Where the slots' copies are.
     pub device: BTreeMap<CopyKey, Copy>,
     pub host: BTreeMap<CopyKey, Copy>,
     pub leased: BTreeSet<CopyKey>,
+    /// Records that the disk's index has.
+    pub disk: BTreeSet<CopyKey>,
+    /// Records that the disk must keep.
+    pub pins: BTreeSet<CopyKey>,
+    /// Published blocks for which no write-behind was asked for yet.
+    pub unstored: BTreeSet<CopyKey>,
     pub readers: BTreeMap<CopyKey, u32>,
     pub gone: BTreeMap<CopyKey, MissReason>,
     pub parents: BTreeMap<CopyKey, CopyKey>,
@@ -84,7 +81,12 @@ pub struct Model {
     pub promoting: BTreeSet<Ticket>,
     pub demotions: Vec<(EntryId, CopyKey)>,
     pub onboards: Vec<(EntryId, CopyKey)>,
-    queue: VecDeque<Action>,
+    /// Writes under way, and whether each was asked for as a spill.
+    pub stores: Vec<(CopyKey, bool)>,
+    /// Device copies that leave with a write-behind.
+    pub joined: BTreeSet<CopyKey>,
+    pub loads: Vec<(EntryId, CopyKey)>,
+    pub queue: VecDeque<Action>,
     /// Blocks whose demotion failed when their parents' was under way already: those may go before them.
     pub stayed: BTreeSet<CopyKey>,
     pub misses: u64,
@@ -136,6 +138,9 @@ impl Model {
             device: BTreeMap::new(),
             host: BTreeMap::new(),
             leased: BTreeSet::new(),
+            disk: BTreeSet::new(),
+            pins: BTreeSet::new(),
+            unstored: BTreeSet::new(),
             readers: BTreeMap::new(),
             gone: BTreeMap::new(),
             open_slots: 0,
@@ -145,6 +150,9 @@ impl Model {
             promoting: BTreeSet::new(),
             demotions: Vec::new(),
             onboards: Vec::new(),
+            stores: Vec::new(),
+            joined: BTreeSet::new(),
+            loads: Vec::new(),
             queue: VecDeque::new(),
             stayed: BTreeSet::new(),
             misses: 0,
@@ -167,7 +175,7 @@ impl Model {
         self.readers.get(key).copied().unwrap_or(0)
     }
 
-    fn children_in<'a>(
+    pub fn children_in<'a>(
         &'a self,
         tier: &'a BTreeMap<CopyKey, Copy>,
         key: &'a CopyKey,
@@ -179,7 +187,7 @@ impl Model {
             .map(|(child, _)| child)
     }
 
-    /// Where a reader would find a block.
+    /// In which slot a reader would find a block.
     pub fn readable(&self, key: &CopyKey) -> Option<Tier> {
         match (self.device.get(key), self.host.get(key)) {
             (Some(Copy::Committed | Copy::Leaving), _) => Some(Tier::Device),
@@ -191,6 +199,11 @@ impl Model {
     /// Feeds an event in and performs, in order, everything that follows from it at once. Returns the answers meant for the caller.
     pub fn feed(&mut self, event: Event<'_>) -> Result<Vec<Action>, String> {
         self.enqueue(event)?;
+        self.run()
+    }
+
+    /// Performs what is queued.
+    pub fn run(&mut self) -> Result<Vec<Action>, String> {
         let mut answers = Vec::new();
         while let Some(action) = self.queue.pop_front() {
             self.perform(action, &mut answers)?;
@@ -199,14 +212,19 @@ impl Model {
         Ok(answers)
     }
 
-    fn enqueue(&mut self, event: Event<'_>) -> Checked {
+    pub fn enqueue(&mut self, event: Event<'_>) -> Checked {
         self.next += 1;
         let mut actions = self.shard.on(event, Now(self.next));
+        self.see_joined_spills(&actions)?;
         self.plant(&mut actions);
         if matches!(event, Event::Promote { .. }) {
             for action in &actions {
                 if let Action::Demote { key, .. } | Action::Drop { key, tier: Tier::Device, .. } = action {
                     must!(self.readers(key) == 0, "a promotion evicts live {key:?}");
+                }
+                if let Action::Drop { key, tier: Tier::Host, .. } = action {
+                    let spare = self.readers(key) == 0 || self.device.contains_key(key);
+                    must!(spare, "a promotion takes live {key:?} out of its slot");
                 }
             }
         }
@@ -214,106 +232,8 @@ impl Model {
         Ok(())
     }
 
-    fn plant(&mut self, actions: &mut Vec<Action>) {
-        let rewrite = |action: &mut Action, model: &Model| match (model.bug, &*action) {
-            (Bug::DropInsteadOfDemote, Action::Demote { entry, key }) if model.readers(key) > 0 => {
-                *action = Action::Drop { entry: *entry, key: *key, tier: Tier::Device };
-            }
-            (Bug::ParentFirst, Action::Drop { entry, key, tier: Tier::Device }) => {
-                if let Some(parent) = model.parents.get(key).filter(|parent| model.device.contains_key(parent)) {
-                    *action = Action::Drop { entry: *entry, key: *parent, tier: Tier::Device };
-                }
-            }
-            _ => {}
-        };
-        for action in actions.iter_mut() {
-            rewrite(action, self);
-        }
-        if self.bug == Bug::GrantWithoutDrop && actions.iter().any(|action| matches!(action, Action::Granted { .. })) {
-            actions.retain(|action| !matches!(action, Action::Drop { .. }));
-        }
-        if self.bug == Bug::DropBeforeCommit {
-            let early: Vec<Action> = actions
-                .iter()
-                .filter_map(|action| match action {
-                    Action::Demote { entry, key } => {
-                        Some(Action::Drop { entry: *entry, key: *key, tier: Tier::Device })
-                    }
-                    _ => None,
-                })
-                .collect();
-            actions.extend(early);
-        }
-    }
-
-    fn perform(&mut self, action: Action, answers: &mut Vec<Action>) -> Checked {
-        match action {
-            Action::Drop { key, tier: Tier::Device, .. } => self.drop_device(key)?,
-            Action::Drop { entry, key, .. } => self.drop_host(entry, key)?,
-            Action::Discard { key, tier } => {
-                let copies = if tier == Tier::Device { &mut self.device } else { &mut self.host };
-                must!(copies.remove(&key).is_some(), "{key:?} is discarded from {tier:?} where it is not");
-                self.leased.remove(&key);
-            }
-            Action::Demote { entry, key } => {
-                must!(
-                    self.device.get(&key) == Some(&Copy::Committed),
-                    "{key:?} is demoted from {:?}",
-                    self.device.get(&key)
-                );
-                must!(!self.host.contains_key(&key), "{key:?} is demoted onto {:?}", self.host.get(&key));
-                let child = self.children_in(&self.device, &key).next();
-                must!(child.is_none(), "{key:?} is demoted before its child {child:?}");
-                if self.host.len() as u32 >= self.budgets.host_slots {
-                    must!(!self.leased.is_empty(), "{key:?} is demoted into a full host tier");
-                    self.failed_now = true;
-                    self.stayed.insert(key);
-                    self.enqueue(Event::Demoted { entry, end: CopyEnd::Full })?;
-                } else {
-                    self.device.insert(key, Copy::Leaving);
-                    self.host.insert(key, Copy::Arriving);
-                    self.demotions.push((entry, key));
-                }
-            }
-            Action::Promote { entry, key } => {
-                must!(
-                    self.host.get(&key) == Some(&Copy::Committed),
-                    "{key:?} is promoted from {:?}",
-                    self.host.get(&key)
-                );
-                must!(!self.device.contains_key(&key), "{key:?} is promoted onto {:?}", self.device.get(&key));
-                self.device.insert(key, Copy::Arriving);
-                self.onboards.push((entry, key));
-            }
-            Action::Granted { ticket, slots } => {
-                let (sequence, wanted, reopens) =
-                    self.waiting.remove(&ticket).ok_or(format!("{ticket:?} is granted twice"))?;
-                must!(slots == wanted as u32, "{slots} slots for {wanted}");
-                self.opens(sequence, wanted, reopens);
-                self.open_slots += slots;
-                self.granted += 1;
-            }
-            Action::Refused { ticket, shortage } => {
-                let (sequence, wanted, reopens) =
-                    self.waiting.remove(&ticket).ok_or(format!("{ticket:?} is refused twice"))?;
-                must!(shortage.wanted_slots == wanted as u32, "{shortage:?} for {wanted} slots");
-                self.refused += 1;
-                self.unwish(sequence, wanted, reopens);
-                self.refusal_is_right(wanted as u32)?;
-            }
-            Action::PendingElsewhere { ticket } => {
-                let (sequence, wanted, reopens) =
-                    self.waiting.remove(&ticket).ok_or(format!("{ticket:?} is answered twice"))?;
-                self.unwish(sequence, wanted, reopens);
-            }
-            Action::Promoted { ticket, .. } => must!(self.promoting.remove(&ticket), "{ticket:?} is answered twice"),
-            other => answers.push(other),
-        }
-        Ok(())
-    }
-
     /// Blocks that were granted are open; whoever opened one first has it.
-    fn opens(&mut self, id: u64, wanted: usize, reopens: bool) {
+    pub fn opens(&mut self, id: u64, wanted: usize, reopens: bool) {
         let Sequence { open, held, reopened, .. } = &self.sequences[&id];
         let keys: Vec<CopyKey> = match reopened.filter(|_| reopens) {
             Some(index) => vec![held[index].1],
@@ -332,60 +252,13 @@ impl Model {
     }
 
     /// Blocks that were not granted are not open.
-    fn unwish(&mut self, sequence: u64, wanted: usize, reopens: bool) {
+    pub fn unwish(&mut self, sequence: u64, wanted: usize, reopens: bool) {
         let sequence = self.sequences.get_mut(&sequence).expect("a waiting sequence stays");
         if reopens {
             sequence.reopened = None;
         } else {
             sequence.open.truncate(sequence.open.len() - wanted);
         }
-    }
-
-    fn drop_device(&mut self, key: CopyKey) -> Checked {
-        let copy = self.device.remove(&key);
-        self.stayed.remove(&key);
-        must!(
-            matches!(copy, Some(Copy::Committed | Copy::Leaving)),
-            "{key:?} is dropped from device memory where it is {copy:?}"
-        );
-        let below = self.host.get(&key).copied();
-        must!(
-            self.readers(&key) == 0 || below == Some(Copy::Committed),
-            "the last copy of live {key:?} is dropped, host has {below:?}"
-        );
-        must!(
-            copy != Some(Copy::Leaving) || below == Some(Copy::Committed),
-            "{key:?} is dropped before its lower write is committed"
-        );
-        let child = self.children_in(&self.device, &key).next();
-        must!(
-            copy == Some(Copy::Leaving) || child.is_none(),
-            "{key:?} goes from device memory before its child {child:?}"
-        );
-        self.went(key, MissReason::Evicted);
-        Ok(())
-    }
-
-    fn drop_host(&mut self, entry: EntryId, key: CopyKey) -> Checked {
-        must!(
-            self.host.get(&key) == Some(&Copy::Committed),
-            "{key:?} is dropped from the host where it is {:?}",
-            self.host.get(&key)
-        );
-        let spare = self.device.get(&key) == Some(&Copy::Committed);
-        must!(self.readers(&key) == 0 || spare, "the last copy of live {key:?} is dropped");
-        let child = self.children_in(&self.host, &key).next();
-        must!(
-            child.is_none() || (spare && self.readers(&key) > 0),
-            "{key:?} goes from the host before its child {child:?}"
-        );
-        let refused = self.leased.contains(&key) && self.bug != Bug::LeasedEvicted;
-        must!(refused || !self.leased.contains(&key), "leased {key:?} is evicted");
-        if !refused {
-            self.host.remove(&key);
-            self.went(key, MissReason::Evicted);
-        }
-        self.enqueue(Event::Dropped { entry, refused })
     }
 
     pub fn went(&mut self, key: CopyKey, reason: MissReason) {
@@ -403,20 +276,20 @@ impl Model {
     }
 
     /// Refused with nothing under way and no failure so far: then no arrangement of the live blocks would do.
-    fn refusal_is_right(&mut self, wanted: u32) -> Checked {
-        let quiet =
-            self.demotions.is_empty() && self.onboards.is_empty() && self.leased.is_empty() && self.waiting.is_empty();
+    pub fn refusal_is_right(&mut self, wanted: u32) -> Checked {
+        let spilling = self.device.values().any(|copy| *copy == Copy::Leaving);
+        let copying = spilling || !(self.onboards.is_empty() && self.loads.is_empty());
+        let quiet = !copying && self.leased.is_empty() && self.waiting.is_empty();
         let bare = self.shard.entries() != self.shard.blocks();
         if !quiet || bare || self.failed_now || self.failures {
             return Ok(());
         }
         self.refusals_checked += 1;
-        let live =
-            self.readers.iter().filter(|(key, readers)| **readers > 0 && self.readable(key).is_some()).count() as u32;
-        let Budgets { device_slots, host_slots } = self.budgets;
+        let live = self.readers.values().filter(|readers| **readers > 0).count() as u32;
+        let Budgets { device_slots, host_slots, below_entries } = self.budgets;
         let taken = self.open_slots + wanted;
         must!(
-            taken > device_slots || live > device_slots - taken + host_slots,
+            taken > device_slots || live > device_slots - taken + host_slots + below_entries,
             "{wanted} slots are refused: {} open, {live} live, {:?}",
             self.open_slots,
             self.budgets
@@ -441,7 +314,7 @@ impl Model {
             let view = self.shard.view(&key).map(|(_, view)| view);
             let live = view.map_or(0, |view| view.live);
             must!(live == self.readers(&key), "{key:?} has {} readers, the shard counts {live}", self.readers(&key));
-            let copies = view.map_or([CopyState::None; 2], |view| view.copies);
+            let copies = view.map_or([CopyState::None; 3], |view| view.copies);
             for (copy, state) in [self.device.get(&key), self.host.get(&key)].into_iter().zip(copies) {
                 let same = match state {
                     CopyState::None => copy.is_none(),
@@ -451,33 +324,9 @@ impl Model {
                 };
                 must!(same, "{key:?} is {copy:?}, the shard says {state:?}");
             }
+            self.compare_record(&key, copies[2])?;
         }
-        Ok(())
-    }
-
-    /// What an acquire of `links` must answer.
-    pub fn expected(&self, links: &[Link]) -> (Vec<Tier>, Option<Vec<MissReason>>) {
-        let mut tiers = Vec::new();
-        for link in links {
-            let key = CopyKey::exact(HOME, link.hash);
-            match self.readable(&key) {
-                Some(tier) => tiers.push(tier),
-                None => return (tiers, Some(self.reasons(&key))),
-            }
-        }
-        (tiers, None)
-    }
-
-    fn reasons(&self, key: &CopyKey) -> Vec<MissReason> {
-        let tainted = CopyKey { provenance: Provenance(9), ..*key };
-        if self.readable(&tainted).is_some() {
-            return vec![MissReason::Provenance];
-        }
-        let mut reasons: Vec<MissReason> = self.gone.get(key).copied().into_iter().collect();
-        if reasons.is_empty() || self.shard.forgotten_until().is_some() {
-            reasons.push(MissReason::NeverStored);
-        }
-        reasons
+        self.compare_disk()
     }
 
     pub fn owner(sequence: u64) -> Owner {

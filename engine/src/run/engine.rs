@@ -1,6 +1,8 @@
 //! The engine: a model over a device and a cache, answering requests side by side.
 
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use cache_core::form::Form;
 use cache_core::hash::{Namespace, TenantId, WeightsId};
@@ -13,12 +15,12 @@ use gpu_tier::cpu::workers::Workers;
 use gpu_tier::cpu::{CpuConfig, CpuDevice, Link};
 use gpu_tier::device::{Device, MemoryUse, Traffic};
 use kvtier_sdk::cache::{CacheError, CacheStats, KvCache};
-use kvtier_sdk::embedded::{Embedded, EmbeddedConfig};
+use kvtier_sdk::embedded::{Admission, DiskSettings, Embedded, EmbeddedConfig, IoChoice};
 
 use crate::error::EngineError;
 use crate::model::weights::Compute;
 use crate::model::{Model, Path};
-use crate::run::area::{AreaInput, AreaPlan};
+use crate::run::area::{AreaInput, AreaPlan, blocks_per_group};
 use crate::run::request::Request;
 use crate::run::step::Stepper;
 
@@ -29,6 +31,8 @@ pub struct EngineOptions {
     pub device_bytes: u64,
     /// Host arena in bytes.
     pub host_bytes: u64,
+    /// Where blocks outlive memory and the process.
+    pub disk: Option<DiskOptions>,
     /// In place, or strict over a modelled link.
     pub link: Link,
     /// Tokens of a block: a power of two, 16 to 256.
@@ -47,6 +51,19 @@ pub struct EngineOptions {
     pub context_tokens: u32,
 }
 
+/// The disk tier of an engine.
+#[derive(Clone, Debug)]
+pub struct DiskOptions {
+    /// The store's directory; made when it is not there.
+    pub directory: PathBuf,
+    /// Hard limit in bytes of everything in it.
+    pub budget_bytes: u64,
+    /// Which blocks are written.
+    pub admission: Admission,
+    /// Which way to the disk.
+    pub io: IoChoice,
+}
+
 /// A model over a device and a cache.
 pub struct Engine {
     pub(super) stepper: Stepper,
@@ -55,6 +72,7 @@ pub struct Engine {
     manifest: Manifest,
     pub(super) options: EngineOptions,
     metadata_bytes: u64,
+    stop: Arc<AtomicBool>,
 }
 
 impl Engine {
@@ -101,6 +119,15 @@ impl Engine {
             shape,
             device_slots: plan.block_slots,
             host_bytes: if options.use_cache { options.host_bytes } else { 0 },
+            disk: options.disk.as_ref().filter(|_| options.use_cache).map(|disk| DiskSettings {
+                directory: disk.directory.clone(),
+                budget_bytes: disk.budget_bytes,
+                admission: disk.admission,
+                write_limit_bytes_s: None,
+                io: disk.io,
+                live_blocks: options.context_tokens.div_ceil(options.block_tokens).saturating_mul(2),
+                pieces_min: 2 * blocks_per_group(&geometry),
+            }),
         });
         let cache = Arc::new(cache.map_err(|error| name_host_budget(error, options.host_bytes))?);
         let activations = match model.path {
@@ -114,7 +141,8 @@ impl Engine {
         let on_device = Arc::clone(&device) as Arc<dyn Attention>;
         let stepper =
             Stepper::new(model, compute, on_device, Arc::clone(&cache) as Arc<dyn KvCache>, geometry, plan, area);
-        Ok(Engine { stepper, cache, device, manifest, options, metadata_bytes })
+        let stop = Arc::default();
+        Ok(Engine { stepper, cache, device, manifest, options, metadata_bytes, stop })
     }
 
     /// Refuses a request that cannot be served as it is. Errors: [`EngineError::Request`].
@@ -123,6 +151,15 @@ impl Engine {
             return Err(EngineError::Request("no tokens are asked for; --max-tokens must be at least 1".to_owned()));
         }
         self.check_prompt(&request.prompt, request.max_tokens)
+    }
+
+    /// Once the flag is set, requests end before their next step with [`EngineError::Stopped`].
+    pub fn stop_when(&mut self, flag: Arc<AtomicBool>) {
+        self.stop = flag;
+    }
+
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
     }
 
     /// Counters of the cache.
@@ -196,6 +233,9 @@ impl Engine {
 /// Slots were sized from the device budget beforehand, so a budget that is too small is the host's.
 fn name_host_budget(error: CacheError, host_bytes: u64) -> EngineError {
     match error {
+        CacheError::Budget { what: "a disk tier", budget_bytes, minimum_bytes } => {
+            EngineError::Budget { what: "--disk-size", given_bytes: budget_bytes, minimum_bytes }
+        }
         CacheError::Budget { budget_bytes, minimum_bytes, .. } => {
             EngineError::Budget { what: "--host-mem", given_bytes: budget_bytes, minimum_bytes }
         }

@@ -1,11 +1,14 @@
 //! Answering requests: who gets rows in the next step, and what happens after it.
 
 use cache_core::form::Accept;
+use cache_core::units::Tier;
 use gpu_tier::device::Device;
 use kvtier_sdk::cache::{Grant, KvCache, NoRoom, Want};
 
 use crate::error::EngineError;
+use crate::run::area::blocks_per_group;
 use crate::run::engine::Engine;
+use crate::run::paging::LoadedBytes;
 use crate::run::request::{Answer, Progress, Request};
 use crate::run::sequence::Sequence;
 use crate::run::step::{Logits, Segment, StepEnd};
@@ -30,6 +33,13 @@ impl Engine {
         }
         let mut runnable = active.len();
         while !active.is_empty() {
+            if self.is_stopped() {
+                for (index, sequence) in active.drain(..) {
+                    self.cache.close(sequence.id);
+                    results[index] = Some(Err(EngineError::Stopped));
+                }
+                break;
+            }
             if let Err((position, error)) = self.round(&mut active, &mut runnable, watch) {
                 let (index, sequence) = active.remove(position);
                 self.cache.close(sequence.id);
@@ -83,7 +93,7 @@ impl Engine {
         active: &mut [(usize, Sequence)],
     ) -> Result<(Vec<u32>, Option<NoRoom>), (usize, EngineError)> {
         let mut left = self.stepper.plan.rows;
-        let mut segments_left = (self.stepper.plan.paging_slots / 2).max(1);
+        let mut segments_left = self.segments_max();
         let mut refusal = None;
         let mut rows = vec![0; active.len()];
         for (position, (_, sequence)) in active.iter_mut().enumerate() {
@@ -96,6 +106,17 @@ impl Engine {
             segments_left -= u32::from(granted > 0);
         }
         Ok((rows, refusal))
+    }
+
+    /// Sequences of one step: each has at least two paging slots, and two groups' worth of staged sections where there is a disk.
+    fn segments_max(&self) -> u32 {
+        let by_slots = self.stepper.plan.paging_slots / 2;
+        let staged_each = 2 * blocks_per_group(&self.stepper.geometry);
+        let by_disk = match self.cache.stage_capacity() {
+            0 => u32::MAX,
+            capacity => capacity / staged_each,
+        };
+        by_slots.min(by_disk).max(1)
     }
 
     /// Finds what is there, then opens blocks for as many rows as fit, halving the chunk while they do not.
@@ -142,8 +163,11 @@ impl Engine {
         let acquired = self.cache.acquire(sequence.id, links, Accept::Exact)?;
         let found = !acquired.tiers.is_empty();
         sequence.found(&acquired, self.options.block_tokens);
-        if found && !self.device.info().in_place {
-            sequence.loaded_host_bytes += self.cache.prefetch(sequence.id)?;
+        let in_place = self.device.info().in_place;
+        if found && (!in_place || acquired.tiers.contains(&Tier::Disk)) {
+            let nearest = if in_place { Tier::Host } else { Tier::Device };
+            let moved = self.cache.prefetch(sequence.id, nearest)?;
+            sequence.loaded += LoadedBytes { host: moved.to_device_bytes, disk: moved.to_host_bytes };
         }
         Ok(())
     }
@@ -177,7 +201,7 @@ impl Engine {
         for (index, position) in members.iter().enumerate() {
             let (request, sequence) = &mut active[*position];
             sequence.advanced(rows[*position]);
-            sequence.loaded_host_bytes += loaded[index];
+            sequence.loaded += loaded[index];
             self.settle(*request, sequence, logits[index].take(), watch).map_err(|error| (*position, error))?;
         }
         Ok(())

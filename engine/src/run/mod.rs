@@ -16,3 +16,4 @@ pub use cache_core::hash::WeightsId;
 pub use cache_core::miss::MissReason;
 pub use gpu_tier::cpu::Link;
 pub use gpu_tier::cpu::isa::Isa;
+pub use paging::LoadedBytes;

@@ -57,7 +57,7 @@ impl Engine {
             let tokens = &sequence.tokens[position as usize..(position + rows) as usize];
             let segment = Segment { sequence: sequence.id, tokens, first_position: position, logits: Logits::None };
             match self.stepper.run(&[segment], &mut |_, _, _| {})? {
-                StepEnd::Done(loaded) => sequence.loaded_host_bytes += loaded[0],
+                StepEnd::Done(loaded) => sequence.loaded += loaded[0],
                 StepEnd::Lost(_) => return Ok(false),
             }
             position += rows;

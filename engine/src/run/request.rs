@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::run::paging::LoadedBytes;
 use crate::run::sampler::Sampling;
 
 /// One question: a prompt and how to continue it.
@@ -30,6 +31,8 @@ pub struct CachedTokens {
     pub device: u32,
     /// In the host arena.
     pub host: u32,
+    /// On the disk.
+    pub disk: u32,
 }
 
 /// A finished request.
@@ -55,8 +58,8 @@ pub struct Answer {
     pub decode: Duration,
     /// Of the prompt's tokens, those that had to be computed.
     pub prefill_tokens: u32,
-    /// Bytes copied from host to device on the request's behalf.
-    pub loaded_host_bytes: u64,
+    /// Bytes copied from host to device, and read from the disk, on the request's behalf.
+    pub loaded: LoadedBytes,
     /// Misses by reason, in the order of `MissReason::ALL`.
     pub misses: [u64; 11],
     /// True when the continuation ended with an end token.

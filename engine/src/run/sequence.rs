@@ -9,6 +9,7 @@ use cache_core::units::Tier;
 use kvtier_sdk::cache::{Acquired, SequenceId};
 use sha2::{Digest, Sha256};
 
+use crate::run::paging::LoadedBytes;
 use crate::run::request::{Answer, CachedTokens, Request};
 use crate::run::sampler::Sampler;
 
@@ -39,7 +40,7 @@ pub(crate) struct Sequence {
     computed_tokens: u32,
     prefill_tokens: u32,
     pub(crate) recomputed_tokens: u32,
-    pub(crate) loaded_host_bytes: u64,
+    pub(crate) loaded: LoadedBytes,
     pub(crate) misses: [u64; 11],
     ended: bool,
 }
@@ -66,7 +67,7 @@ impl Sequence {
             computed_tokens: 0,
             prefill_tokens: 0,
             recomputed_tokens: 0,
-            loaded_host_bytes: 0,
+            loaded: LoadedBytes::default(),
             misses: [0; 11],
             ended: false,
         }
@@ -97,7 +98,8 @@ impl Sequence {
         for tier in acquired.tiers.iter().rev().take(new as usize) {
             match tier {
                 Tier::Device => self.cached.device += block_tokens,
-                _ => self.cached.host += block_tokens,
+                Tier::Host => self.cached.host += block_tokens,
+                Tier::Disk | Tier::Remote => self.cached.disk += block_tokens,
             }
         }
         self.pending_miss = acquired.miss;
@@ -169,7 +171,7 @@ impl Sequence {
             first_token: first.saturating_duration_since(self.request.submitted),
             decode: first.elapsed(),
             prefill_tokens: self.prefill_tokens,
-            loaded_host_bytes: self.loaded_host_bytes,
+            loaded: self.loaded,
             misses: self.misses,
             ended: self.ended,
         }

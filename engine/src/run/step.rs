@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use cache_core::miss::MissReason;
 use cache_core::payload::BlockShape;
+use gpu_tier::DeviceError;
 use gpu_tier::attention::{Accumulator, Append, Attend, Attention, Finish, Geometry, SPAN_TOKENS, SectionPlace};
 use gpu_tier::cpu::math;
 use gpu_tier::device::{DeviceBuffer, Stream};
@@ -15,7 +16,7 @@ use crate::matrix::Activations;
 use crate::model::Model;
 use crate::model::weights::{Compute, Layer};
 use crate::run::area::{AreaPlan, StepArea};
-use crate::run::paging::Pager;
+use crate::run::paging::{LoadedBytes, Pager, Paging, PagingEnd};
 
 /// Rows of the head computed at once: bounds the memory of `[rows, vocabulary]` logits.
 const HEAD_ROWS: usize = 16;
@@ -43,8 +44,8 @@ pub(crate) struct Segment<'a> {
 /// How a step ended.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum StepEnd {
-    /// Everything was computed; logits were handed out. Bytes copied to the device for each segment.
-    Done(Vec<u64>),
+    /// Everything was computed; logits were handed out. What travelled for each segment.
+    Done(Vec<LoadedBytes>),
     /// Blocks were lost, so the results were thrown away.
     Lost(Vec<LostBlock>),
 }
@@ -58,6 +59,24 @@ pub(crate) struct LostBlock {
     pub(crate) block: u32,
     /// Why.
     pub(crate) reason: MissReason,
+}
+
+/// Why a step stopped between its layers.
+enum StepStop {
+    Failed(EngineError),
+    Lost(LostBlock),
+}
+
+impl From<EngineError> for StepStop {
+    fn from(error: EngineError) -> StepStop {
+        StepStop::Failed(error)
+    }
+}
+
+impl From<DeviceError> for StepStop {
+    fn from(error: DeviceError) -> StepStop {
+        StepStop::Failed(error.into())
+    }
 }
 
 /// What a step computes with.
@@ -122,11 +141,16 @@ impl Stepper {
         self.embed(segments);
         let area = StepArea::new(&self.plan, &self.geometry, self.area.range(), rows as u32);
         let device = Arc::clone(&self.device);
-        let mut run = LayerRun::new(&*device, self, segments, &places, area);
+        let cache = Arc::clone(&self.cache);
+        let mut run = LayerRun::new(&*device, &*cache, self, segments, &places, area);
         for layer in 0..self.model.config.layers {
-            self.layer(layer, rows, &mut run)?;
+            match self.layer(layer, rows, &mut run) {
+                Ok(()) => {}
+                Err(StepStop::Failed(error)) => return Err(error),
+                Err(StepStop::Lost(lost)) => return Ok(StepEnd::Lost(vec![lost])),
+            }
         }
-        let loaded = run.pagers.iter().map(Pager::loaded_bytes).collect();
+        let loaded = run.pagers.iter().map(Pager::loaded).collect();
         drop(run);
         let moved = self.moved_blocks(segments, &places);
         if !moved.is_empty() {
@@ -160,13 +184,14 @@ impl Stepper {
         }
     }
 
-    fn layer(&mut self, index: u32, rows: usize, run: &mut LayerRun<'_>) -> Result<(), EngineError> {
+    fn layer(&mut self, index: u32, rows: usize, run: &mut LayerRun<'_>) -> Result<(), StepStop> {
         let model = Arc::clone(&self.model);
         let layer = &model.layers[index as usize];
         self.project_attention(layer, rows);
         run.attend(index, &self.buffers)?;
         self.buffers.attended.resize(rows * model.config.query_width(), 0.0);
-        run.device.download(Stream::Compute, run.area.output, self.buffers.attended.as_mut_bytes())?;
+        let attended = self.buffers.attended.as_mut_bytes();
+        run.device.download(Stream::Compute, run.area.output, attended).map_err(EngineError::from)?;
         self.project_output(layer, rows);
         self.feed_forward(layer, rows);
         Ok(())
@@ -289,6 +314,7 @@ struct Job {
 impl<'a> LayerRun<'a> {
     fn new(
         device: &'a dyn Attention,
+        cache: &'a dyn KvCache,
         stepper: &Stepper,
         segments: &[Segment<'_>],
         places: &'a [Vec<BlockPlace>],
@@ -310,18 +336,24 @@ impl<'a> LayerRun<'a> {
         });
         let jobs = jobs.collect();
         let slots_each = u64::from(plan.paging_slots / segments.len() as u32) * plan.paging_slot_bytes;
+        let with = Paging {
+            device,
+            cache,
+            geometry,
+            shape: stepper.shape,
+            slot_bytes: plan.paging_slot_bytes,
+            staged_max: cache.stage_capacity() / segments.len() as u32,
+        };
         let pagers = segments.iter().zip(places).enumerate().map(|(index, (segment, places))| {
-            let needed = tokens(segment).div_ceil(stepper.shape.block_tokens) as usize;
             let slots = area.paging.slice(index as u64 * slots_each, slots_each);
-            let places = &places[..needed];
-            Pager::new(device, geometry, stepper.shape, places, slots, plan.paging_slot_bytes, tokens(segment))
+            Pager::new(with, segment.sequence, places, slots, tokens(segment))
         });
         let pagers = pagers.collect();
         LayerRun { device, geometry, area, jobs, pagers }
     }
 
     /// Writes the new keys and values of `layer` into their blocks and attends; the result is in the area's output.
-    fn attend(&mut self, layer: u32, buffers: &Buffers) -> Result<(), EngineError> {
+    fn attend(&mut self, layer: u32, buffers: &Buffers) -> Result<(), StepStop> {
         self.device.upload(Stream::Compute, buffers.queries.as_bytes(), self.area.queries)?;
         self.device.upload(Stream::Compute, buffers.keys.as_bytes(), self.area.keys)?;
         self.device.upload(Stream::Compute, buffers.values.as_bytes(), self.area.values)?;
@@ -344,7 +376,10 @@ impl<'a> LayerRun<'a> {
         for index in 0..self.jobs.len() {
             if !self.pagers[index].is_resident() {
                 let attend = self.attend_job(index, &[], &[]);
-                self.pagers[index].attend(layer, &attend)?;
+                self.pagers[index].attend(layer, &attend).map_err(|end| match end {
+                    PagingEnd::Failed(error) => StepStop::Failed(error),
+                    PagingEnd::Lost { block, reason } => StepStop::Lost(LostBlock { segment: index, block, reason }),
+                })?;
             }
         }
         let query_row = self.query_row();

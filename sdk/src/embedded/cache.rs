@@ -4,14 +4,18 @@ use cache_core::chain::Link;
 use cache_core::form::{Accept, Form, Lineage};
 use cache_core::hash::Namespace;
 use cache_core::key::CopyKey;
-use cache_core::manager::{CopyState, EntryId, Event};
+use cache_core::manager::{Below, CopyState, EntryId, Event};
 use cache_core::miss::MissReason;
 use cache_core::payload::BlockShape;
 use cache_core::store::{Lend, Lookup, Sealed, Store};
 use cache_core::units::Tier;
 use gpu_tier::DeviceError;
 
-use crate::cache::{Acquired, BlockPlace, CacheError, CacheStats, Committed, Grant, KvCache, SequenceId, Stamp, Want};
+use crate::cache::{
+    Acquired, BlockPlace, CacheError, CacheStats, Committed, Grant, KvCache, Prefetched, SequenceId, Stage,
+    StagedSection, Stamp, Want,
+};
+use crate::embedded::disk::Disk;
 use crate::embedded::driver::{Answer, Driver};
 use crate::embedded::state::{Block, State, owner, unknown};
 use crate::embedded::{Embedded, explain};
@@ -106,7 +110,7 @@ impl Embedded {
         // Each round ends in a place or takes one of the two copies away.
         for _ in 0..3 {
             let view = state.shard().entry(entry).expect("a sequence holds its entries live");
-            let [device, host] = view.copies;
+            let [device, host, disk] = view.copies;
             let tier = if device == CopyState::Resident {
                 if let Lookup::Hit(lease) = self.tiers.device.lookup(&key) {
                     let stamp = Stamp { slot: lease.slot(), generation: lease.generation() };
@@ -118,6 +122,8 @@ impl Embedded {
                     return place;
                 }
                 Tier::Host
+            } else if disk == CopyState::Resident {
+                return BlockPlace::Disk;
             } else {
                 return BlockPlace::Lost(view.loss.unwrap_or(MissReason::LeaseLost));
             };
@@ -132,6 +138,15 @@ impl Embedded {
             Lookup::Hit(lease) => Some(BlockPlace::Host(host.range(lease.place()), lease)),
             Lookup::Pending | Lookup::Miss(_) => None,
         }
+    }
+
+    /// What the disk's index says of each link.
+    fn below(&self, namespace: Namespace, links: &[Link]) -> Vec<Below> {
+        let Some(disk) = self.tiers.disk.as_ref().filter(|_| publishes(&self.shape)) else {
+            return Vec::new();
+        };
+        let find = |link: &Link| disk.tier().find(&CopyKey::exact(namespace, link.hash)).map(|_| ());
+        links.iter().map(find).collect()
     }
 
     fn key_of(&self, namespace: Namespace, link: Link) -> Option<CopyKey> {
@@ -161,14 +176,17 @@ impl KvCache for Embedded {
     }
 
     fn lookup(&self, namespace: Namespace, links: &[Link], accept: Accept) -> Acquired {
-        let (hits, miss) = self.state().shard().peek(namespace, links, accept);
-        Acquired { tiers: hits.into_iter().map(|(_, tier)| tier).collect(), miss }
+        let below = self.below(namespace, links);
+        let (tiers, miss) = self.state().shard().peek(namespace, links, &below, accept);
+        Acquired { tiers, miss }
     }
 
     fn acquire(&self, sequence: SequenceId, links: &[Link], accept: Accept) -> Result<Acquired, CacheError> {
         let mut state = self.state();
         let namespace = state.sequence(sequence)?.namespace;
-        let (answer, _) = self.drive(&mut state, namespace, Event::Acquire { namespace, links, accept });
+        let below = self.below(namespace, links);
+        let event = Event::Acquire { namespace, links, below: &below, accept };
+        let (answer, _) = self.drive(&mut state, namespace, event);
         let Some(Answer::Acquired(hits, miss)) = answer else {
             unreachable!("{answer:?} to an acquire");
         };
@@ -205,7 +223,7 @@ impl KvCache for Embedded {
             return Err(CacheError::Unknown { what: format!("lost block {block} of sequence {}", sequence.0) });
         };
         let view = state.shard().entry(entry).expect("a sequence holds its entries live");
-        if view.copies != [CopyState::None; 2] {
+        if view.loss.is_none() {
             // Another sequence has computed it meanwhile.
             return Ok(Grant::PendingElsewhere);
         }
@@ -244,6 +262,8 @@ impl KvCache for Embedded {
     fn check(&self, sequence: SequenceId, block: u32, place: &BlockPlace) -> bool {
         let lease = match place {
             BlockPlace::Device(_, stamp) => return self.tiers.device.is_at(stamp.slot, stamp.generation),
+            // What was read from the disk was verified when it came.
+            BlockPlace::Disk => return true,
             BlockPlace::Lost(_) => return false,
             BlockPlace::Host(_, lease) => lease,
         };
@@ -290,7 +310,12 @@ impl KvCache for Embedded {
             return Ok(how);
         }
         match self.tiers.device.commit_open(slot, &sealed) {
-            Ok(()) => Ok(how),
+            Ok(()) => {
+                if self.tiers.disk.is_some() {
+                    Driver::new(self, &mut state, namespace).tend_disk();
+                }
+                Ok(how)
+            }
             Err((slot, error)) => {
                 // Freed before the shard hears that the copy is gone.
                 drop(slot);
@@ -308,16 +333,51 @@ impl KvCache for Embedded {
         self.shorten(&mut self.state(), sequence, blocks)
     }
 
-    fn prefetch(&self, sequence: SequenceId) -> Result<u64, CacheError> {
+    fn prefetch(&self, sequence: SequenceId, nearest: Tier) -> Result<Prefetched, CacheError> {
         let mut state = self.state();
         let known = state.sequence(sequence).map_err(|_| unknown(sequence))?;
         let (namespace, entries) = (known.namespace, known.entries());
-        let event = Event::Promote { ticket: state.ticket(), entries: &entries };
+        let (ticket, entries) = (state.ticket(), &entries);
+        let event = match nearest {
+            Tier::Device => Event::Promote { ticket, entries },
+            _ => Event::Load { ticket, entries },
+        };
         match self.drive(&mut state, namespace, event) {
             (_, Some(error)) => Err(error.into()),
-            (Some(Answer::Promoted(arrived)), None) => Ok(u64::from(arrived) * self.shape.slot_bytes()),
+            (Some(Answer::Promoted { arrived, loaded }), None) => Ok(Prefetched {
+                to_device_bytes: u64::from(arrived) * self.shape.slot_bytes(),
+                to_host_bytes: u64::from(loaded) * self.shape.slot_bytes(),
+            }),
             (other, None) => unreachable!("{other:?} to a prefetch"),
         }
+    }
+
+    fn stage(&self, sequence: SequenceId, sections: &[StagedSection]) -> Result<Option<Box<dyn Stage>>, CacheError> {
+        let state = self.state();
+        let blocks = state.sequence(sequence)?;
+        let pinned = |wanted: &StagedSection| match blocks.block(wanted.block)? {
+            Block::Held { key, .. } => state.disk.pins.get(key).map(|pin| (pin, wanted.section)).ok_or_else(|| {
+                CacheError::Unknown { what: format!("record of block {} of sequence {}", wanted.block, sequence.0) }
+            }),
+            _ => Err(CacheError::Unknown { what: format!("full block {} of sequence {}", wanted.block, sequence.0) }),
+        };
+        let pinned = sections.iter().map(pinned).collect::<Result<Vec<_>, CacheError>>()?;
+        let reads = self.tiers.disk.as_ref().and_then(|disk| disk.stage(&pinned));
+        Ok(reads.map(|reads| Box::new(reads) as Box<dyn Stage>))
+    }
+
+    fn stage_capacity(&self) -> u32 {
+        self.tiers.disk.as_ref().map_or(0, Disk::pieces)
+    }
+
+    fn lost(&self, sequence: SequenceId, block: u32, reason: MissReason) -> Result<(), CacheError> {
+        let mut state = self.state();
+        let known = state.sequence(sequence)?;
+        let namespace = known.namespace;
+        if let Block::Held { entry, .. } = *known.block(block)? {
+            self.tell(&mut state, namespace, Event::Lost { entry, tier: Tier::Disk, reason });
+        }
+        Ok(())
     }
 
     fn stats(&self) -> CacheStats {
@@ -335,14 +395,15 @@ impl KvCache for Embedded {
             promoted_blocks: counters.promoted_blocks,
             evicted_blocks: counters.evicted_blocks,
             blocks: u64::from(shard.blocks()),
+            stored_blocks: counters.stored_blocks,
+            loaded_blocks: counters.loaded_blocks,
+            dropped_stores: state.disk.dropped_stores,
         }
     }
 
     fn explain(&self, namespace: Namespace, link: Link) -> String {
-        explain::explain(
-            self.state().shard(),
-            &CopyKey { form: self.shape.form_map(), ..CopyKey::exact(namespace, link.hash) },
-            self.now(),
-        )
+        let key = CopyKey { form: self.shape.form_map(), ..CopyKey::exact(namespace, link.hash) };
+        let disk = self.tiers.disk.as_ref().map(|disk| disk.tier().find(&key).map(|record| record.bytes));
+        explain::explain(self.state().shard(), disk, &key, self.now())
     }
 }

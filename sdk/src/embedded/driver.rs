@@ -5,6 +5,7 @@
 //! the shard says so, after that. A promotion is the same the other way round, under a host lease that is validated after the copy.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use cache_core::form::Lineage;
 use cache_core::hash::Namespace;
@@ -28,7 +29,7 @@ pub(crate) enum Answer {
     Refused(NoRoom),
     Acquired(Vec<(EntryId, Tier)>, Option<cache_core::miss::MissReason>),
     Committed(EntryId, Committed),
-    Promoted(u32),
+    Promoted { arrived: u32, loaded: u32 },
 }
 
 struct Demotion {
@@ -47,8 +48,8 @@ struct Promotion {
 /// One run of the driver: lives as long as the state lock is held.
 pub(crate) struct Driver<'a> {
     device: &'a dyn Attention,
-    tiers: &'a Tiers,
-    state: &'a mut State,
+    pub(in crate::embedded) tiers: &'a Tiers,
+    pub(in crate::embedded) state: &'a mut State,
     namespace: Namespace,
     now: Now,
     queue: VecDeque<Action>,
@@ -81,34 +82,73 @@ impl<'a> Driver<'a> {
 
     /// Feeds one event in and performs everything that follows from it. A device error does not stop the run: its copies have failed.
     pub(crate) fn run(mut self, event: Event<'_>) -> (Option<Answer>, Option<DeviceError>) {
+        // A block that is just being committed cannot be copied out before its slot is.
+        let copies_out = !matches!(event, Event::Commit { .. });
+        let asks =
+            matches!(event, Event::Acquire { .. } | Event::Room { .. } | Event::Promote { .. } | Event::Load { .. });
+        self.collect_disk();
         self.feed(event);
+        loop {
+            self.settle();
+            if asks && self.answer.is_none() && self.await_disk() {
+                continue;
+            }
+            if copies_out && self.tiers.disk.is_some() {
+                self.copy_out_waiting(Duration::ZERO);
+            }
+            if self.is_settled() {
+                return (self.answer, self.failure);
+            }
+        }
+    }
+
+    /// Takes in what the disk has ended, and copies waiting blocks out while there is bounce memory.
+    pub(crate) fn tend_disk(mut self) {
+        self.collect_disk();
+        loop {
+            self.settle();
+            self.copy_out_waiting(Duration::ZERO);
+            if self.is_settled() {
+                return;
+            }
+        }
+    }
+
+    /// Performs actions until there are none and every copy between slots has ended.
+    fn settle(&mut self) {
         loop {
             while let Some(action) = self.queue.pop_front() {
                 self.perform(action);
             }
             if self.demotions.is_empty() && self.promotions.is_empty() {
-                return (self.answer, self.failure);
+                return;
             }
             self.finish_demotions();
             self.finish_promotions();
         }
     }
 
-    fn feed(&mut self, event: Event<'_>) {
+    fn is_settled(&self) -> bool {
+        self.queue.is_empty() && self.demotions.is_empty() && self.promotions.is_empty()
+    }
+
+    pub(in crate::embedded) fn feed(&mut self, event: Event<'_>) {
         self.queue.extend(self.state.shard_mut(self.namespace).on(event, self.now));
     }
 
     fn perform(&mut self, action: Action) {
         match action {
-            Action::Drop { key, tier: Tier::Device, .. } | Action::Discard { key, tier: Tier::Device } => {
-                // Device leases live as long as one call under the state lock; the slot is free at once.
-                self.tiers.device.revoke(&key);
-                self.tiers.device.advance(self.now);
+            Action::Drop { key, tier: Tier::Device, .. } => {
+                self.before_drop(&key);
+                self.free_device(&key);
             }
+            Action::Discard { key, tier: Tier::Device } => self.free_device(&key),
             Action::Drop { entry, key, .. } => {
                 let removed = self.tiers.host.as_ref().map_or(Ok(()), |host| host.tier.remove(&key));
                 self.feed(Event::Dropped { entry, refused: removed.is_err() });
             }
+            // The disk tier has taken out a record that failed its check when it told of it.
+            Action::Discard { tier: Tier::Disk, .. } => {}
             Action::Discard { key, .. } => {
                 if let Some(host) = &self.tiers.host {
                     host.tier.revoke(&key);
@@ -122,6 +162,14 @@ impl<'a> Driver<'a> {
                 Ok(promotion) => self.promotions.push(promotion),
                 Err(end) => self.feed(Event::Onboarded { entry, end }),
             },
+            Action::Store { key, spill, .. } => self.store(key, spill),
+            Action::Load { entry, key } => {
+                if let Err(end) = self.load(entry, key) {
+                    self.feed(Event::Loaded { entry, end });
+                }
+            }
+            Action::Pin { entry, key } => self.pin(entry, key),
+            Action::Unpin { key } => drop(self.state.disk.pins.remove(&key)),
             Action::Acquired { hits, miss } => self.answer = Some(Answer::Acquired(hits, miss)),
             Action::Granted { .. } => self.answer = Some(Answer::Granted),
             Action::PendingElsewhere { .. } => self.answer = Some(Answer::PendingElsewhere),
@@ -130,8 +178,14 @@ impl<'a> Driver<'a> {
                 let how = if inserted { Committed::Inserted } else { Committed::Present };
                 self.answer = Some(Answer::Committed(entry, how));
             }
-            Action::Promoted { arrived, .. } => self.answer = Some(Answer::Promoted(arrived)),
+            Action::Promoted { arrived, loaded, .. } => self.answer = Some(Answer::Promoted { arrived, loaded }),
         }
+    }
+
+    /// Device leases live as long as one call under the state lock; the slot is free at once.
+    fn free_device(&mut self, key: &CopyKey) {
+        self.tiers.device.revoke(key);
+        self.tiers.device.advance(self.now);
     }
 
     fn start_demotion(&mut self, entry: EntryId, key: CopyKey) -> Result<Demotion, CopyEnd> {
@@ -159,13 +213,13 @@ impl<'a> Driver<'a> {
     }
 
     /// What the writer states about a copy that is moved: copies are never re-encoded on the way.
-    fn sealed(&self, entry: EntryId, key: CopyKey) -> Result<Sealed, CopyEnd> {
+    pub(in crate::embedded) fn sealed(&self, entry: EntryId, key: CopyKey) -> Result<Sealed, CopyEnd> {
         let view = self.state.shard().entry(entry).ok_or(CopyEnd::SourceLost)?;
         Ok(Sealed { key, lineage: Lineage(key.form), link: view.link })
     }
 
     /// Copies start after the kernels enqueued so far: the target slot may have been read, the source slot written by one.
-    fn enqueue(&mut self, stream: Stream, piece: CopyPiece) -> Result<(), CopyEnd> {
+    pub(in crate::embedded) fn enqueue(&mut self, stream: Stream, piece: CopyPiece) -> Result<(), CopyEnd> {
         let device = self.device;
         let enqueued =
             device.record(Stream::Compute).and_then(|event| device.wait(stream, event)).and_then(|()| match stream {
@@ -181,7 +235,7 @@ impl<'a> Driver<'a> {
     }
 
     /// Waits for everything enqueued on a copy stream.
-    fn wait(&mut self, stream: Stream) -> Result<(), CopyEnd> {
+    pub(in crate::embedded) fn wait(&mut self, stream: Stream) -> Result<(), CopyEnd> {
         let device = self.device;
         device.record(stream).and_then(|event| device.synchronize(event)).map_err(|error| self.failed(error))
     }
@@ -229,7 +283,7 @@ impl Host {
     }
 }
 
-fn end_of(error: &StoreError) -> CopyEnd {
+pub(in crate::embedded) fn end_of(error: &StoreError) -> CopyEnd {
     match error {
         StoreError::Full { .. } => CopyEnd::Full,
         StoreError::Check(_) => CopyEnd::Damaged,
@@ -238,6 +292,6 @@ fn end_of(error: &StoreError) -> CopyEnd {
 }
 
 fn no_room(shortage: Shortage) -> NoRoom {
-    let Shortage { wanted_slots, device_slots, device_live_slots, host_slots, host_live_slots } = shortage;
+    let Shortage { wanted_slots, device_slots, device_live_slots, host_slots, host_live_slots, .. } = shortage;
     NoRoom { wanted_slots, device_slots, device_live_slots, host_slots, host_live_slots }
 }

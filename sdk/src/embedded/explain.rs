@@ -2,6 +2,7 @@
 
 use cache_core::key::CopyKey;
 use cache_core::manager::{CopyState, Shard};
+use cache_core::miss::MissReason;
 use cache_core::units::Now;
 
 fn state(copy: CopyState) -> &'static str {
@@ -17,13 +18,19 @@ fn ago(now: Now, then: Now) -> String {
     format!("{:.3} s ago", now.since(then) as f64 / 1e9)
 }
 
-/// Two lines, device and host, and one on what became of the block if neither has it.
-pub(crate) fn explain(shard: &Shard, key: &CopyKey, now: Now) -> String {
+/// One line per tier, and one on what became of the block if none has it. `disk`: what the disk tier says, if there is one.
+pub(crate) fn explain(shard: &Shard, disk: Option<Result<u64, MissReason>>, key: &CopyKey, now: Now) -> String {
     let view = shard.view(key).map(|(_, view)| view);
-    let [device, host] = view.map_or([CopyState::None; 2], |view| view.copies);
+    let [device, host, _] = view.map_or([CopyState::None; 3], |view| view.copies);
     let readers = view.map_or(0, |view| view.live);
     let mut text = format!("device: {}, read by {readers} sequences\nhost: {}\n", state(device), state(host));
-    if device != CopyState::None || host != CopyState::None {
+    match disk {
+        None => {}
+        Some(Ok(bytes)) => text.push_str(&format!("disk: a record of {bytes} bytes\n")),
+        Some(Err(MissReason::NeverStored)) => text.push_str("disk: no record\n"),
+        Some(Err(reason)) => text.push_str(&format!("disk: no record ({})\n", reason.name())),
+    }
+    if device != CopyState::None || host != CopyState::None || matches!(disk, Some(Ok(_))) {
         return text;
     }
     if shard.opened_by(key).is_some() {

@@ -8,6 +8,7 @@
 
 use std::sync::Arc;
 
+use disk_tier::io::Region;
 use gpu_tier::device::HostExtent;
 use host_tier::Extent;
 
@@ -40,6 +41,18 @@ unsafe impl HostExtent for ArenaExtent {
 
     fn reader_address(&self) -> *const u8 {
         self.extent.reader_address()
+    }
+
+    fn bytes(&self) -> u64 {
+        self.extent.bytes()
+    }
+}
+
+// SAFETY: as above; the service mapping is readable and writable. Slots that the disk reads into or writes from are reserved, leased or set
+// aside for it until its operation has ended: the guard of the operation's memory holds them.
+unsafe impl Region for ArenaExtent {
+    fn address(&self) -> *mut u8 {
+        self.extent.service_address()
     }
 
     fn bytes(&self) -> u64 {

@@ -4,11 +4,21 @@ use cache_core::chain::Link;
 use cache_core::hash::Namespace;
 use cache_core::key::CopyKey;
 use cache_core::store::{Lend, Lookup, Resident};
+use disk_tier::{DiskConfig, DiskError, DiskTier};
 
 use crate::cache::CacheError;
-use crate::embedded::{Embedded, extents};
+use crate::embedded::{Embedded, EmbeddedConfig, extents};
 
 impl Embedded {
+    /// Opens the cache over a disk tier that the caller makes, for instance over a medium that fails. Errors: those of
+    /// [`Embedded::open`].
+    pub fn open_over(
+        config: EmbeddedConfig,
+        tier: &dyn Fn(DiskConfig) -> Result<DiskTier, DiskError>,
+    ) -> Result<Embedded, CacheError> {
+        Embedded::open_with(config, &|_, config| tier(config))
+    }
+
     /// Takes every access to the arena's reader mapping away: from now on an attention kernel that reads a block in place dies. For a
     /// strict device, where nothing but the copy engine may touch the arena.
     pub fn protect_host_reader(&self) -> Result<(), CacheError> {

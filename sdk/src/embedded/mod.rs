@@ -2,6 +2,7 @@
 //!
 //! | file | part |
 //! |---|---|
+//! | `disk` | the disk under the slots, and bounce memory on the way there |
 //! | `config` | what to open, and the arithmetic of the host budget |
 //! | `state` | the shard, the sequences and their block tables |
 //! | `driver` | performs the shard's actions on the tiers |
@@ -23,6 +24,7 @@
 
 mod cache;
 mod config;
+mod disk;
 mod driver;
 mod explain;
 mod extents;
@@ -31,10 +33,11 @@ mod faults;
 mod state;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use cache_core::manager::Budgets;
+use cache_core::hash::Namespace;
 use cache_core::payload::BlockShape;
+use cache_core::store::Store;
 use cache_core::units::Now;
 use gpu_tier::attention::Attention;
 use gpu_tier::device::ExtentId;
@@ -42,15 +45,23 @@ use gpu_tier::tier::{DeviceTier, DeviceTierConfig};
 use host_tier::HostTier;
 
 use crate::cache::CacheError;
+use crate::embedded::config::HostPlan;
+use crate::embedded::disk::{Disk, OpenTier};
+use crate::embedded::driver::Driver;
 use crate::embedded::state::State;
 
 pub use config::EmbeddedConfig;
+pub use disk::{DiskSettings, DiskStatus};
+pub use disk_tier::io::IoChoice;
+pub use disk_tier::{Admission, Damage, DiskError, DiskState, DiskTier, VerifyReport, bench};
 
 /// The cache in process. See [`crate::embedded`].
 pub struct Embedded {
     shape: BlockShape,
     device: Arc<dyn Attention>,
     tiers: Tiers,
+    /// Why there is no disk tier although one was asked for.
+    absent: Option<String>,
     host_bytes: u64,
     /// Bytes of the host budget that the manager's index takes.
     index_bytes: u64,
@@ -59,10 +70,11 @@ pub struct Embedded {
     state: Mutex<State>,
 }
 
-/// The two tiers.
+/// The tiers.
 pub(crate) struct Tiers {
     device: DeviceTier<dyn Attention>,
     host: Option<Host>,
+    disk: Option<Disk>,
 }
 
 /// The host tier and what the device calls its extents.
@@ -75,7 +87,12 @@ impl Embedded {
     /// Opens the tiers. Errors: [`CacheError::Budget`] when a budget does not hold one block with its metadata; whatever the device or
     /// the kernel refuses.
     pub fn open(config: EmbeddedConfig) -> Result<Embedded, CacheError> {
-        let EmbeddedConfig { device, shape, device_slots, host_bytes } = config;
+        Embedded::open_with(config, &|settings, config| DiskTier::open(&settings.directory, config))
+    }
+
+    fn open_with(config: EmbeddedConfig, open_tier: &OpenTier<'_>) -> Result<Embedded, CacheError> {
+        let plan = HostPlan::of(&config);
+        let EmbeddedConfig { device, shape, device_slots, host_bytes, disk } = config;
         let slot_bytes = shape.slot_bytes();
         if device_slots == 0 {
             return Err(CacheError::Budget {
@@ -86,21 +103,67 @@ impl Embedded {
         }
         let device_tier =
             DeviceTier::open(Arc::clone(&device), DeviceTierConfig { slots: device_slots, shape, rest_millis: 0 })?;
-        let split = config::split(&shape, device_slots, host_bytes);
         let host = match host_bytes {
             0 => None,
-            _ => Some(config::open_host(&device, shape, device_slots, host_bytes, split.tier_bytes)?),
+            _ => Some(config::open_host(&device, &plan)?),
         };
-        let host_slots = host.as_ref().map_or(0, |host| host.tier.layout().slots());
+        let (disk, absent) = match (&host, disk) {
+            (Some(host), Some(settings)) => open_disk(&plan, host, &settings, open_tier)?,
+            (None, Some(_)) => (None, Some("there is no host tier above it".to_owned())),
+            (_, None) => (None, None),
+        };
+        let host_slots = host.as_ref().map_or(0, |host| {
+            let capacity = host.tier.capacity();
+            (capacity.slots - capacity.used_slots) as u32
+        });
+        let plan = HostPlan { below_entries: if disk.is_some() { plan.below_entries } else { 0 }, ..plan };
         Ok(Embedded {
             shape,
             device,
-            tiers: Tiers { device: device_tier, host },
+            tiers: Tiers { device: device_tier, host, disk },
+            absent,
             host_bytes,
-            index_bytes: split.index_bytes,
+            index_bytes: plan.split().index_bytes,
             started: Instant::now(),
-            state: Mutex::new(State::new(Budgets { device_slots, host_slots })),
+            state: Mutex::new(State::new(plan.budgets(host_slots))),
         })
+    }
+
+    /// What became of the disk tier.
+    pub fn disk_status(&self) -> DiskStatus {
+        match (&self.tiers.disk, &self.absent) {
+            (Some(disk), _) => DiskStatus::Open(disk.tier().state()),
+            (None, Some(reason)) => DiskStatus::Absent { reason: reason.clone() },
+            (None, None) => DiskStatus::None,
+        }
+    }
+
+    /// The disk tier, if it is open.
+    pub fn disk_tier(&self) -> Option<&DiskTier> {
+        self.tiers.disk.as_ref().map(Disk::tier)
+    }
+
+    /// An orderly end of the disk tier: what waits to be written is written, the index is saved, both within the limit. The cache goes on
+    /// without the disk. True when everything was written.
+    pub fn close_disk(&self, limit: Duration) -> bool {
+        let Some(disk) = &self.tiers.disk else {
+            return true;
+        };
+        let until = Instant::now() + limit;
+        let left = || u64::try_from(until.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(u64::MAX);
+        let mut written = false;
+        while !written && left() > 0 {
+            let mut state = self.state();
+            Driver::new(self, &mut state, Namespace([0; 32])).tend_disk();
+            written = state.disk.is_idle();
+            drop(state);
+            if !written {
+                disk.tier().wait(10);
+            }
+        }
+        // A third of the time, at the least, is for the index.
+        disk.tier().close(left().max(limit.as_millis() as u64 / 3));
+        written
     }
 
     /// The device that the blocks are on.
@@ -121,4 +184,19 @@ impl Embedded {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+type OpenDisk = (Option<Disk>, Option<String>);
+
+fn open_disk(
+    plan: &HostPlan,
+    host: &Host,
+    settings: &DiskSettings,
+    open_tier: &OpenTier<'_>,
+) -> Result<OpenDisk, CacheError> {
+    let aside = config::set_aside(plan, host, settings.pieces_min)?;
+    Ok(match Disk::open(plan.shape, settings, host, aside, open_tier)? {
+        Ok(disk) => (Some(disk), None),
+        Err(reason) => (None, Some(reason)),
+    })
 }

@@ -8,6 +8,7 @@ use cache_core::manager::{Budgets, CacheManager, EntryId, Owner, Shard, Ticket};
 use cache_core::store::Slot;
 
 use crate::cache::{CacheError, SequenceId};
+use crate::embedded::disk::Books;
 
 /// One block of a sequence.
 #[derive(Debug)]
@@ -81,12 +82,13 @@ impl Sequence {
 pub(crate) struct State {
     manager: CacheManager,
     pub(crate) sequences: HashMap<SequenceId, Sequence>,
+    pub(crate) disk: Books,
     next: u64,
 }
 
 impl State {
     pub(crate) fn new(budgets: Budgets) -> State {
-        State { manager: CacheManager::new(1, budgets), sequences: HashMap::new(), next: 0 }
+        State { manager: CacheManager::new(1, budgets), sequences: HashMap::new(), disk: Books::default(), next: 0 }
     }
 
     /// The one shard: embedded, all namespaces share the budgets.

@@ -32,7 +32,7 @@ pub struct Rig {
 
 /// Smallest host budget that gives exactly `slots` slots.
 pub fn host_bytes(device_slots: u32, slots: u32) -> u64 {
-    let index = Budgets { device_slots, host_slots: slots + 1 }.metadata_bytes();
+    let index = Budgets { device_slots, host_slots: slots + 1, below_entries: 0 }.metadata_bytes();
     let mut bytes = u64::from(slots) * SHAPE.slot_bytes();
     while Layout::new(bytes, &SHAPE, 40_000, 500).map_or(0, |layout| layout.slots()) < slots {
         bytes += 1024;
@@ -51,7 +51,8 @@ impl Rig {
         };
         let device = Arc::new(CpuDevice::open(config).unwrap());
         let attention: Arc<dyn Attention> = device.clone();
-        let cache = Embedded::open(EmbeddedConfig { device: attention, shape, device_slots, host_bytes }).unwrap();
+        let cache =
+            Embedded::open(EmbeddedConfig { device: attention, shape, device_slots, host_bytes, disk: None }).unwrap();
         Rig { device, cache }
     }
 
@@ -137,7 +138,7 @@ impl Rig {
                 self.device.download(Stream::CopyIn, bounce.range().slice(from, to - from), &mut bytes).unwrap();
                 Some(bytes)
             }
-            BlockPlace::Lost(_) => None,
+            BlockPlace::Disk | BlockPlace::Lost(_) => None,
         }
     }
 

@@ -234,13 +234,13 @@ impl WarmCase {
             let cached = answer.cached_tokens;
             assert_eq!((cached.device + cached.host) as usize, PREFIX, "{name}: {cached:?}");
             assert_eq!(name == "device", cached.device > cached.host, "{name}: {cached:?}");
-            assert_eq!(answer.loaded_host_bytes > 0, rate.is_some(), "{name}: {} bytes", answer.loaded_host_bytes);
+            assert_eq!(answer.loaded.host > 0, rate.is_some(), "{name}: {} bytes", answer.loaded.host);
         }
         let least = |of: fn(&Answer) -> u32| answers.iter().map(of).min().unwrap_or(0);
         WarmCase {
             name,
             cached: [least(|answer| answer.cached_tokens.device), least(|answer| answer.cached_tokens.host)],
-            loaded_bytes: answers.iter().map(|answer| answer.loaded_host_bytes).max().unwrap_or(0),
+            loaded_bytes: answers.iter().map(|answer| answer.loaded.host).max().unwrap_or(0),
             rate,
             first_token: Spread::of(answers.iter().map(|answer| answer.first_token.as_secs_f64())),
         }

@@ -1,0 +1,228 @@
+//! What the tests of the log share: small tiers over memory, operations run to their end, blocks with versions.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::sync::{Arc, Mutex};
+
+use cache_core::buffer::Buffer;
+use cache_core::contract::{SHAPE, block_version};
+use cache_core::hash::{BlockHash, Namespace};
+use cache_core::header::seal_image;
+use cache_core::key::CopyKey;
+use cache_core::miss::MissReason;
+use disk_tier::io::rig::{Completion, Image, MemoryMedium};
+use disk_tier::io::{FileId, FileInfo, Kind, Medium, Memory, Operation, Sink};
+use disk_tier::testing::{PlantedBug, Testing};
+use disk_tier::{DiskConfig, DiskDone, DiskEnd, DiskError, DiskOk, DiskState, DiskTier, WriteRequest};
+
+/// Bytes of a segment of a small tier: a header page, records of two pages, a footer.
+pub const SEGMENT_BYTES: u64 = 64 << 10;
+/// Records of [`SHAPE`] in it.
+pub const SEGMENT_RECORDS: u32 = 7;
+/// Bytes beside the segments: superblocks, snapshot, slack.
+const FIXED_BYTES: u64 = 64 << 10;
+
+/// True for the long runs.
+pub fn is_soak() -> bool {
+    std::env::var_os("KVTIER_SOAK").is_some_and(|value| value == "1")
+}
+
+/// `ci` steps, or `soak` of them in a long run.
+pub fn scale(ci: u64, soak: u64) -> u64 {
+    if is_soak() { soak } else { ci }
+}
+
+/// A tier of so many small segments.
+pub fn config(segments: u64) -> DiskConfig {
+    let mut config = DiskConfig::new(FIXED_BYTES + segments * (SEGMENT_BYTES + 8192));
+    config.deadline_millis = 2000;
+    config.probe_millis = 1 << 30;
+    config
+}
+
+/// No thread, small segments.
+pub fn manual(bug: Option<PlantedBug>) -> Testing {
+    Testing { segment_bytes: Some(SEGMENT_BYTES), records_max: Some(256), is_manual: true, bug }
+}
+
+/// As [`manual`], with the tier's thread.
+pub fn threaded(bug: Option<PlantedBug>) -> Testing {
+    Testing { is_manual: false, ..manual(bug) }
+}
+
+/// A tier over a medium, ready.
+pub fn open(medium: Arc<dyn Medium>, segments: u64, testing: Testing) -> Result<DiskTier, DiskError> {
+    let tier = DiskTier::over_with(medium, config(segments), testing)?;
+    tier.wait_ready(20_000);
+    Ok(tier)
+}
+
+/// A fresh tier over memory, and its medium.
+pub fn fresh(segments: u64) -> (DiskTier, Arc<MemoryMedium>) {
+    let medium = MemoryMedium::new(Completion::Inline);
+    let tier = open(Arc::clone(&medium) as Arc<dyn Medium>, segments, manual(None)).unwrap();
+    assert_eq!(tier.state(), DiskState::Ready);
+    (tier, medium)
+}
+
+/// A tier over a copy of an image.
+pub fn reopen(
+    image: &Image,
+    segments: u64,
+    bug: Option<PlantedBug>,
+) -> Result<(DiskTier, Arc<MemoryMedium>), DiskError> {
+    let medium = MemoryMedium::over(image.clone(), Completion::Inline);
+    let tier = open(Arc::clone(&medium) as Arc<dyn Medium>, segments, manual(bug))?;
+    Ok((tier, medium))
+}
+
+/// The key of a block.
+pub fn key(number: u32) -> CopyKey {
+    block_version(number, 0).0.key
+}
+
+/// The image of a version of a block, as it is written and read.
+pub fn image(number: u32, version: u32) -> Buffer {
+    block_version(number, version).1
+}
+
+/// A block of another namespace: the same content under another name.
+pub fn block_in(namespace: u8, number: u32, version: u32) -> (CopyKey, Buffer) {
+    let (sealed, mut image) = block_version(number, version);
+    let key = CopyKey::exact(Namespace([namespace; 32]), BlockHash(sealed.key.hash.0));
+    seal_image(&SHAPE, key, sealed.lineage, sealed.link, image.as_mut_slice());
+    (key, image)
+}
+
+/// Runs the one operation that was just started to its end.
+pub fn end(tier: &DiskTier) -> DiskDone {
+    assert!(tier.wait(20_000), "the operation ends");
+    let mut done = Vec::new();
+    tier.poll(&mut done);
+    assert_eq!(done.len(), 1, "one operation ends once: {done:?}");
+    done.remove(0)
+}
+
+pub fn write_image(tier: &DiskTier, key: CopyKey, image: Buffer) -> Result<DiskOk, DiskEnd> {
+    tier.submit_write(WriteRequest { key, shape: Some(SHAPE), memory: Memory::Owned(image), is_live: false });
+    end(tier).result
+}
+
+pub fn write(tier: &DiskTier, number: u32, version: u32) -> Result<DiskOk, DiskEnd> {
+    write_image(tier, key(number), image(number, version))
+}
+
+pub fn read_key(tier: &DiskTier, key: CopyKey) -> Result<Buffer, DiskEnd> {
+    tier.read(key, SHAPE, Memory::Owned(Buffer::zeroed(SHAPE.slot_bytes() as usize)));
+    let done = end(tier);
+    done.result.map(|_| match done.memory {
+        Some(Memory::Owned(buffer)) => buffer,
+        other => panic!("a read that ended well has its memory: {other:?}"),
+    })
+}
+
+pub fn read(tier: &DiskTier, number: u32) -> Result<Buffer, DiskEnd> {
+    read_key(tier, key(number))
+}
+
+pub fn delete(tier: &DiskTier, number: u32) -> Result<DiskOk, DiskEnd> {
+    tier.delete(key(number));
+    end(tier).result
+}
+
+/// True when an image is this version of a block: header and every section. What fills the last page is nobody's value and under no sum.
+pub fn is_version(number: u32, version: u32, found: &Buffer) -> bool {
+    let end = (SHAPE.header_bytes() + SHAPE.payload_bytes()) as usize;
+    image(number, version).as_slice()[..end] == found.as_slice()[..end]
+}
+
+/// Reads a block of one version: true when it was there, false when it missed. Panics at any other bytes.
+pub fn holds(tier: &DiskTier, number: u32, version: u32) -> bool {
+    match read(tier, number) {
+        Ok(found) => {
+            assert!(is_version(number, version, &found), "block {number}: wrong bytes");
+            true
+        }
+        Err(DiskEnd::Miss(_)) => false,
+        Err(other) => panic!("block {number}: {other:?}"),
+    }
+}
+
+/// Does all the slow work there is.
+pub fn settle(tier: &DiskTier) {
+    while tier.step() {}
+}
+
+/// The reason of a miss.
+pub fn miss(result: Result<Buffer, DiskEnd>) -> MissReason {
+    match result {
+        Err(DiskEnd::Miss(reason)) => reason,
+        other => panic!("not a miss: {other:?}"),
+    }
+}
+
+/// A medium that holds back the next read of one file until it is told to let it go.
+pub struct Gate {
+    inner: Arc<MemoryMedium>,
+    held: Mutex<(Option<FileId>, Vec<Operation>)>,
+}
+
+impl Gate {
+    pub fn new(inner: Arc<MemoryMedium>) -> Arc<Gate> {
+        Arc::new(Gate { inner, held: Mutex::default() })
+    }
+
+    pub fn hold(&self, file: FileId) {
+        self.held.lock().unwrap().0 = Some(file);
+    }
+
+    /// Lets go; returns how many were held.
+    pub fn release(&self) -> usize {
+        let batch = {
+            let mut held = self.held.lock().unwrap();
+            held.0 = None;
+            std::mem::take(&mut held.1)
+        };
+        let count = batch.len();
+        self.inner.submit(batch);
+        count
+    }
+}
+
+impl Medium for Gate {
+    fn files(&self) -> std::io::Result<Vec<(FileId, FileInfo)>> {
+        self.inner.files()
+    }
+    fn create(&self, file: FileId, bytes: u64) -> std::io::Result<()> {
+        self.inner.create(file, bytes)
+    }
+    fn remove(&self, file: FileId) -> std::io::Result<()> {
+        self.inner.remove(file)
+    }
+    fn connect(&self, sink: Arc<dyn Sink>) {
+        self.inner.connect(sink);
+    }
+    fn submit(&self, batch: Vec<Operation>) {
+        let mut held = self.held.lock().unwrap();
+        let mut passed = Vec::new();
+        for op in batch {
+            if op.kind == Kind::Read && Some(op.file) == held.0 {
+                held.0 = None;
+                held.1.push(op);
+            } else {
+                passed.push(op);
+            }
+        }
+        drop(held);
+        self.inner.submit(passed);
+    }
+    fn depth(&self) -> usize {
+        self.inner.depth()
+    }
+    fn describe(&self) -> String {
+        self.inner.describe()
+    }
+    fn close(&self, millis: u64) {
+        self.release();
+        self.inner.close(millis);
+    }
+}

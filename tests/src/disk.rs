@@ -1,0 +1,138 @@
+//! What the scenarios of the disk tier share: engines with a disk, and hands in its files.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cache_core::hash::BlockHash;
+use cache_core::header::SlotHeader;
+use cache_core::payload::BlockShape;
+use kvtier_engine::EngineError;
+use kvtier_engine::run::engine::{DiskOptions, Engine, EngineOptions};
+use kvtier_sdk::embedded::{Admission, DiskState, DiskStatus, IoChoice};
+
+use crate::{ask, fixture, plain};
+
+/// How a slot header begins.
+const RECORD_MAGIC: &[u8] = b"kvtslot1";
+const PAGE_BYTES: u64 = 4096;
+
+/// `options` with a disk of 256 MiB in `directory`.
+pub fn with_disk(directory: &Path, options: EngineOptions) -> EngineOptions {
+    with_disk_of(directory, 256 << 20, options)
+}
+
+/// `options` with a disk of so many bytes in `directory`.
+pub fn with_disk_of(directory: &Path, budget_bytes: u64, options: EngineOptions) -> EngineOptions {
+    let disk = DiskOptions {
+        directory: directory.to_owned(),
+        budget_bytes,
+        admission: Admission::Always,
+        io: IoChoice::Auto,
+    };
+    EngineOptions { disk: Some(disk), ..options }
+}
+
+/// An engine whose disk is ready.
+pub fn open(options: EngineOptions) -> Engine {
+    let engine = fixture().engine(options);
+    let DiskStatus::Open(_) = engine.cache().disk_status() else {
+        panic!("{:?}", engine.cache().disk_status());
+    };
+    let state = engine.cache().disk_tier().expect("it is open").wait_ready(10_000);
+    assert_eq!(state, DiskState::Ready);
+    engine
+}
+
+/// An orderly end: everything was written, and the books agree.
+pub fn close(engine: Engine) {
+    assert!(engine.cache().close_disk(Duration::from_secs(10)), "everything was written");
+    engine.cache().audit().expect("sound books");
+}
+
+/// What a run without any cache says.
+pub fn expected(prompt: &[u32], max_tokens: u32) -> [u8; 32] {
+    ask(&mut fixture().engine(plain()), prompt, max_tokens).logits_digest
+}
+
+/// `options` with the least device and the least host budget that an engine accepts.
+pub fn least(mut options: EngineOptions) -> EngineOptions {
+    options.host_bytes = 4096;
+    options.device_bytes = 4096;
+    for _ in 0..8 {
+        match Engine::open(Arc::clone(&fixture().model), fixture().weights, options.clone()) {
+            Ok(_) => return options,
+            Err(EngineError::Budget { what: "--device-mem", minimum_bytes, .. }) => options.device_bytes = minimum_bytes,
+            Err(EngineError::Budget { what: "--host-mem", minimum_bytes, .. }) => options.host_bytes = minimum_bytes,
+            Err(other) => panic!("{other}"),
+        }
+    }
+    panic!("the stated minima are not enough: {options:?}");
+}
+
+/// Allocated bytes of a store's files.
+pub fn allocated_bytes(directory: &Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(directory) else { return 0 };
+    entries.flatten().filter_map(|entry| entry.metadata().ok()).map(|data| data.blocks() * 512).sum()
+}
+
+/// A record in a store's files.
+#[derive(Clone, Debug)]
+pub struct RecordAt {
+    /// The segment's file.
+    pub file: PathBuf,
+    /// First byte of the record's header.
+    pub offset: u64,
+    /// The shape's header pages: sections begin after them.
+    pub header_bytes: u64,
+}
+
+impl RecordAt {
+    /// Turns one bit of one byte over, `byte` bytes after the record's start.
+    pub fn flip(&self, byte: u64) {
+        let file = OpenOptions::new().read(true).write(true).open(&self.file).expect("the segment is there");
+        let mut found = [0];
+        file.read_exact_at(&mut found, self.offset + byte).expect("the record is whole");
+        file.write_all_at(&[found[0] ^ 1], self.offset + byte).expect("the segment can be written");
+        file.sync_all().expect("the segment can be synced");
+    }
+}
+
+/// Finds the newest record of a block in a store's segments by its header.
+pub fn record(directory: &Path, shape: &BlockShape, hash: BlockHash) -> Option<RecordAt> {
+    let sections = shape.sections().count() as u32;
+    let mut found: Option<(u64, RecordAt)> = None;
+    for path in segments(directory) {
+        let Ok(file) = File::open(&path) else { continue };
+        let bytes = file.metadata().map_or(0, |data| data.len());
+        let mut page = vec![0; shape.header_bytes() as usize];
+        for offset in (0..bytes.saturating_sub(shape.header_bytes())).step_by(PAGE_BYTES as usize) {
+            if file.read_exact_at(&mut page[..8], offset).is_err() || page[..8] != *RECORD_MAGIC {
+                continue;
+            }
+            file.read_exact_at(&mut page, offset).ok()?;
+            let Ok(header) = SlotHeader::decode(&page, sections) else { continue };
+            let generation = header.place.segment_generation;
+            if header.key.hash == hash && found.as_ref().is_none_or(|(newest, _)| *newest < generation) {
+                let at = RecordAt { file: path.clone(), offset, header_bytes: shape.header_bytes() };
+                found = Some((generation, at));
+            }
+        }
+    }
+    found.map(|(_, at)| at)
+}
+
+fn segments(directory: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let is_segment = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("segment."));
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(is_segment).collect();
+    paths.sort();
+    paths
+}
+
+/// As hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
