@@ -211,6 +211,19 @@ mod tests {
         assert_eq!(shape.section(Plane::Scale, 7), None);
     }
 
+    /// The table of `docs/forms.md`.
+    #[test]
+    fn smollm2_slots_of_each_form() {
+        let slots = [Form::Raw16, Form::Sx12, Form::I8h, Form::Kc4vt4].map(|form| RAW16.with_form(form).slot_bytes());
+        assert_eq!(slots, [1_478_656, 1_114_112, 765_952, 421_888]);
+        let bits = [Form::Sx12, Form::I8h, Form::Kc4vt4].map(|form| RAW16.with_form(form).bits_per_value());
+        assert!(bits[0] <= 12.03 && bits[1..] == [8.25, 4.5], "{bits:?}");
+        assert_eq!(RAW16.with_form(Form::Kc4vt4).bytes_per_token(), 6592.0);
+        // A code slice is one page.
+        assert_eq!(RAW16.with_form(Form::Kc4vt4).section_bytes(), 3 * 4096);
+        assert_eq!(126 * slots[3] + 2 * slots[0], 56_115_200);
+    }
+
     #[test]
     fn sections_tile_their_planes_and_planes_start_on_pages() {
         let shapes = [

@@ -80,9 +80,6 @@ impl DiskError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// Inside the tier only: the copy is there, and the write ends well as [`crate::DiskOk::Present`].
-    #[doc(hidden)]
-    Present,
     /// The key was offered for the first time ([`crate::Admission::SecondHit`]).
     Admission,
     /// The write-rate limit.

@@ -412,6 +412,9 @@ impl Log {
                 self.segments.at_mut(segment).live_pages += u64::from(image_pages);
             } else {
                 self.counters.skipped_records += 1;
+                if is_inside {
+                    self.bury(known.location);
+                }
             }
         }
         self.counters.snapshot_loads = 1;

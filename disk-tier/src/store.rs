@@ -42,7 +42,6 @@ impl DiskStore {
             }
             DiskEnd::Refused(Refusal::PendingElsewhere) => StoreError::PendingElsewhere,
             DiskEnd::Refused(Refusal::Busy) => StoreError::Busy { operations: OPERATIONS_MAX as u64 },
-            DiskEnd::Refused(Refusal::Present) => StoreError::Present,
             DiskEnd::Refused(Refusal::Recovering) => medium("it is still reading its index"),
             DiskEnd::Damaged(failure) => StoreError::Check(failure),
             DiskEnd::Size { expected_bytes, found_bytes } => {

@@ -71,15 +71,17 @@ impl Log {
         let WriteRequest { key, memory, is_live, .. } = request;
         let bytes = memory.bytes();
         let fingerprint = self.fingerprint(&key);
-        let header =
-            match checked.and_then(|header| self.admit(&fingerprint, bytes, is_live, now_nanos).map(|()| header)) {
-                Ok(header) => header,
-                Err(end) => {
-                    let result = if end == DiskEnd::Refused(Refusal::Present) { Ok(DiskOk::Present) } else { Err(end) };
-                    self.finish(op, key, Some(memory), result);
-                    return op;
-                }
-            };
+        let admitted = checked.map_err(Err).and_then(|header| {
+            self.admit(&fingerprint, bytes, is_live, now_nanos)?;
+            Ok(header)
+        });
+        let header = match admitted {
+            Ok(header) => header,
+            Err(end) => {
+                self.finish(op, key, Some(memory), end);
+                return op;
+            }
+        };
         self.pending.insert(fingerprint);
         let location = Location { segment: 0, page: 0, pages: header.image_pages };
         let memory = Some(memory);
@@ -104,17 +106,24 @@ impl Log {
         op
     }
 
-    fn admit(&mut self, fingerprint: &Fingerprint, bytes: u64, is_live: bool, now_nanos: u64) -> Result<(), DiskEnd> {
-        let refuse = |refusal| Err(DiskEnd::Refused(refusal));
+    /// Lets a write in, or says how it ends.
+    fn admit(
+        &mut self,
+        fingerprint: &Fingerprint,
+        bytes: u64,
+        is_live: bool,
+        now_nanos: u64,
+    ) -> Result<(), Result<DiskOk, DiskEnd>> {
+        let refuse = |refusal| Err(Err(DiskEnd::Refused(refusal)));
         if self.is_offline() {
-            return Err(DiskEnd::Offline);
+            return Err(Err(DiskEnd::Offline));
         }
         if self.recovery.is_some() {
             return refuse(Refusal::Recovering);
         }
         if self.index.find(fingerprint).is_some() {
             self.counters.present += 1;
-            return refuse(Refusal::Present);
+            return Err(Ok(DiskOk::Present));
         }
         if self.pending.contains(fingerprint) {
             return refuse(Refusal::PendingElsewhere);
@@ -126,7 +135,7 @@ impl Log {
             return refuse(Refusal::TooLarge);
         }
         if self.waiting.len() >= WAITING_MAX {
-            return Err(DiskEnd::Full);
+            return Err(Err(DiskEnd::Full));
         }
         let is_seen = self.sketch.as_mut().is_none_or(|sketch| sketch.offer(fingerprint));
         if !is_seen && !is_live {

@@ -1,9 +1,10 @@
 //! The embedded cache over a disk tier in memory: what goes down comes back, what is lost is told, and every pin is given back.
+//! `KVTIER_SOAK=1`: more random lives.
 
 mod common;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cache_core::chain::Link;
 use cache_core::form::Accept;
@@ -20,7 +21,7 @@ use gpu_tier::cpu::isa::Isa;
 use gpu_tier::cpu::workers::Workers;
 use gpu_tier::cpu::{CpuConfig, CpuDevice, Link as HostLink};
 use gpu_tier::device::{CopyPiece, Device, HostRange, Stream};
-use kvtier_sdk::cache::{BlockPlace, Grant, KvCache, SequenceId, StagedSection};
+use kvtier_sdk::cache::{BlockPlace, CacheError, Grant, KvCache, SequenceId, StagedSection};
 use kvtier_sdk::embedded::{Admission, DiskSettings, DiskStatus, Embedded, EmbeddedConfig, IoChoice};
 
 /// A header page and ten records of three pages, or a few more.
@@ -32,46 +33,56 @@ struct Below {
     tier: DiskTier,
 }
 
-/// A cache of so many device slots, about so many host slots for blocks, and a disk of so many segments over `medium`.
+/// A cache of so many device slots, so many host slots for blocks, and a disk of so many segments over `medium`.
 fn open(device_slots: u32, host_slots: u32, segments: u64, medium: Arc<dyn Medium>) -> Below {
-    let device = Arc::new(
-        CpuDevice::open(CpuConfig {
-            budget_bytes: u64::from(device_slots + 4) * SHAPE.slot_bytes(),
-            link: HostLink::InPlace,
-            workers: Arc::new(Workers::new(1)),
-            isa: Isa::detect(),
-        })
-        .unwrap(),
-    );
+    try_open(device_slots, host_bytes_for(device_slots, host_slots, segments), segments, medium).unwrap()
+}
+
+/// Smallest host budget that leaves so many slots for blocks, beside bounce memory and indexes.
+fn host_bytes_for(device_slots: u32, host_slots: u32, segments: u64) -> u64 {
+    let mut bytes = host_bytes(device_slots, host_slots);
+    loop {
+        let blank = MemoryMedium::new(Completion::Inline);
+        match try_open(device_slots, bytes, segments, blank as Arc<dyn Medium>) {
+            Ok(below) if below.rig.cache.stats().host_slots.1 >= host_slots => return bytes,
+            Ok(_) => bytes += SHAPE.slot_bytes(),
+            Err(CacheError::Budget { minimum_bytes, .. }) => bytes = minimum_bytes,
+            Err(other) => panic!("{other}"),
+        }
+    }
+}
+
+fn try_open(device_slots: u32, host_bytes: u64, segments: u64, medium: Arc<dyn Medium>) -> Result<Below, CacheError> {
+    let config = CpuConfig {
+        budget_bytes: u64::from(device_slots + 4) * SHAPE.slot_bytes(),
+        link: HostLink::InPlace,
+        workers: Arc::new(Workers::new(1)),
+        isa: Isa::detect(),
+    };
+    let device = Arc::new(CpuDevice::open(config).unwrap());
     let settings = DiskSettings {
         directory: "unused".into(),
         budget_bytes: (64 << 10) + segments * (SEGMENT_BYTES + 8192),
         admission: Admission::Always,
         write_limit_bytes_s: None,
         io: IoChoice::Auto,
-        live_blocks: 128,
+        live_blocks: 256,
         pieces_min: PIECES,
     };
     let attention: Arc<dyn Attention> = device.clone();
-    let config = EmbeddedConfig {
-        device: attention,
-        shape: SHAPE,
-        device_slots,
-        // Bounce memory, the index of live blocks on the disk and the disk's own come on top.
-        host_bytes: host_bytes(device_slots, host_slots + 8) + (48 << 10),
-        disk: Some(settings),
-    };
+    let config = EmbeddedConfig { device: attention, shape: SHAPE, device_slots, host_bytes, disk: Some(settings) };
     let cache = Embedded::open_over(config, &|config| {
         let config = disk_tier::DiskConfig { deadline_millis: 2000, probe_millis: 20, ..config };
         let testing =
             Testing { segment_bytes: Some(SEGMENT_BYTES), records_max: Some(256), is_manual: false, bug: None };
         DiskTier::over_with(Arc::clone(&medium), config, testing)
-    })
-    .unwrap();
-    assert!(matches!(cache.disk_status(), DiskStatus::Open(_)), "{:?}", cache.disk_status());
+    })?;
+    let DiskStatus::Open(_) = cache.disk_status() else {
+        return Err(CacheError::Host(format!("{:?}", cache.disk_status())));
+    };
     let tier = cache.disk_tier().unwrap().clone();
-    assert_eq!(tier.wait_ready(5000), DiskState::Ready);
-    Below { rig: Rig { device, cache }, tier }
+    tier.wait_ready(5000);
+    Ok(Below { rig: Rig { device, cache }, tier })
 }
 
 fn over(image: Image) -> Arc<MemoryMedium> {
@@ -345,10 +356,12 @@ fn staged_sections_give_their_memory_back() {
         on_disk.iter().cycle().take(capacity as usize).map(|block| StagedSection { block: *block, section }).collect();
     // Dropped while the reads are under way, with and without waiting: the memory comes back each time.
     for round in 0..20 {
+        // Nothing but the calls themselves takes in what has ended.
+        let until = Instant::now() + Duration::from_secs(10);
         let mut stage = loop {
             match below.rig.cache.stage(sequence, &wanted).unwrap() {
                 Some(stage) => break stage,
-                None => drop(below.rig.cache.places(sequence).unwrap()),
+                None => assert!(Instant::now() < until, "round {round}: the memory did not come back"),
             }
         };
         assert!(below.rig.cache.stage(sequence, &wanted[..1]).unwrap().is_none(), "all of it is in use");
@@ -408,15 +421,17 @@ fn a_failing_medium_costs_what_was_only_there() {
 /// The n-th operation of the medium fails, for every n of a life that spills, loads and stages.
 #[test]
 fn whichever_operation_fails_nothing_wrong_is_read() {
+    let host_bytes = host_bytes_for(3, 2, 5);
     let faults =
         [Fault::Errno(5), Fault::Errno(28), Fault::Short, Fault::Flip { bit: 40_011 }, Fault::Slow { millis: 3 }];
     for fault in faults {
         let mut n = 1;
         loop {
             let medium = FailNth::new(over(Image::new()), Plan::nth(n, fault));
-            let below = open_patiently(medium.clone());
-            if let Some(below) = &below {
-                live(below);
+            match try_open(3, host_bytes, 5, Arc::clone(&medium) as Arc<dyn Medium>) {
+                Ok(below) => live(&below),
+                // The tier could not be opened, and the reason is named.
+                Err(error) => assert!(error.to_string().contains("Absent"), "{error}"),
             }
             if medium.fired() == 0 {
                 break;
@@ -426,11 +441,6 @@ fn whichever_operation_fails_nothing_wrong_is_read() {
         println!("{fault:?}: every 7th of {n} operations failed once");
         assert!(n > 50, "{fault:?}: {n}");
     }
-}
-
-/// `None` where the failure keeps the tier from opening.
-fn open_patiently(medium: Arc<FailNth>) -> Option<Below> {
-    std::panic::catch_unwind(|| open(3, 2, 5, medium)).ok()
 }
 
 fn live(below: &Below) {
@@ -460,13 +470,15 @@ fn live(below: &Below) {
 #[test]
 fn random_lives_never_read_wrong_bytes() {
     let (mut lost_in_all, mut on_disk, mut hits, mut offline) = (0, 0, 0, 0);
-    for seed in 0..24 {
+    let host_bytes = host_bytes_for(4, 4, 6);
+    let is_soak = std::env::var_os("KVTIER_SOAK").is_some_and(|value| value == "1");
+    for seed in 0..if is_soak { 1500 } else { 24 } {
         let mut random = SplitMix64::new(seed);
         let mut image = Image::new();
         for _ in 0..3 {
             let memory = over(image);
             let medium = FailNth::new(memory.clone(), Plan::nth(u64::MAX, Fault::Errno(5)));
-            let below = open(4, 4, 6, medium.clone());
+            let below = try_open(4, host_bytes, 6, Arc::clone(&medium) as Arc<dyn Medium>).unwrap();
             let mut running: Vec<(SequenceId, Vec<Link>, usize)> = Vec::new();
             for _ in 0..60 {
                 match random.below(12) {

@@ -26,12 +26,8 @@ pub fn with_disk(directory: &Path, options: EngineOptions) -> EngineOptions {
 
 /// `options` with a disk of so many bytes in `directory`.
 pub fn with_disk_of(directory: &Path, budget_bytes: u64, options: EngineOptions) -> EngineOptions {
-    let disk = DiskOptions {
-        directory: directory.to_owned(),
-        budget_bytes,
-        admission: Admission::Always,
-        io: IoChoice::Auto,
-    };
+    let disk =
+        DiskOptions { directory: directory.to_owned(), budget_bytes, admission: Admission::Always, io: IoChoice::Auto };
     EngineOptions { disk: Some(disk), ..options }
 }
 
@@ -64,7 +60,9 @@ pub fn least(mut options: EngineOptions) -> EngineOptions {
     for _ in 0..8 {
         match Engine::open(Arc::clone(&fixture().model), fixture().weights, options.clone()) {
             Ok(_) => return options,
-            Err(EngineError::Budget { what: "--device-mem", minimum_bytes, .. }) => options.device_bytes = minimum_bytes,
+            Err(EngineError::Budget { what: "--device-mem", minimum_bytes, .. }) => {
+                options.device_bytes = minimum_bytes
+            }
             Err(EngineError::Budget { what: "--host-mem", minimum_bytes, .. }) => options.host_bytes = minimum_bytes,
             Err(other) => panic!("{other}"),
         }
@@ -126,7 +124,8 @@ pub fn record(directory: &Path, shape: &BlockShape, hash: BlockHash) -> Option<R
 
 fn segments(directory: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    let is_segment = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("segment."));
+    let is_segment =
+        |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("segment."));
     let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(is_segment).collect();
     paths.sort();
     paths

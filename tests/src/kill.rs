@@ -98,11 +98,11 @@ pub fn work(directory: &Path, seed: u64, versions: u32, bug: Option<PlantedBug>)
     say("r\n".to_owned());
     loop {
         let (namespace, number, dice) = name();
-        if dice == 0 {
+        if dice < 15 {
             if tier.delete_namespace(Namespace([namespace; 32])).is_ok() {
                 say(format!("n {namespace}\n"));
             }
-        } else if dice < 60 {
+        } else if dice < 300 {
             tier.delete(key((namespace, number)));
             if end(&tier).result == Ok(DiskOk::Deleted) {
                 say(format!("x {namespace} {number}\n"));
@@ -195,6 +195,18 @@ pub struct Tally {
     pub most_bytes: u64,
 }
 
+impl Tally {
+    /// Panics unless everything was as it must be, and there was something to see.
+    pub fn assert_sound(&self) {
+        assert_eq!((self.wrong, self.over_budget), (0, 0), "{self:?}");
+        assert_eq!(self.newest_found, self.newest, "{self:?}");
+        assert!(
+            self.recovered > 10 * self.killed && self.newest > self.killed,
+            "too little was there to see: {self:?}"
+        );
+    }
+}
+
 /// The newest writes that must be there: far less than a segment.
 const NEWEST: usize = 16;
 
@@ -248,7 +260,8 @@ fn check(directory: &Path, oracle: &mut Oracle, orderly: bool, tally: &mut Tally
             let Some(found) = read(&tier, name) else { continue };
             tally.recovered += 1;
             let versions = oracle.may.get(&name);
-            let right = versions.is_some_and(|versions| versions.iter().any(|version| is_version(name, *version, &found)));
+            let right =
+                versions.is_some_and(|versions| versions.iter().any(|version| is_version(name, *version, &found)));
             tally.wrong += u64::from(!right);
         }
     }

@@ -111,8 +111,7 @@ fn an_eighth_and_a_quarter_over_a_slow_link() {
     let prompt = fixture().prompt(1200, 1300);
     let expected = expected(&prompt, 8);
     let kv = (1300 + 8) * TOKEN_BYTES;
-    let options =
-        EngineOptions { device_bytes: kv / 8, host_bytes: kv / 4, block_tokens: 16, link: SLOW, ..options() };
+    let options = EngineOptions { device_bytes: kv / 8, host_bytes: kv / 4, block_tokens: 16, link: SLOW, ..options() };
     let mut engine = open(with_disk(folder.path(), options));
     engine.cache().protect_host_reader().expect("the mapping can be closed");
     for name in ["cold", "warm"] {

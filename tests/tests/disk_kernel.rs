@@ -145,6 +145,7 @@ fn on_a_file_system_that_is_too_small() {
     let Some(wrapper) = with_mount(&format!("mount -t tmpfs -o size=9m none {path}")) else { return };
     let said = answer(&wrapper, folder.path(), allowed);
     is_right(&said);
-    let named = |word: &str| said.get(word).is_some_and(|lines| lines.iter().all(|line| line.contains("No space left")));
+    let named =
+        |word: &str| said.get(word).is_some_and(|lines| lines.iter().all(|line| line.contains("No space left")));
     assert!(named("notice") || named("status") || named("absent"), "{said:?}");
 }

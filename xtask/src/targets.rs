@@ -13,13 +13,27 @@ struct Target {
     name: String,
 }
 
-/// Runs the ignored tests of every test target `soak_<name>`, one at a time, output shown as it comes.
+/// Packages whose tests run at full scale (`KVTIER_SOAK=1`) as a part of a soak: name of the soak, package, test target or all of them.
+const SCALED: [(&str, &str, Option<&str>); 2] =
+    [("disk", "disk-tier", None), ("disk", "kvtier-sdk", Some("embedded_disk"))];
+
+/// Runs the ignored tests of every test target `soak_<name>`, one at a time, output shown as it comes, and what is [`SCALED`] with it.
 pub fn soak(name: Option<&str>, rest: &[String]) -> Result<(), String> {
     for target in find("soak", "test", name)? {
         let mut command = stage::cargo();
         command.args(["test", "--release", "-p", &target.package, "--test", &target.name, "--"]);
         command.args(["--ignored", "--nocapture", "--test-threads=1"]).args(rest);
         stage::run(&format!("{} ({})", target.name, target.package), &mut command)?;
+    }
+    for (_, package, target) in SCALED.iter().filter(|(soak, ..)| Some(*soak) == name) {
+        let mut command = stage::cargo();
+        command.args(["test", "--release", "-p", package]).env("KVTIER_SOAK", "1");
+        match target {
+            Some(target) => command.args(["--test", target]),
+            None => command.arg("--tests"),
+        };
+        command.args(["--", "--nocapture", "--test-threads=1"]).args(rest);
+        stage::run(&format!("{} at full scale ({package})", target.unwrap_or("tests")), &mut command)?;
     }
     Ok(())
 }

@@ -17,7 +17,7 @@ use crate::manager::action::{Action, Actions};
 use crate::manager::counters::side;
 use crate::manager::entry::{CopyState, EntryId};
 use crate::manager::event::Below;
-use crate::manager::shard::Shard;
+use crate::manager::shard::{DEVICE, Shard};
 use crate::miss::MissReason;
 use crate::units::Tier;
 
@@ -165,7 +165,11 @@ impl Shard {
     /// True for a block that will take one of the entries below when it becomes live.
     fn sinks(&self, found: Found) -> bool {
         match found {
-            Found::Entry(id, tier) => tier == Tier::Disk && !self.slab[id].is_below(),
+            // One that is just being promoted has a slot, even if its source is lost.
+            Found::Entry(id, tier) => {
+                let entry = &self.slab[id];
+                tier == Tier::Disk && entry.live == 0 && entry.copies[DEVICE] == CopyState::None
+            }
             Found::Record => true,
         }
     }

@@ -25,7 +25,7 @@ impl Model {
                 return (tiers, Some(self.reasons(&key, *reason)));
             }
             let unknown = self.shard.view(&key).is_none();
-            let sinks = !self.is_below(&key);
+            let sinks = self.readers(&key) == 0 && !self.device.contains_key(&key);
             if (sinks && under >= self.budgets.below_entries) || (unknown && new >= self.spare_entries()) {
                 return (tiers, Some(vec![MissReason::Quota]));
             }
@@ -38,7 +38,8 @@ impl Model {
 
     /// Entries that no open block will need.
     fn spare_entries(&self) -> u32 {
-        let reopened = |(id, sequence): (&u64, &super::Sequence)| sequence.reopened.is_some() && !self.is_waiting(*id);
+        let reopening = |id: &u64| self.waiting.values().any(|(waiting, _, reopens)| waiting == id && *reopens);
+        let reopened = |(id, sequence): (&u64, &super::Sequence)| sequence.reopened.is_some() && !reopening(id);
         let held = self.sequences.iter().filter(|sequence| reopened(*sequence)).count() as u32;
         (self.budgets.entries() - self.shard.entries()).saturating_sub(self.open_slots - held)
     }

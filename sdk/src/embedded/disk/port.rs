@@ -29,6 +29,11 @@ impl Port {
         &self.tier
     }
 
+    /// Takes in what has ended; ends that nobody wants are dropped, with their memory.
+    pub(crate) fn collect(&self) {
+        self.arrived().collect(&self.tier);
+    }
+
     /// The end of an operation, once.
     pub(crate) fn take(&self, op: OpId) -> Option<DiskDone> {
         let mut arrived = self.arrived();

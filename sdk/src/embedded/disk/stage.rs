@@ -36,7 +36,11 @@ enum State {
 impl Disk {
     /// Starts to read one section of each pinned record; `None` when there is not enough bounce memory free just now.
     pub(crate) fn stage(&self, wanted: &[(&Pin, Section)]) -> Option<Reads> {
-        let bounces = self.pieces.take_all(wanted.len())?;
+        let bounces = self.pieces.take_all(wanted.len()).or_else(|| {
+            // Reads that nobody waits for any more give their memory back when their ends are collected.
+            self.port.collect();
+            self.pieces.take_all(wanted.len())
+        })?;
         let read = |(bounce, (pin, section)): (Bounce, &(&Pin, Section))| {
             let host = bounce.host();
             let op = self.tier().read_section(pin, self.shape, *section, bounce.memory(host.bytes));
