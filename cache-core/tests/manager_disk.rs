@@ -147,6 +147,23 @@ fn live_copies_are_demoted_then_left_to_the_disk_then_spilled() {
     assert_eq!(bench.copies(entries[0]), [NONE, NONE, RESIDENT]);
 }
 
+/// The disk is full of live blocks: the deepest block is in device memory only and stays there, its parent's record makes room.
+#[test]
+fn when_the_disk_takes_no_more_a_shallower_block_that_has_a_record_goes() {
+    let mut bench = Bench::with_disk(3, 0, 4);
+    let chain = links(1, 3);
+    let entries = bench.run(1, &chain);
+    for (link, end) in chain.iter().zip([CopyEnd::Done, CopyEnd::Done, CopyEnd::Full]) {
+        bench.stored(link, end);
+    }
+    let store = Action::Store { entry: entries[2], key: key(&chain[2]), spill: true };
+    assert_eq!(bench.room(2, 1), [store], "the deepest first");
+    let gone = Action::Drop { entry: entries[1], key: key(&chain[1]), tier: Tier::Device };
+    assert_eq!(bench.spilled(&chain[2], CopyEnd::Full), [gone, Action::Granted { ticket: Ticket(2), slots: 1 }]);
+    assert_eq!(bench.copies(entries[2]), [RESIDENT, NONE, NONE]);
+    assert_eq!(bench.copies(entries[1]), [NONE, NONE, RESIDENT]);
+}
+
 #[test]
 fn a_spill_joins_a_write_behind_and_goes_on_alone_when_that_is_turned_down() {
     let mut bench = Bench::with_disk(1, 0, 4);

@@ -108,7 +108,7 @@ pub fn run(args: &DemoArgs) -> Result<(), Failure> {
     let moved = moved(session.engine());
     match store.as_ref().filter(|_| session.has_disk()) {
         Some(store) => {
-            stage.say("\nThe process ends. A new one has the disk alone:")?;
+            stage.say("\nThe engine closes. A new process has the disk alone:")?;
             stage.say(&restart::end(session))?;
             announce(&last, &stage)?;
             answers.push(restart::ask(args, store, &last, &signals, &stage)?);

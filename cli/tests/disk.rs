@@ -277,7 +277,7 @@ fn on_mount(script: &str, at: &Path, args: &[String]) -> Option<Output> {
         command.arg("--mount").args(user).args(["sh", "-c", line, KVTIER]).arg(at);
         command
     };
-    if !wrapped(&format!("{script}")).output().is_ok_and(|output| output.status.success()) {
+    if !wrapped(script).output().is_ok_and(|output| output.status.success()) {
         println!("SKIP: no mount namespaces");
         return None;
     }
@@ -306,6 +306,25 @@ fn a_full_disk_is_done_without() {
     assert_eq!(object(&output.stdout)["logits_digest"], plain["logits_digest"]);
     let said = said(&output);
     assert!(said.contains("without the disk") && said.contains("No space"), "{said}");
+}
+
+/// Segments of a larger store do not fit a smaller one.
+#[test]
+fn a_store_of_another_size_begins_anew_and_says_so() {
+    let folder = Folder::new();
+    let sized = |size: &str| -> Vec<String> {
+        folder
+            .run(&[])
+            .into_iter()
+            .map(|arg| if arg == "64MiB" && size != arg { size.to_owned() } else { arg })
+            .collect()
+    };
+    assert_eq!(kvtier(&sized("512MiB"), "auto").1, "");
+    let (answer, said) = kvtier(&sized("64MiB"), "auto");
+    assert_eq!(cached(&answer, "disk"), 0);
+    assert!(said.contains("--disk-size") && said.contains("begins anew") && said.lines().count() == 1, "{said}");
+    let (answer, said) = kvtier(&sized("64MiB"), "auto");
+    assert!(cached(&answer, "disk") > 0 && said.is_empty(), "{said}");
 }
 
 #[test]

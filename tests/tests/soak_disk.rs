@@ -120,6 +120,8 @@ fn a_chain_three_times_the_disk() {
     }
     assert_eq!(ask(&mut engine, &prompt, 4).logits_digest, expected);
     close(engine);
+    // The last handle releases the directory.
+    drop(tier);
     let mut engine = open(with_disk_of(folder.path(), 64 * MIB, roomy));
     assert_eq!(ask(&mut engine, &prompt, 4).logits_digest, expected);
     close(engine);

@@ -160,6 +160,12 @@ impl Candidates {
         self.by_depth[0].deepest()
     }
 
+    /// Live device copies, deepest first.
+    pub(crate) fn live_deepest_first<'a>(&'a self, slab: &'a Slab) -> impl Iterator<Item = EntryId> + 'a {
+        let after = |id: &EntryId| slab[*id].lists[0].after;
+        self.by_depth[0].lists.iter().rev().flat_map(move |list| std::iter::successors(list.head(), after))
+    }
+
     /// The deepest live host copy that has only the disk's beside it.
     pub(crate) fn deepest_backed(&self) -> Option<EntryId> {
         self.by_depth[1].deepest()

@@ -6,7 +6,7 @@
 //!    children is never dropped, only demoted: a parent's entry would be kept without a slot.
 //! 2. for open blocks only, live copies, deepest first. With a host copy: dropped. Else demoted if the host has or can make room; else, with
 //!    a record on the disk: dropped; else spilled. The last two take one of the entries below, and wait for none: when they are all taken the
-//!    copy stays.
+//!    copy stays. When the disk takes no more, the deepest live copy that is also elsewhere goes instead, whatever stands on it.
 //!
 //! **Host**: idle copies, leaf first; else live ones beside a device copy; else, for a live block that must leave device memory, live
 //! ones with a record on the disk, deepest first. Of two blocks that are on the disk the deeper one goes there: such a copy makes room for a
@@ -79,8 +79,24 @@ impl Shard {
                 self.spill(id, room.ticket(), actions);
                 Freed::Later
             }
-            CopyState::None | CopyState::Leaving => Freed::No,
+            CopyState::None | CopyState::Leaving => self.free_covered(actions),
         }
+    }
+
+    /// The disk takes no more: of the live device copies above the deepest, the deepest that is also elsewhere goes, so that what is in device
+    /// memory only can stay there. O(live device copies).
+    fn free_covered(&mut self, actions: &mut Actions) -> Freed {
+        let may_sink = self.has_room_below();
+        let covered = |id: &EntryId| {
+            let entry = &self.slab[*id];
+            entry.copies[HOST] == CopyState::Resident
+                || (may_sink && entry.on_disk() && entry.copies[HOST] == CopyState::None)
+        };
+        let Some(id) = self.candidates.live_deepest_first(&self.slab).find(covered) else {
+            return Freed::No;
+        };
+        self.evict_device(id, actions);
+        Freed::Now
     }
 
     /// Lets the least recently used idle leaf go with all its copies, so that its entry is free; blocks in the host are the colder ones.

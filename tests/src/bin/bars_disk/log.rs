@@ -72,7 +72,7 @@ fn open(directory: &Path) -> DiskTier {
     DiskTier::over(Arc::new(Sparse { inner, directory: directory.to_owned() }), config()).expect("a tier")
 }
 
-/// Fills the log with headers; returns how many blocks it has.
+/// Fills the log with headers; returns how many blocks were written.
 fn fill(tier: &DiskTier) -> u64 {
     let most = u64::from(tier.capacity().segments_max - 3) * (tier.capacity().segment_bytes / BLOCK_BYTES - 1);
     let mut buffers: Vec<_> = (0..32).map(noise).collect();
@@ -108,9 +108,11 @@ pub fn table(directory: &Path) -> Vec<String> {
     let mut blocks = 0;
     let filled = seconds(|| blocks = fill(&tier));
     let capacity = tier.capacity();
+    // The log keeps a segment free, so the oldest may have gone.
+    let kept = capacity.records;
     let per_block = capacity.index_bytes as f64 / capacity.records_max as f64;
     println!(
-        "{blocks} blocks in {} segments, made in {filled:.0} s; index {:.1} MB for {} blocks: {per_block:.1} bytes each (bar: {INDEX_BAR}).\n",
+        "{blocks} blocks written, {kept} kept in {} segments, made in {filled:.0} s; index {:.1} MB for {} blocks: {per_block:.1} bytes each (bar: {INDEX_BAR}).\n",
         capacity.segments,
         capacity.index_bytes as f64 / 1e6,
         capacity.records_max
@@ -134,7 +136,7 @@ pub fn table(directory: &Path) -> Vec<String> {
             let begun = Instant::now();
             let tier = open(&directory);
             opened.push(begun.elapsed().as_secs_f64());
-            drop(tier.find(&key(0)));
+            let _ = tier.find(&key(0));
             answered.push(begun.elapsed().as_secs_f64());
             assert_eq!(tier.wait_ready(60_000), DiskState::Ready);
             indexed.push(begun.elapsed().as_secs_f64());
@@ -151,8 +153,8 @@ pub fn table(directory: &Path) -> Vec<String> {
         if answered.median > AT_ONCE {
             missed.push(format!("{name}: open takes {:.2} s", answered.median));
         }
-        if indexed.median > INDEXED_BAR || records < blocks {
-            missed.push(format!("{name}: {records} of {blocks} blocks after {:.2} s", indexed.median));
+        if indexed.median > INDEXED_BAR || records < kept {
+            missed.push(format!("{name}: {records} of {kept} blocks after {:.2} s", indexed.median));
         }
     }
     println!();
