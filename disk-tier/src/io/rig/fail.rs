@@ -156,12 +156,8 @@ pub struct FailNth {
 impl FailNth {
     /// Over `inner`, which must not be connected yet.
     pub fn new(inner: Arc<dyn Medium>, plan: Plan) -> Arc<FailNth> {
-        let desk = Desk {
-            count: Mutex::default(),
-            rewrites: Mutex::default(),
-            held: Mutex::default(),
-            ends: Ends::new(),
-        };
+        let desk =
+            Desk { count: Mutex::default(), rewrites: Mutex::default(), held: Mutex::default(), ends: Ends::new() };
         let desk = Arc::new(desk);
         inner.connect(Arc::clone(&desk) as Arc<dyn Sink>);
         let rig = Arc::new(FailNth { inner, desk, courier: Courier::new() });
