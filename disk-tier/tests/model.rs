@@ -208,8 +208,8 @@ impl History {
 
 #[test]
 fn many_threads_see_one_cache() {
-    let threads = 16;
-    let operations = scale(40_000, 2_000_000) / threads;
+    let threads = 40;
+    let operations = scale(500_000, 20_000_000) / threads;
     let clock = AtomicU64::new(0);
     let tick = || clock.fetch_add(1, Ordering::SeqCst);
     let histories: Vec<Mutex<History>> = (0..THREAD_KEYS).map(|_| Mutex::default()).collect();

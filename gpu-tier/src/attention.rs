@@ -17,6 +17,10 @@
 //! ```
 //! The output is `O_d / L`. Merging in span order, not in order of arrival, is what makes the bits independent of paging.
 
+pub mod closed;
+
+use closed::{AttendMixed, Closed};
+
 use crate::device::{Device, DeviceRange, HostRange, Stream};
 use crate::error::DeviceError;
 
@@ -149,6 +153,15 @@ pub trait Attention: Device {
     fn append(&self, stream: Stream, geometry: &Geometry, jobs: &[Append<'_>]) -> Result<(), DeviceError>;
     /// Attends the listed spans. Errors: [`DeviceError::NotResident`] for a host section on a strict device.
     fn attend(&self, stream: Stream, geometry: &Geometry, jobs: &[Attend<'_>]) -> Result<(), DeviceError>;
+    /// Attends the listed spans over exact and closed blocks, as [`closed`] defines. Errors: as [`Attention::attend`], and
+    /// [`DeviceError::Shape`] for blocks that are no multiple of 64 tokens.
+    fn attend_mixed(
+        &self,
+        stream: Stream,
+        geometry: &Geometry,
+        closed: Closed,
+        jobs: &[AttendMixed<'_>],
+    ) -> Result<(), DeviceError>;
     /// Merges partials in span order (or takes the running state) and divides.
     fn finish(&self, stream: Stream, geometry: &Geometry, jobs: &[Finish]) -> Result<(), DeviceError>;
 }

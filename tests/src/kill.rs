@@ -1,8 +1,8 @@
 //! Killed again and again: a child process writes, reads and deletes in a store and says on a pipe what it begins and what has ended; the
 //! parent kills it at any moment, opens the store itself, and knows from the pipe alone what may be there.
 //!
-//! Lines of the pipe: `b N K V` a write of version V of key K in namespace N begins; `d N K V` it was acknowledged; `x N K` a deletion
-//! was acknowledged; `n N` a namespace's was. A key is written again only after it was deleted, with a new version.
+//! Lines of the pipe: `b N K V` a write of version V of key K in namespace N begins, `d N K V` it was acknowledged; `X N K` a deletion
+//! begins, `x N K` it was acknowledged; `N N` and `n N` the same for a namespace. A key is written again only after it was deleted, with a new version.
 
 use std::collections::{HashMap, HashSet};
 use std::io::{BufRead, BufReader, Write};
@@ -99,10 +99,12 @@ pub fn work(directory: &Path, seed: u64, versions: u32, bug: Option<PlantedBug>)
     loop {
         let (namespace, number, dice) = name();
         if dice < 15 {
+            say(format!("N {namespace}\n"));
             if tier.delete_namespace(Namespace([namespace; 32])).is_ok() {
                 say(format!("n {namespace}\n"));
             }
         } else if dice < 300 {
+            say(format!("X {namespace} {number}\n"));
             tier.delete(key((namespace, number)));
             if end(&tier).result == Ok(DiskOk::Deleted) {
                 say(format!("x {namespace} {number}\n"));
@@ -162,15 +164,14 @@ impl Oracle {
                 self.versions = self.versions.max(version + 1);
             }
             ("d", [namespace, number, version]) => self.acknowledged.push(((*namespace as u8, *number), *version)),
-            ("x", [namespace, number]) => self.forget(|name| name == (*namespace as u8, *number)),
-            ("n", [namespace]) => self.forget(|(found, _)| u32::from(found) == *namespace),
+            // From here on it may be gone.
+            ("X", [namespace, number]) => self.acknowledged.retain(|(name, _)| *name != (*namespace as u8, *number)),
+            ("N", [namespace]) => self.acknowledged.retain(|((found, _), _)| u32::from(*found) != *namespace),
+            // From here on it must be.
+            ("x", [namespace, number]) => drop(self.may.remove(&(*namespace as u8, *number))),
+            ("n", [namespace]) => self.may.retain(|(found, _), _| u32::from(*found) != *namespace),
             _ => panic!("{line:?} on the pipe"),
         }
-    }
-
-    fn forget(&mut self, gone: impl Fn(Name) -> bool) {
-        self.may.retain(|name, _| !gone(*name));
-        self.acknowledged.retain(|(name, _)| !gone(*name));
     }
 }
 

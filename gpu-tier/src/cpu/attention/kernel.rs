@@ -281,7 +281,7 @@ unsafe fn dots<V: Lanes, E: Stored, const R: usize, const P: usize>(
 
 /// Turns the first `n` of 64 scores into probabilities (the others of their piece into 0) and gives (m, l).
 #[inline(always)]
-unsafe fn softmax<V: Lanes>(scores: *mut f32, n: usize) -> (f32, f32) {
+pub(super) unsafe fn softmax<V: Lanes>(scores: *mut f32, n: usize) -> (f32, f32) {
     // SAFETY: 64 scores of our own scratch.
     unsafe {
         if n == SPAN {
@@ -426,7 +426,13 @@ unsafe fn weigh_rest<V: Lanes, E: Stored>(
 
 /// Merges the partials of `R` query vectors into their running states.
 #[inline(always)]
-unsafe fn fold<V: Lanes, const R: usize>(unit: &Unit, i: usize, m: &[f32; 16], l: &[f32; 16], sums: &[*mut f32; R]) {
+pub(super) unsafe fn fold<V: Lanes, const R: usize>(
+    unit: &Unit,
+    i: usize,
+    m: &[f32; 16],
+    l: &[f32; 16],
+    sums: &[*mut f32; R],
+) {
     // SAFETY: module header; a target holds `head_dim + 2` floats.
     unsafe {
         // The exponents of all vectors at once: lanes r are the old states' and lanes r + 8 the partials'.
@@ -453,7 +459,7 @@ unsafe fn fold<V: Lanes, const R: usize>(unit: &Unit, i: usize, m: &[f32; 16], l
 }
 
 #[inline(always)]
-fn prefetch(at: *const u8) {
+pub(super) fn prefetch(at: *const u8) {
     // SAFETY: a prefetch of any address is a hint and never faults.
     unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(at.cast()) }
 }

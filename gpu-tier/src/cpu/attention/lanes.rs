@@ -12,6 +12,7 @@
 
 use std::arch::x86_64::*;
 
+use super::closed::ints::Ints;
 use crate::cpu::math;
 
 /// A piece of work that is generic over the lanes.
@@ -23,7 +24,7 @@ pub(super) trait Kernel {
 }
 
 /// Sixteen f32.
-pub(super) trait Lanes: Copy {
+pub(super) trait Lanes: Ints {
     /// Whether there are 32 registers of 16 lanes (else 8).
     const WIDE: bool;
     /// Runs a kernel with the instruction set enabled.
@@ -59,10 +60,10 @@ pub(super) trait Lanes: Copy {
 const UPPER_HALF: i32 = 0xffff_0000_u32 as i32;
 
 #[derive(Clone, Copy)]
-pub(super) struct Avx2(__m256, __m256);
+pub(super) struct Avx2(pub(super) __m256, pub(super) __m256);
 
 #[derive(Clone, Copy)]
-pub(super) struct Avx512(__m512);
+pub(super) struct Avx512(pub(super) __m512);
 
 #[target_feature(enable = "avx2,fma")]
 fn max_of_eight(x: __m256) -> f32 {
@@ -82,7 +83,7 @@ fn sum_of_eight(x: __m256) -> f32 {
 impl Lanes for Avx2 {
     const WIDE: bool = false;
 
-    #[target_feature(enable = "avx2,fma")]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
         // SAFETY: the set is enabled here; the kernel's pointers are the caller's to vouch for.
         unsafe { kernel.call::<Avx2>() }
@@ -196,7 +197,7 @@ impl Lanes for Avx2 {
 impl Lanes for Avx512 {
     const WIDE: bool = true;
 
-    #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl")]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
     unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
         // SAFETY: the set is enabled here; the kernel's pointers are the caller's to vouch for.
         unsafe { kernel.call::<Avx512>() }

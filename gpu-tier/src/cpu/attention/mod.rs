@@ -7,6 +7,7 @@
 //! of KV blocks are data only: no length or index is read from them.
 
 mod append;
+mod closed;
 #[cfg(target_arch = "x86_64")]
 mod finish;
 #[cfg(target_arch = "x86_64")]
@@ -14,6 +15,7 @@ mod kernel;
 #[cfg(target_arch = "x86_64")]
 mod lanes;
 mod scalar;
+mod spans;
 mod unit;
 mod views;
 
@@ -24,10 +26,11 @@ pub(crate) use unit::Scratch;
 
 use super::device::CpuDevice;
 use super::isa::Isa;
+use crate::attention::closed::{AttendMixed, Closed};
 use crate::attention::{Append, Attend, Attention, Finish, Geometry};
 use crate::device::Stream;
 use crate::error::DeviceError;
-use unit::Unit;
+use closed::places::Task;
 
 impl Attention for CpuDevice {
     fn append(&self, stream: Stream, geometry: &Geometry, jobs: &[Append<'_>]) -> Result<(), DeviceError> {
@@ -41,20 +44,17 @@ impl Attention for CpuDevice {
     }
 
     fn attend(&self, stream: Stream, geometry: &Geometry, jobs: &[Attend<'_>]) -> Result<(), DeviceError> {
-        views::check_launch("attend", stream, geometry)?;
-        let (work, pinned) = self.memory.pin(|access| views::attend_work(self, access, geometry, jobs))?;
-        let _running = self.start_compute()?;
-        let units = work.units();
-        let batch = (units / (self.workers.count() * 16)).clamp(1, 24);
-        self.share(units, batch, &|i, claim| {
-            let mut scratch = self.scratch[claim.worker].lock().unwrap_or_else(PoisonError::into_inner);
-            // SAFETY: the units' addresses are checked and pinned, and each unit has targets of its own.
-            work.run(i, i + 1 < claim.end, |unit| unsafe { run_unit(self.isa, unit, &mut scratch) });
-        });
-        self.counters.attended_device_bytes.fetch_add(work.device_bytes, Ordering::Relaxed);
-        self.counters.attended_host_bytes.fetch_add(work.host_bytes, Ordering::Relaxed);
-        drop(pinned);
-        Ok(())
+        self.attend_forms(stream, geometry, None, &jobs.iter().map(exact_only).collect::<Vec<_>>())
+    }
+
+    fn attend_mixed(
+        &self,
+        stream: Stream,
+        geometry: &Geometry,
+        closed: Closed,
+        jobs: &[AttendMixed<'_>],
+    ) -> Result<(), DeviceError> {
+        self.attend_forms(stream, geometry, Some(closed), jobs)
     }
 
     fn finish(&self, stream: Stream, geometry: &Geometry, jobs: &[Finish]) -> Result<(), DeviceError> {
@@ -84,6 +84,12 @@ impl Attention for CpuDevice {
     }
 }
 
+/// A job whose rows read every block exactly.
+fn exact_only<'a>(job: &Attend<'a>) -> AttendMixed<'a> {
+    let Attend { queries, rows, first_position, sections, spans, into } = *job;
+    AttendMixed { queries, rows, first_position, exact: sections, closed: &[], window: 0, spans, into }
+}
+
 /// The run of items that a worker has taken.
 #[derive(Clone, Copy)]
 struct Claim {
@@ -92,6 +98,29 @@ struct Claim {
 }
 
 impl CpuDevice {
+    fn attend_forms(
+        &self,
+        stream: Stream,
+        geometry: &Geometry,
+        closed: Option<Closed>,
+        jobs: &[AttendMixed<'_>],
+    ) -> Result<(), DeviceError> {
+        views::check_launch("attend", stream, geometry)?;
+        let (work, pinned) = self.memory.pin(|access| views::attend_work(self, access, geometry, closed, jobs))?;
+        let _running = self.start_compute()?;
+        let units = work.units();
+        let batch = (units / (self.workers.count() * 16)).clamp(1, 24);
+        self.share(units, batch, &|i, claim| {
+            let mut scratch = self.scratch[claim.worker].lock().unwrap_or_else(PoisonError::into_inner);
+            // SAFETY: the units' addresses are checked and pinned, and each unit has targets of its own.
+            work.run(i, i + 1 < claim.end, |task| unsafe { run_task(self.isa, &task, &mut scratch) });
+        });
+        self.counters.attended_device_bytes.fetch_add(work.device_bytes, Ordering::Relaxed);
+        self.counters.attended_host_bytes.fetch_add(work.host_bytes, Ordering::Relaxed);
+        drop(pinned);
+        Ok(())
+    }
+
     /// Does items `0..count` on the workers, which take `batch` at a time.
     fn share(&self, count: usize, batch: usize, item: &(dyn Fn(usize, Claim) + Sync)) {
         if count <= batch {
@@ -115,16 +144,21 @@ impl CpuDevice {
 /// Attends one unit.
 ///
 /// # Safety
-/// As [`Unit`] states; the processor has the set.
-unsafe fn run_unit(isa: Isa, unit: &Unit, scratch: &mut Scratch) {
+/// As `Unit` or `ClosedUnit` states; the processor has the set.
+unsafe fn run_task(isa: Isa, task: &Task<'_>, scratch: &mut Scratch) {
     // SAFETY: the caller's promise.
     unsafe {
-        match isa {
+        match (task, isa) {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => kernel::run_unit::<lanes::Avx2>(unit, scratch),
+            (Task::Exact(unit), Isa::Avx2) => kernel::run_unit::<lanes::Avx2>(unit, scratch),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => kernel::run_unit::<lanes::Avx512>(unit, scratch),
-            _ => scalar::run_unit(unit),
+            (Task::Exact(unit), Isa::Avx512) => kernel::run_unit::<lanes::Avx512>(unit, scratch),
+            (Task::Exact(unit), _) => scalar::run_unit(unit),
+            #[cfg(target_arch = "x86_64")]
+            (Task::Closed(unit), Isa::Avx2) => closed::kernel::run_unit::<lanes::Avx2>(unit, scratch),
+            #[cfg(target_arch = "x86_64")]
+            (Task::Closed(unit), Isa::Avx512) => closed::kernel::run_unit::<lanes::Avx512>(unit, scratch),
+            (Task::Closed(unit), _) => closed::scalar::run_unit(unit),
         }
     }
 }

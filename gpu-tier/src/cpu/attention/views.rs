@@ -3,8 +3,12 @@
 use super::super::device::CpuDevice;
 use super::super::memory::Access;
 use super::append::Run;
-use super::unit::{HEAD_DIM_MAX, NOWHERE, PIECE_TOKENS, PIECES, Pieces, SPAN, Unit, shifted};
-use crate::attention::{Accumulator, Append, Attend, Finish, Geometry, SectionPlace};
+use super::closed::places::{self, Task};
+use super::closed::{ClosedSpan, ClosedUnit};
+use super::spans::Span;
+use super::unit::{HEAD_DIM_MAX, PIECE_TOKENS, PIECES, SPAN, Unit, shifted};
+use crate::attention::closed::{AttendMixed, Closed};
+use crate::attention::{Accumulator, Append, Finish, Geometry, SectionPlace};
 use crate::device::{DeviceRange, Stream};
 use crate::error::DeviceError;
 
@@ -14,7 +18,7 @@ const RUNNING_VECTORS: usize = 96;
 /// More heads than this are a damaged geometry.
 const HEADS_MAX: u32 = 1 << 16;
 
-fn shape(what: &'static str, problem: String) -> DeviceError {
+pub(super) fn shape(what: &'static str, problem: String) -> DeviceError {
     DeviceError::Shape { what, problem }
 }
 
@@ -50,15 +54,14 @@ fn array(
 }
 
 /// Size and alignment of a section. Errors: shape.
-fn check_section(
+pub(super) fn check_section(
     what: &'static str,
-    geometry: &Geometry,
     block: usize,
-    offset: u64,
-    bytes: u64,
+    (offset, bytes): (u64, u64),
+    expected: u64,
+    alignment: u64,
 ) -> Result<(), DeviceError> {
-    let expected = geometry.section_bytes();
-    if bytes != expected || !offset.is_multiple_of(geometry.element.bytes()) {
+    if bytes != expected || !offset.is_multiple_of(alignment) {
         return Err(shape(what, format!("section {block} of {bytes} bytes at {offset}, expected {expected} aligned")));
     }
     Ok(())
@@ -76,21 +79,21 @@ fn check_disjoint(what: &'static str, mut targets: Vec<DeviceRange>) -> Result<(
     }
 }
 
-fn missing(what: &'static str, block: usize) -> DeviceError {
+pub(super) fn missing(what: &'static str, block: usize) -> DeviceError {
     shape(what, format!("section {block} is not there"))
 }
 
 /// Element strides inside a section.
-struct Layout {
+pub(super) struct Layout {
     /// Bytes of one KV head: its keys, then its values.
-    head_bytes: usize,
+    pub(super) head_bytes: usize,
     /// Bytes of the keys of one head.
-    key_bytes: usize,
-    element_bytes: usize,
+    pub(super) key_bytes: usize,
+    pub(super) element_bytes: usize,
 }
 
 impl Layout {
-    fn of(geometry: &Geometry) -> Layout {
+    pub(super) fn of(geometry: &Geometry) -> Layout {
         let head_bytes = (geometry.section_bytes() / u64::from(geometry.kv_heads)) as usize;
         Layout { head_bytes, key_bytes: head_bytes / 2, element_bytes: geometry.element.bytes() as usize }
     }
@@ -124,7 +127,8 @@ pub(super) fn append_runs(
                 }
                 _ => return Err(missing("append", block)),
             };
-            check_section("append", geometry, block, section.offset, section.bytes)?;
+            let at = (section.offset, section.bytes);
+            check_section("append", block, at, geometry.section_bytes(), geometry.element.bytes())?;
             written.push(section);
             let section = access.address(section)?;
             for head in 0..kv_heads {
@@ -168,7 +172,9 @@ impl Runs {
 
 /// A launch of `attend`.
 pub(super) struct Work {
-    geometry: Geometry,
+    pub(super) geometry: Geometry,
+    /// Forms of closed blocks, if rows may read some.
+    pub(super) closed: Option<Closed>,
     jobs: Vec<Job>,
     /// Number of units up to and including each job.
     ends: Vec<usize>,
@@ -193,19 +199,23 @@ struct Job {
     target_span: Option<usize>,
     /// Rows of a unit.
     tile_rows: usize,
-    /// Each span's index and its pieces of KV head 0.
-    spans: Vec<(u32, Pieces)>,
+    spans: Vec<Span>,
 }
 
-/// Checks a launch of `attend` and resolves all its addresses.
+/// Checks a launch of `attend` or `attend_mixed` and resolves all its addresses.
 pub(super) fn attend_work(
     device: &CpuDevice,
     access: &mut Access<'_>,
     geometry: &Geometry,
-    jobs: &[Attend<'_>],
+    closed: Option<Closed>,
+    jobs: &[AttendMixed<'_>],
 ) -> Result<Work, DeviceError> {
+    if closed.is_some() && !geometry.block_tokens.is_multiple_of(SPAN as u32) {
+        return Err(shape("attend", format!("closed blocks of {} tokens", geometry.block_tokens)));
+    }
     let mut work = Work {
         geometry: *geometry,
+        closed,
         jobs: Vec::with_capacity(jobs.len()),
         ends: Vec::new(),
         device_bytes: 0,
@@ -213,7 +223,7 @@ pub(super) fn attend_work(
     };
     let (heads, group) = (geometry.heads as usize, (geometry.heads / geometry.kv_heads) as usize);
     let partial = geometry.head_dim as usize + 2;
-    let into = |job: &Attend<'_>| match job.into {
+    let into = |job: &AttendMixed<'_>| match job.into {
         Accumulator::Partials { range, .. } | Accumulator::Running { range } => range,
     };
     check_disjoint("attend", jobs.iter().map(into).collect())?;
@@ -238,7 +248,7 @@ pub(super) fn attend_work(
                 return Err(shape("attend", format!("span {span} after {before:?} into a running state")));
             }
             before = before.max(Some(span));
-            spans.push((span, span_pieces(device, access, &mut work, job, span)?));
+            spans.push(Span::resolve(device, access, &mut work, job, span)?);
         }
         let mut once: Vec<u32> = job.spans.to_vec();
         once.sort_unstable();
@@ -271,69 +281,6 @@ pub(super) fn attend_work(
     Ok(work)
 }
 
-/// Addresses of one span's pieces, of KV head 0, as far as the last row sees them; counts the bytes to be read.
-fn span_pieces(
-    device: &CpuDevice,
-    access: &mut Access<'_>,
-    work: &mut Work,
-    job: &Attend<'_>,
-    span: u32,
-) -> Result<Pieces, DeviceError> {
-    let geometry = work.geometry;
-    let layout = Layout::of(&geometry);
-    let first = span as usize * SPAN;
-    let end = job.first_position as usize + job.rows as usize;
-    if first >= end {
-        return Err(shape("attend", format!("span {span}, but the last position is {}", end.saturating_sub(1))));
-    }
-    let tokens = (end - first).min(SPAN);
-    let block_tokens = geometry.block_tokens as usize;
-    let mut pieces = NOWHERE;
-    let mut known: Option<(usize, *const u8, bool)> = None;
-    for (i, piece) in pieces[..tokens.div_ceil(PIECE_TOKENS)].iter_mut().enumerate() {
-        let position = first + i * PIECE_TOKENS;
-        let (block, token) = (position / block_tokens, position % block_tokens);
-        let (section, in_host) = match known {
-            Some((known, section, in_host)) if known == block => (section, in_host),
-            _ => section_address(device, access, &geometry, job.sections, block)?,
-        };
-        known = Some((block, section, in_host));
-        piece.keys = section.wrapping_add(token * layout.element_bytes);
-        piece.values =
-            section.wrapping_add(layout.key_bytes + token * geometry.head_dim as usize * layout.element_bytes);
-        let read = PIECE_TOKENS + (tokens - i * PIECE_TOKENS).min(PIECE_TOKENS);
-        let bytes =
-            read as u64 * u64::from(geometry.head_dim) * geometry.element.bytes() * u64::from(geometry.kv_heads);
-        *(if in_host { &mut work.host_bytes } else { &mut work.device_bytes }) += bytes;
-    }
-    Ok(pieces)
-}
-
-/// Address of a block's section and whether it is in the host arena.
-fn section_address(
-    device: &CpuDevice,
-    access: &mut Access<'_>,
-    geometry: &Geometry,
-    sections: &[Option<SectionPlace>],
-    block: usize,
-) -> Result<(*const u8, bool), DeviceError> {
-    use crate::device::Device as _;
-    match sections.get(block) {
-        Some(Some(SectionPlace::Device(range))) => {
-            check_section("attend", geometry, block, range.offset, range.bytes)?;
-            Ok((access.address(*range)?.cast_const(), false))
-        }
-        Some(Some(SectionPlace::Host(range))) => {
-            if !device.info().in_place {
-                return Err(DeviceError::NotResident { section: block });
-            }
-            check_section("attend", geometry, block, range.offset, range.bytes)?;
-            Ok((device.host_address(*range, true)?.cast_const(), true))
-        }
-        _ => Err(missing("attend", block)),
-    }
-}
-
 impl Work {
     /// Units of the launch.
     pub(super) fn units(&self) -> usize {
@@ -342,7 +289,7 @@ impl Work {
 
     /// Makes unit `i` and runs it: one span into a partial, or all spans in order into a running state. `more`: the
     /// same worker goes on with unit `i + 1`.
-    pub(super) fn run(&self, i: usize, more: bool, mut run: impl FnMut(&Unit)) {
+    pub(super) fn run(&self, i: usize, more: bool, mut run: impl FnMut(Task<'_>)) {
         let job = self.ends.partition_point(|end| *end <= i);
         let start = if job == 0 { 0 } else { self.ends[job - 1] };
         let (unit, of_job, job) = (i - start, self.ends[job] - start, &self.jobs[job]);
@@ -352,7 +299,7 @@ impl Work {
             // KV heads innermost: they are neighbours in a section.
             let next = (more && unit + 1 < of_job).then(|| {
                 let (span, kv_head) = ((unit + 1) / kv_heads, (unit + 1) % kv_heads);
-                (&job.spans[span].1, kv_head)
+                (&job.spans[span], kv_head)
             });
             self.run_span(job, &job.spans[unit / kv_heads], kv_head, 0..job.rows, next, &mut run);
         } else {
@@ -360,7 +307,7 @@ impl Work {
             let tile = of_job / kv_heads - 1 - unit / kv_heads;
             let rows = tile * job.tile_rows..((tile + 1) * job.tile_rows).min(job.rows);
             for (at, span) in job.spans.iter().enumerate() {
-                let next = job.spans.get(at + 1).map(|next| (&next.1, kv_head));
+                let next = job.spans.get(at + 1).map(|next| (next, kv_head));
                 self.run_span(job, span, kv_head, rows.clone(), next, &mut run);
             }
         }
@@ -369,39 +316,52 @@ impl Work {
     fn run_span(
         &self,
         job: &Job,
-        (span, pieces): &(u32, Pieces),
+        span: &Span,
         kv_head: usize,
         rows: std::ops::Range<usize>,
-        next: Option<(&Pieces, usize)>,
-        run: &mut impl FnMut(&Unit),
+        next: Option<(&Span, usize)>,
+        run: &mut impl FnMut(Task<'_>),
     ) {
         let Geometry { heads, kv_heads, head_dim, block_tokens, element, scale } = self.geometry;
         let (head_dim, group) = (head_dim as usize, (heads / kv_heads) as usize);
         let layout = Layout::of(&self.geometry);
-        let first_visible = job.first_position + 1 - i64::from(*span) * SPAN as i64;
+        let first_visible = job.first_position + 1 - i64::from(span.index) * SPAN as i64;
         let first_row = rows.start.max(usize::try_from(1 - first_visible).unwrap_or(0));
-        if first_row >= rows.end {
-            return;
-        }
-        let span_offset = job.target_span.map_or(0, |stride| *span as usize * stride);
-        run(&Unit {
+        let closed_row = span.closed_from.saturating_sub(job.first_position);
+        let closed_row = usize::try_from(closed_row).unwrap_or(0).clamp(rows.start, rows.end);
+        let span_offset = job.target_span.map_or(0, |stride| span.index as usize * stride);
+        let unit = |first_row, end_row| Unit {
             element,
             head_dim,
             key_stride: block_tokens as usize,
             scale,
-            pieces: shifted(pieces, kv_head * layout.head_bytes),
-            next: next.map(|(pieces, kv_head)| shifted(pieces, kv_head * layout.head_bytes)),
+            pieces: shifted(&span.pieces, kv_head * layout.head_bytes),
+            next: next.map(|(next, kv_head)| shifted(&next.pieces, kv_head * layout.head_bytes)),
             queries: job.queries.wrapping_add(kv_head * group * head_dim),
             query_row: heads as usize * head_dim,
             targets: job.targets.wrapping_add(kv_head * group * job.target_head + span_offset),
             target_row: job.target_row,
             target_head: job.target_head,
             first_row,
-            end_row: rows.end,
+            end_row,
             group,
             first_visible,
-            fold: job.target_span.is_none() && *span > 0,
-        });
+            fold: job.target_span.is_none() && span.index > 0,
+        };
+        if first_row < closed_row {
+            run(Task::Exact(&unit(first_row, closed_row)));
+        }
+        if let (Some(closed), Some(forms)) = (span.closed, self.closed)
+            && closed_row < rows.end
+        {
+            let shifted = |span: &ClosedSpan, kv_head| places::shifted(&self.geometry, forms, span, kv_head);
+            run(Task::Closed(&ClosedUnit {
+                unit: unit(closed_row, rows.end),
+                forms,
+                span: shifted(&closed, kv_head),
+                next: next.and_then(|(next, kv_head)| Some(shifted(next.closed.as_ref()?, kv_head))),
+            }));
+        }
     }
 }
 

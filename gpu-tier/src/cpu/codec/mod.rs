@@ -18,6 +18,7 @@ mod rows4;
 mod sx12;
 
 pub mod bench;
+pub mod bench_attention;
 
 use cache_core::codec::sx12::Window;
 use cache_core::codec::{Codec, Damaged, Grid, Scalar, StaysRaw, i8h as i8h_reference, kc4vt4, sx12 as sx12_reference};
