@@ -349,3 +349,17 @@ fn bench_disk_prints_its_figures_and_leaves_nothing() {
     }
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }
+
+/// A folder that is no store, for instance a mistyped one, is named and left as it was.
+#[test]
+fn verify_leaves_a_folder_that_is_no_store_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("mine.txt"), "mine").unwrap();
+    let output = Command::new(KVTIER).arg("verify").arg(folder.path()).output().expect("the binary runs");
+    assert_eq!(output.status.code(), Some(2));
+    let names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["mine.txt"]);
+    let missing = folder.path().join("not-here");
+    let output = Command::new(KVTIER).arg("verify").arg(&missing).output().expect("the binary runs");
+    assert_eq!((output.status.code(), missing.exists()), (Some(2), false));
+}

@@ -10,6 +10,8 @@
 //! | `tier`, `pin`, `store`, `verify` | what users see |
 //! | `bench` | how fast a disk is through the tier, beside the medium alone |
 
+#![deny(unsafe_code)]
+
 pub mod bench;
 pub mod io;
 

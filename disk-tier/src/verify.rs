@@ -63,7 +63,8 @@ impl DiskTier {
     /// Reads and verifies a whole store that nobody has open. Errors: [`DiskError::Version`], [`DiskError::NoStore`], [`DiskError::Open`],
     /// and a medium that cannot be read at all.
     pub fn verify_offline(dir: &Path, io: IoChoice) -> Result<VerifyReport, DiskError> {
-        if !dir.is_dir() {
+        // Opening would leave a lock file in a folder that is no store.
+        if !Directory::holds_store(dir) {
             return Err(DiskError::NoStore);
         }
         let medium = Directory::open(dir, io, Vec::new(), 8, DEADLINE_MILLIS).map_err(DiskError::Open)?;

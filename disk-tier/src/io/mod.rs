@@ -12,19 +12,19 @@ use std::sync::Arc;
 
 use cache_core::buffer::Buffer;
 
-#[allow(unsafe_code, reason = "slices of lent memory")]
+#[expect(unsafe_code, reason = "slices of lent memory")]
 mod bytes;
 mod check;
 mod ends;
 mod files;
-#[allow(unsafe_code, reason = "ring submission")]
+#[expect(unsafe_code, reason = "ring submission")]
 mod flights;
 mod open;
 mod pool;
 mod pread;
 #[cfg(feature = "testing")]
 pub mod rig;
-#[allow(unsafe_code, reason = "ring submission")]
+#[expect(unsafe_code, reason = "ring submission")]
 mod uring;
 
 pub use open::{Directory, IO_ENV, IoChoice, OpenError};
@@ -54,6 +54,7 @@ impl FileId {
 /// `address` is page-aligned and valid for reads and writes of `bytes` bytes as long as the value lives. Whoever lends a part of it to
 /// an operation keeps everyone else from writing that part (for a write of the medium) or from touching it as anything but bytes that may
 /// change (for a read of the medium) until the operation has ended.
+#[expect(unsafe_code, reason = "a promise about raw memory that its owner makes")]
 pub unsafe trait Region: Send + Sync {
     /// First byte.
     fn address(&self) -> *mut u8;

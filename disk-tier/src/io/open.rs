@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use super::files::Files;
+use super::files::{Files, file_id};
 use super::pread::Pread;
 use super::uring::Uring;
 use super::{Medium, Region};
@@ -104,6 +104,12 @@ pub enum OpenError {
 pub struct Directory;
 
 impl Directory {
+    /// True when the directory holds a file of a store. Looks at names alone and changes nothing.
+    pub fn holds_store(path: &Path) -> bool {
+        let mut names = std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.file_name());
+        names.any(|name| name.to_str().is_some_and(|name| file_id(name).is_some()))
+    }
+
     /// Opens a directory as a medium; makes it where it is missing.
     ///
     /// `regions`: memory that most operations will use; registered with the ring where the locked-memory limit allows it, and kept until the

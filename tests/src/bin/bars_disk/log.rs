@@ -153,8 +153,8 @@ pub fn table(directory: &Path) -> Vec<String> {
         if answered.median > AT_ONCE {
             missed.push(format!("{name}: open takes {:.2} s", answered.median));
         }
-        if indexed.median > INDEXED_BAR || records < kept {
-            missed.push(format!("{name}: {records} of {kept} blocks after {:.2} s", indexed.median));
+        if indexed.median > INDEXED_BAR || records < blocks {
+            missed.push(format!("{name}: {records} of {blocks} blocks after {:.2} s", indexed.median));
         }
     }
     println!();
