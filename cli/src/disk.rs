@@ -70,7 +70,7 @@ impl Told {
             }
         }
         if tier.counters().reformatted > 0 {
-            note("the store on the disk was damaged or made for a larger --disk-size: it begins anew");
+            note("the store on the disk was damaged beyond use: it begins anew");
         }
         self.look(engine);
     }

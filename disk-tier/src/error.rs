@@ -18,6 +18,17 @@ pub enum DiskError {
         /// The least there is.
         minimum_bytes: u64,
     },
+    /// The store there was made for a larger budget: this one does not hold enough of its segments. Nothing was touched.
+    #[error(
+        "open the disk tier with {budget_bytes} bytes: the store there was made for more and needs at least \
+         {needed_bytes} bytes; give it those, or use another folder, or remove the store"
+    )]
+    BudgetOfStore {
+        /// The budget that was asked for.
+        budget_bytes: u64,
+        /// The least under which the store can be opened as it is.
+        needed_bytes: u64,
+    },
     /// A sound superblock of another format version. Nothing was touched.
     #[error("open the disk tier: it has format version {found}, this program reads version {supported}")]
     Version {
@@ -68,7 +79,7 @@ impl DiskError {
     /// What the caller should do.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            DiskError::Budget { .. } => ErrorKind::Bug,
+            DiskError::Budget { .. } | DiskError::BudgetOfStore { .. } => ErrorKind::Bug,
             DiskError::Version { .. } | DiskError::NoStore => ErrorKind::Corrupt,
             DiskError::Offline { .. } => ErrorKind::Retry,
             _ => ErrorKind::Closed,

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use cache_core::buffer::Buffer;
 
 use crate::config::DiskConfig;
+use crate::copies::CopyState;
 use crate::io::{Done, FileId, IoError, Kind, Medium, Memory, Operation, Sink};
 use crate::log::{Flight, Log};
 use crate::read::ReadJob;
@@ -25,7 +26,7 @@ pub(crate) struct Inner {
     /// The keeper has something to do.
     pub due: Condvar,
     /// Held while superblocks are written, so that their sequence has one order.
-    pub superblocks: Mutex<()>,
+    pub superblocks: Mutex<[CopyState; 2]>,
     /// Held while the log's slow work is done, so that a manual tier does one piece at a time.
     pub keeping: Mutex<()>,
     started: Instant,
@@ -62,7 +63,7 @@ impl Inner {
             log: Mutex::new(log),
             changed: Condvar::new(),
             due: Condvar::new(),
-            superblocks: Mutex::new(()),
+            superblocks: Mutex::default(),
             keeping: Mutex::new(()),
             started: Instant::now(),
         });
@@ -222,6 +223,8 @@ impl Inner {
         for mut job in to_verify {
             let verified = job.verify(&self.testing);
             self.lock().end_read(job, verified);
+            // Whoever waits takes it while the next one is verified.
+            self.changed.notify_all();
         }
         let is_due = self.lock().is_due;
         self.tell(is_due);

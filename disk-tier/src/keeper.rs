@@ -1,12 +1,12 @@
 //! The log's slow work, one piece at a time: recovery, probes, footers, new segments, tombstones, reclaim. On a thread of its own
 //! (`disk-log-0`), or, under test, wherever somebody waits.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, PoisonError, TryLockError};
 use std::time::Duration;
 
 use cache_core::buffer::Buffer;
 
-use crate::error::{DiskEnd, DiskError};
+use crate::error::DiskEnd;
 use crate::footer;
 use crate::health::Health;
 use crate::index::Location;
@@ -14,11 +14,10 @@ use crate::inner::{Inner, Request};
 use crate::io::{ALIGN_BYTES, FileId, IoError};
 use crate::recovery::read_footer;
 use crate::segment::{HEADER_BYTES, Phase, Segment, SegmentHeader};
-use crate::superblock::{self, Clean};
 use crate::testing::PlantedBug;
 
 /// Free segments that are kept ready: one in reserve for reclaim, one to go on with.
-const FREE_WANTED: usize = 2;
+pub(crate) const FREE_WANTED: usize = 2;
 /// With fewer segments than this the log cannot go round: one to write, one in reserve.
 const SEGMENTS_WORKING: u32 = 2;
 /// How long the thread sleeps when there is nothing to do, unless it is woken.
@@ -84,18 +83,16 @@ impl Inner {
             }
             log.watched_at = now;
         }
+        // While they are written, one may be made again.
+        let writer = self.superblocks.try_lock();
+        if matches!(writer, Err(TryLockError::WouldBlock)) {
+            return false;
+        }
         if let Err(reason) = self.superblocks_are_there() {
             self.change(|log| log.go_offline(reason, now));
             return true;
         }
         false
-    }
-
-    fn superblocks_are_there(&self) -> Result<(), String> {
-        let files = self.list_files().map_err(|error| format!("list the files: {error}"))?;
-        let is_there =
-            |wanted: &FileId| files.iter().any(|(file, info)| file == wanted && info.bytes >= superblock::BYTES);
-        if FileId::SUPERBLOCKS.iter().all(is_there) { Ok(()) } else { Err("the superblock has vanished".into()) }
     }
 
     /// Tries an offline medium with what matters most: the superblocks, written, synced and read back.
@@ -108,51 +105,14 @@ impl Inner {
             }
             *probe_at = now.saturating_add(self.config.probe_millis.max(1).saturating_mul(1_000_000));
         }
-        let is_well = self.superblocks_are_there().is_ok()
-            && self.write_superblocks(|_| None).is_ok()
+        // Written first: a copy that is made again is there only then.
+        let is_well = self.write_superblocks(|_| None).is_ok()
+            && self.superblocks_are_there().is_ok()
             && FileId::SUPERBLOCKS.iter().all(|file| self.superblock_is_ours(*file));
         if is_well {
             self.change(|log| log.health = Health::Good { failed_reads: 0 });
         }
         true
-    }
-
-    fn superblock_is_ours(&self, file: FileId) -> bool {
-        let read = self.perform_one(Request::read(file, 0, superblock::BYTES), "probe");
-        let store_id = self.lock().superblock.store_id;
-        read.is_ok_and(|buffer| {
-            matches!(superblock::Superblock::decode(buffer.as_slice()), superblock::Found::Sound(found) if found.store_id == store_id)
-        })
-    }
-
-    /// Writes both superblocks, one after the other, each synced before the next is touched. `clean`: makes the mark of an orderly end from
-    /// the sequence that will be written.
-    pub(crate) fn write_superblocks(&self, clean: impl FnOnce(u64) -> Option<Clean>) -> Result<(), DiskError> {
-        let _writer = self.superblocks.lock().unwrap_or_else(PoisonError::into_inner);
-        let sequence = self.lock().superblock.sequence + 1;
-        let clean = clean(sequence);
-        let superblock = {
-            let mut log = self.lock();
-            log.superblock.sequence = sequence;
-            log.superblock.clean = clean;
-            if log.recovery.is_none()
-                && let Some(oldest) = log.segments.oldest_epoch()
-            {
-                log.superblock.forget_until(oldest);
-            }
-            log.superblock.clone()
-        };
-        let encoded = superblock.encode();
-        for file in FileId::SUPERBLOCKS {
-            let mut buffer = Buffer::zeroed(superblock::BYTES as usize);
-            buffer.as_mut_slice().copy_from_slice(&encoded);
-            let failed = |source| DiskError::Io { what: "write the superblock", source };
-            self.perform_one(Request::write(file, 0, buffer), "write the superblock").map_err(failed)?;
-            self.perform_one(Request::sync(file), "sync the superblock").map_err(failed)?;
-        }
-        let mut log = self.lock();
-        log.durable_epoch = log.durable_epoch.max(superblock.epoch);
-        Ok(())
     }
 
     /// Tells those who wait for deletions that the medium is away; the records are made unreadable all the same when it is back.
@@ -192,6 +152,9 @@ impl Inner {
             let request = Request::write(file, u64::from(location.page) * ALIGN_BYTES, blank);
             result = self.perform_one(request, "delete a record").map(drop);
             self.lock().unsynced.insert(location.segment);
+        }
+        if let (Some(location), Err(error)) = (page, &result) {
+            self.lock().poison(location.segment, error);
         }
         let Some((op, key, end)) = tombstone.op else { return true };
         let result = result.and_then(|()| self.sync_tombstones());
@@ -319,7 +282,7 @@ impl Inner {
                 Ok(())
             }
             Err(error) => {
-                log.segments.at_mut(segment).is_poisoned |= matches!(error, IoError::TimedOut { .. });
+                log.poison(segment, &error);
                 Err(error)
             }
         })
@@ -329,7 +292,7 @@ impl Inner {
     fn grow(&self) -> bool {
         let (segment, segment_bytes, budget_bytes, existing) = {
             let log = self.lock();
-            if log.segments.free.len() >= FREE_WANTED {
+            if log.segments.free.len() >= log.free_wanted {
                 return false;
             }
             let limit = log.segments_limit();
@@ -363,13 +326,17 @@ impl Inner {
         true
     }
 
-    /// Reclaims a segment when free ones or index entries run out.
+    /// Reclaims a segment when free ones or index entries run out while somebody writes. A log that is only read keeps what it has: opening
+    /// a full one costs none of its records.
     fn make_room(&self) -> bool {
         let is_wanted = {
             let log = self.lock();
+            let is_waited_for = !log.waiting.is_empty();
             let short_of_index = log.index.len() as usize + log.writes.len() >= log.index.capacity() as usize;
-            (log.segments.free.len() < FREE_WANTED || (short_of_index && !log.waiting.is_empty()))
-                && log.segments.in_phase(Phase::Stale).next().is_none()
+            let short_of_free = log.segments.free.len() < FREE_WANTED;
+            let is_short =
+                short_of_free && (is_waited_for || log.segments.active.is_some()) || short_of_index && is_waited_for;
+            is_short && log.segments.in_phase(Phase::Stale).next().is_none()
         };
         is_wanted && self.reclaim()
     }

@@ -6,7 +6,7 @@
 //! | `format`, `superblock`, `segment`, `footer`, `snapshot`, `record` | what stands on disk (`docs/disk-format.md`) |
 //! | `layout`, `index`, `admission` | how a budget is divided, where records lie, which are let in |
 //! | `log`, `write`, `read`, `health`, `traffic` | the state machine: plain changes under one lock |
-//! | `inner`, `keeper`, `recovery`, `reclaim`, `open`, `close` | the lock, the medium and the log's slow work |
+//! | `inner`, `keeper`, `copies`, `recovery`, `reclaim`, `open`, `close` | the lock, the medium and the log's slow work |
 //! | `tier`, `pin`, `store`, `verify` | what users see |
 //! | `bench` | how fast a disk is through the tier, beside the medium alone |
 
@@ -18,6 +18,7 @@ pub mod io;
 mod admission;
 mod close;
 mod config;
+mod copies;
 mod error;
 mod footer;
 mod format;

@@ -16,6 +16,7 @@ use crate::footer;
 use crate::health::Health;
 use crate::index::{Fingerprint, Index, Known, Location, namespace_tag};
 use crate::io::{ALIGN_BYTES, Done, IoError, Memory, Operation};
+use crate::keeper::FREE_WANTED;
 use crate::layout::Layout;
 use crate::read::ReadJob;
 use crate::recovery::Recovery;
@@ -95,6 +96,8 @@ pub(crate) struct Log {
     pub counters: DiskCounters,
     /// No segment from this number on can be made: the file system said so.
     pub segments_cap: Option<(u32, String)>,
+    /// Free segments up to which new ones are made.
+    pub free_wanted: usize,
     /// How often an offline medium is probed.
     pub probe_millis: u64,
     /// When the superblocks were last looked for.
@@ -135,6 +138,7 @@ impl Log {
             is_closed: false,
             counters: DiskCounters::default(),
             segments_cap: None,
+            free_wanted: FREE_WANTED,
             probe_millis: parts.probe_millis,
             watched_at: 0,
             allocated_bytes: 0,
@@ -242,6 +246,11 @@ impl Log {
         }
         self.counters.abandoned_segments += 1;
         self.is_due = true;
+        self.poison(segment, error);
+    }
+
+    /// What was not ended in time may still reach the segment's file, which is therefore not used for another tenant.
+    pub(crate) fn poison(&mut self, segment: u32, error: &IoError) {
         self.segments.at_mut(segment).is_poisoned |= matches!(error, IoError::TimedOut { .. });
     }
 

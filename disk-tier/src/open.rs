@@ -1,9 +1,10 @@
 //! Opening a store: whose it is, in which version, and what is left of it.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use crate::config::{Admission, DiskConfig};
+use crate::copies::CopyState;
 use crate::error::DiskError;
 use crate::format::{VERSION, random_id};
 use crate::inner::{Inner, Request};
@@ -33,6 +34,22 @@ fn layout(config: &DiskConfig, testing: &Testing, segment_bytes: Option<u64>) ->
         layout.segments_max *= 2;
     }
     Some(layout)
+}
+
+/// The smallest budget under which a store of such segments can be opened, where that of the settings is too small; found by halving, since
+/// a larger budget never holds less.
+fn least_budget(config: &DiskConfig, testing: &Testing, segment_bytes: u64) -> u64 {
+    let fits =
+        |budget_bytes| layout(&DiskConfig { budget_bytes, ..config.clone() }, testing, Some(segment_bytes)).is_some();
+    let (mut low, mut high) = (config.budget_bytes, config.budget_bytes.saturating_mul(2));
+    while !fits(high) && high < u64::MAX {
+        (low, high) = (high, high.saturating_mul(2));
+    }
+    while high - low > 1 {
+        let middle = low + (high - low) / 2;
+        if fits(middle) { high = middle } else { low = middle }
+    }
+    high
 }
 
 /// Opens the store of a medium, or begins one; recovery is still to be done.
@@ -68,11 +85,14 @@ fn parts(config: &DiskConfig, medium: &dyn Medium) -> Parts {
 fn begin(inner: &Arc<Inner>, fresh: Layout) -> Result<(), DiskError> {
     let found = read_superblocks(inner)?;
     let (superblock, layout, reformatted) = match found {
-        Store::Sound(superblock) => match layout(&inner.config, &inner.testing, Some(superblock.segment_bytes)) {
-            Some(layout) => (Some(superblock), layout, 0),
-            // The budget does not hold enough of its segments any more.
-            None => (None, fresh, 1),
-        },
+        Store::Sound(superblock) => {
+            let (config, testing) = (&inner.config, &inner.testing);
+            let layout = layout(config, testing, Some(superblock.segment_bytes)).ok_or_else(|| {
+                let needed_bytes = least_budget(config, testing, superblock.segment_bytes);
+                DiskError::BudgetOfStore { budget_bytes: config.budget_bytes, needed_bytes }
+            })?;
+            (Some(superblock), layout, 0)
+        }
         Store::Damaged => (None, fresh, 1),
         Store::None => (None, fresh, 0),
     };
@@ -100,13 +120,15 @@ fn begin(inner: &Arc<Inner>, fresh: Layout) -> Result<(), DiskError> {
     inner.write_superblocks(|_| None)
 }
 
-/// Reads both copies. Errors: another version; copies that cannot be read while the other is not sound.
+/// Reads both copies and notes which are sound. Errors: another version; copies that cannot be read while the other is not sound.
 pub(crate) fn read_superblocks(inner: &Inner) -> Result<Store, DiskError> {
     let files = inner.list_files().map_err(|source| DiskError::Files { what: "list the store's files", source })?;
     let is_any = files.iter().any(|(file, _)| file.0 <= FileId::segment(0).0 || file.0 > FileId::SNAPSHOT.0);
     let mut sound: Option<Superblock> = None;
     let mut unreadable: Option<IoError> = None;
-    for file in FileId::SUPERBLOCKS {
+    let mut copies = inner.superblocks.lock().unwrap_or_else(PoisonError::into_inner);
+    for (file, copy) in FileId::SUPERBLOCKS.into_iter().zip(&mut *copies) {
+        *copy = CopyState::Torn;
         if !files.iter().any(|(found, info)| *found == file && info.bytes >= superblock::BYTES) {
             continue;
         }
@@ -114,10 +136,13 @@ pub(crate) fn read_superblocks(inner: &Inner) -> Result<Store, DiskError> {
             Err(error) => unreadable = Some(error),
             Ok(buffer) => match Superblock::decode(buffer.as_slice()) {
                 Found::OtherVersion(found) => return Err(DiskError::Version { found, supported: VERSION }),
-                Found::Sound(found) if sound.as_ref().is_none_or(|other| other.sequence < found.sequence) => {
-                    sound = Some(found);
+                Found::Sound(found) => {
+                    *copy = CopyState::Sound;
+                    if sound.as_ref().is_none_or(|other| other.sequence < found.sequence) {
+                        sound = Some(found);
+                    }
                 }
-                Found::Sound(_) | Found::Damaged => {}
+                Found::Damaged => {}
             },
         }
     }

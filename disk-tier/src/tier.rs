@@ -16,6 +16,7 @@ use crate::config::DiskConfig;
 use crate::error::{DiskEnd, DiskError};
 use crate::inner::Inner;
 use crate::io::{ALIGN_BYTES, Directory, Medium, Memory};
+use crate::keeper::FREE_WANTED;
 use crate::layout::MINIMUM_BYTES;
 use crate::open;
 use crate::pin::Pin;
@@ -61,7 +62,7 @@ fn keep(inner: &Arc<Inner>) {
 
 impl DiskTier {
     /// Opens the store of a directory, or begins one there. Returns when the superblocks were read and written; the index is read in the
-    /// background. Errors: [`DiskError::Budget`], [`DiskError::Version`], [`DiskError::Open`] (held by another process among them), and
+    /// background. Errors: [`DiskError::Budget`], [`DiskError::BudgetOfStore`], [`DiskError::Version`], [`DiskError::Open`] (held by another process among them), and
     /// what the medium says.
     pub fn open(dir: &Path, config: DiskConfig) -> Result<DiskTier, DiskError> {
         if config.budget_bytes < MINIMUM_BYTES {
@@ -208,6 +209,15 @@ impl DiskTier {
     /// Waits until no operation is under way, or so long. True when none is.
     pub fn drain(&self, millis: u64) -> bool {
         self.inner().wait_until(millis, |log| (log.under_way == 0).then_some(())).is_some()
+    }
+
+    /// Makes segments until so many are free, for measurements that leave their making out. `false`: not in this time, or not in this budget.
+    pub(crate) fn make_ahead(&self, segments: u32, millis: u64) -> bool {
+        let wanted = segments as usize;
+        self.inner().change(|log| (log.free_wanted, log.is_due) = (wanted, true));
+        let made = self.inner().wait_until(millis, |log| (log.segments.free.len() >= wanted).then_some(()));
+        self.inner().change(|log| log.free_wanted = FREE_WANTED);
+        made.is_some()
     }
 
     /// True when so many operations are under way or not polled that no more are taken.

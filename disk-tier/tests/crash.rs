@@ -6,10 +6,9 @@ mod support;
 
 use std::sync::{Arc, Mutex};
 
-use cache_core::contract::SHAPE;
 use cache_core::hash::Namespace;
 use disk_tier::io::rig::{Completion, CrashMedium, Image, SplitMix64};
-use disk_tier::io::{FileId, FileInfo, Medium, Operation, Sink};
+use disk_tier::io::{Medium, Operation};
 use disk_tier::testing::PlantedBug;
 use disk_tier::{DiskOk, DiskTier};
 use support::*;
@@ -21,7 +20,7 @@ const LOOKS_OF_256: u64 = 60;
 
 /// Takes what a crash would leave, before or after a submission.
 struct Snapper {
-    inner: Arc<CrashMedium>,
+    crashing: Arc<CrashMedium>,
     random: Mutex<SplitMix64>,
     images: Mutex<Vec<Image>>,
 }
@@ -30,7 +29,7 @@ impl Snapper {
     fn look(&self) {
         let mut random = self.random.lock().unwrap();
         if random.chance(LOOKS_OF_256) {
-            self.images.lock().unwrap().push(self.inner.crash(random.next()));
+            self.images.lock().unwrap().push(self.crashing.crash(random.next()));
         }
     }
 
@@ -39,32 +38,11 @@ impl Snapper {
     }
 }
 
-impl Medium for Snapper {
-    fn files(&self) -> std::io::Result<Vec<(FileId, FileInfo)>> {
-        self.inner.files()
-    }
-    fn create(&self, file: FileId, bytes: u64) -> std::io::Result<()> {
-        self.inner.create(file, bytes)
-    }
-    fn remove(&self, file: FileId) -> std::io::Result<()> {
-        self.inner.remove(file)
-    }
-    fn connect(&self, sink: Arc<dyn Sink>) {
-        self.inner.connect(sink);
-    }
-    fn submit(&self, batch: Vec<Operation>) {
+impl Between for Snapper {
+    fn submit(&self, inner: &dyn Medium, batch: Vec<Operation>) {
         self.look();
-        self.inner.submit(batch);
+        inner.submit(batch);
         self.look();
-    }
-    fn depth(&self) -> usize {
-        self.inner.depth()
-    }
-    fn describe(&self) -> String {
-        self.inner.describe()
-    }
-    fn close(&self, millis: u64) {
-        self.inner.close(millis);
     }
 }
 
@@ -89,10 +67,7 @@ fn check(image: &Image, before: &May, after: &May, tally: &mut Tally) {
         let Ok(bytes) = read_key(&tier, block_in(number as u8 % 2, number, 0).0) else { continue };
         found += 1;
         let fits = |version: &Option<u32>| {
-            let end = (SHAPE.header_bytes() + SHAPE.payload_bytes()) as usize;
-            version.is_some_and(|version| {
-                block_in(number as u8 % 2, number, version).1.as_slice()[..end] == bytes.as_slice()[..end]
-            })
+            version.is_some_and(|version| is_same(&block_in(number as u8 % 2, number, version).1, &bytes))
         };
         let at = number as usize;
         tally.wrong += u64::from(!fits(&before[at]) && !fits(&after[at]));
@@ -112,12 +87,14 @@ fn run(seed: u64, images: u64, bug: Option<PlantedBug>) -> Tally {
     let mut image = Image::new();
     while tally.images < images {
         let inner = CrashMedium::over(image, Completion::Inline, u64::MAX);
-        let snapper = Arc::new(Snapper {
-            inner: Arc::clone(&inner),
+        let snapper = Snapper {
+            crashing: Arc::clone(&inner),
             random: Mutex::new(SplitMix64::new(random.next())),
             images: Mutex::default(),
-        });
-        let tier = open(Arc::clone(&snapper) as Arc<dyn Medium>, SEGMENTS, manual(bug)).unwrap();
+        };
+        let tapped = Tapped::new(Arc::clone(&inner) as Arc<dyn Medium>, snapper);
+        let snapper = &tapped.between;
+        let tier = open(Arc::clone(&tapped) as Arc<dyn Medium>, SEGMENTS, manual(bug)).unwrap();
         for image in snapper.taken() {
             // Before there is a sound superblock there is nothing to open: such a store begins anew.
             check(&image, &may, &may, &mut tally);

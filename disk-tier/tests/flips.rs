@@ -14,9 +14,7 @@ const RECORDS: u32 = 4;
 /// Stores of four records: after a crash (read record by record), with a footer, and with a snapshot.
 fn images() -> Vec<(&'static str, Image)> {
     let (tier, medium) = fresh(SEGMENTS);
-    for number in 0..RECORDS {
-        write(&tier, number, 0).unwrap();
-    }
+    written(&tier, 0..RECORDS);
     let open = medium.image();
     tier.close(5000);
     let snapshot = medium.image();

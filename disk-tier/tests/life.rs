@@ -1,5 +1,6 @@
 //! The life of records: written, found, pinned, reclaimed, deleted, recovered.
 
+mod io_common;
 mod support;
 
 use std::sync::Arc;
@@ -8,17 +9,12 @@ use cache_core::buffer::Buffer;
 use cache_core::contract::SHAPE;
 use cache_core::hash::Namespace;
 use cache_core::miss::MissReason;
-use disk_tier::io::rig::{Completion, MemoryMedium};
-use disk_tier::io::{FileId, Medium, Memory, Region};
+use disk_tier::io::rig::{Completion, CrashMedium, Image, MemoryMedium};
+use disk_tier::io::{FileId, Medium, Memory};
 use disk_tier::testing::{PlantedBug, Testing};
 use disk_tier::{Admission, DiskConfig, DiskEnd, DiskError, DiskOk, DiskState, DiskTier, Refusal, section_span};
+use io_common::Pages;
 use support::*;
-
-fn written(tier: &DiskTier, numbers: std::ops::Range<u32>) {
-    for number in numbers {
-        assert_eq!(write(tier, number, 0), Ok(DiskOk::Written), "block {number}");
-    }
-}
 
 #[test]
 fn what_was_written_survives_an_orderly_end_and_a_crash() {
@@ -39,6 +35,68 @@ fn what_was_written_survives_an_orderly_end_and_a_crash() {
         // The mark went when it was opened: what came after the snapshot is found all the same.
         let (tier, _) = reopen(&medium.image(), 16, None).unwrap();
         assert_eq!((tier.counters().snapshot_loads, tier.capacity().records), (0, 40), "{what}");
+    }
+}
+
+/// Fills the log until it has gone round; leaves it in the middle of a segment or at the end of one.
+fn filled(segments: u64, extra: u32, is_settled: bool) -> (DiskTier, Arc<MemoryMedium>) {
+    let (tier, medium) = fresh(segments);
+    written(&tier, 0..(segments as u32 + 2) * SEGMENT_RECORDS + extra);
+    if is_settled {
+        settle(&tier);
+    }
+    (tier, medium)
+}
+
+#[test]
+fn a_full_log_loses_nothing_by_being_opened_again() {
+    const SEGMENTS: u64 = 8;
+    for (extra, is_settled) in (0..2 * SEGMENT_RECORDS).flat_map(|extra| [(extra, false), (extra, true)]) {
+        let (tier, medium) = filled(SEGMENTS, extra, is_settled);
+        let killed = (medium.image(), tier.capacity());
+        tier.close(5000);
+        let closed = (medium.image(), tier.capacity());
+        for (what, snapshots, (image, before)) in [("killed", 0, killed), ("orderly end", 1, closed)] {
+            let what = format!("{extra} records more, settled: {is_settled}, {what}");
+            assert!(before.records >= (SEGMENTS - 3) * u64::from(SEGMENT_RECORDS), "{what}: {before:?}");
+            let (tier, medium) = reopen(&image, SEGMENTS, None).unwrap();
+            // Whatever the log does by itself, it does before anything is asked of it.
+            settle(&tier);
+            assert_eq!(tier.counters().snapshot_loads, snapshots, "{what}");
+            assert_eq!(tier.capacity().records, before.records, "{what}");
+            assert_eq!(tier.counters().evicted, 0, "{what}");
+            let there = (0..1000).filter(|number| holds(&tier, *number, 0)).count() as u64;
+            assert_eq!(there, before.records, "{what}");
+            // Opened and ended again and again, still without a write.
+            tier.close(5000);
+            let (tier, _) = reopen(&medium.image(), SEGMENTS, None).unwrap();
+            settle(&tier);
+            assert_eq!((tier.counters().snapshot_loads, tier.capacity().records), (1, before.records), "{what}");
+            // Room is made when it is wanted.
+            written(&tier, 2000..2000 + 2 * SEGMENT_RECORDS);
+            assert!(tier.counters().evicted > 0, "{what}");
+        }
+    }
+}
+
+#[test]
+fn a_power_cut_costs_a_full_log_no_more_than_its_unsealed_tail() {
+    const SEGMENTS: u64 = 8;
+    for extra in 0..SEGMENT_RECORDS {
+        let medium = CrashMedium::over(Image::new(), Completion::Inline, u64::MAX);
+        let tier = open(Arc::clone(&medium) as Arc<dyn Medium>, SEGMENTS, manual(None)).unwrap();
+        let count = (SEGMENTS as u32 + 2) * SEGMENT_RECORDS + extra;
+        written(&tier, 0..count);
+        settle(&tier);
+        let sealed = 0..(count - 1) / SEGMENT_RECORDS * SEGMENT_RECORDS;
+        let before: Vec<u32> = sealed.filter(|number| tier.find(&key(*number)).is_ok()).collect();
+        assert!(before.len() >= (SEGMENTS as usize - 3) * SEGMENT_RECORDS as usize);
+        for seed in 0..20 {
+            let (tier, _) = reopen(&medium.crash(seed), SEGMENTS, None).unwrap();
+            settle(&tier);
+            let lost = before.iter().filter(|number| !holds(&tier, **number, 0)).count();
+            assert_eq!(lost, 0, "{extra} records more, seed {seed}");
+        }
     }
 }
 
@@ -85,8 +143,7 @@ fn a_second_writer_skips() {
 fn a_long_chain_makes_progress_and_pinned_records_stay() {
     const SEGMENTS: u64 = 8;
     let run = |bug| {
-        let medium = MemoryMedium::new(Completion::Inline);
-        let tier = open(Arc::clone(&medium) as Arc<dyn Medium>, SEGMENTS, manual(bug)).unwrap();
+        let (tier, medium) = fresh_with(SEGMENTS, bug);
         written(&tier, 0..4);
         let pins: Vec<_> = (0..4).map(|number| tier.pin(&key(number)).unwrap()).collect();
         // Three times what the disk holds.
@@ -149,7 +206,7 @@ fn read_records_are_written_again_before_unread_ones() {
 #[test]
 fn a_segment_is_not_reused_under_its_readers() {
     let run = |bug| {
-        let gate = Gate::new(MemoryMedium::new(Completion::Inline));
+        let gate = Tapped::new(MemoryMedium::new(Completion::Inline), Gate::default());
         let tier = open(Arc::clone(&gate) as Arc<dyn Medium>, 6, manual(bug)).unwrap();
         written(&tier, 0..7);
         gate.hold(FileId::segment(0));
@@ -204,31 +261,15 @@ fn a_damaged_section_is_a_miss_and_the_record_goes() {
     assert!(holds(&tier, 0, 0), "written again elsewhere");
 }
 
-struct Pages(*mut u8, Buffer);
-
-// SAFETY: the pointer is to the buffer's memory, which is reached only through lent parts.
-unsafe impl Send for Pages {}
-// SAFETY: as above.
-unsafe impl Sync for Pages {}
-// SAFETY: the buffer is page-aligned, lives in the value and is not touched otherwise.
-unsafe impl Region for Pages {
-    fn address(&self) -> *mut u8 {
-        self.0
-    }
-    fn bytes(&self) -> u64 {
-        self.1.as_slice().len() as u64
-    }
-}
-
 #[test]
 fn lent_memory_is_written_and_read_where_it_lies_and_stays_as_it_was() {
     let (tier, _) = fresh(8);
     let bytes = SHAPE.slot_bytes();
-    let mut pages = Buffer::zeroed(2 * bytes as usize);
-    pages.as_mut_slice()[..bytes as usize].copy_from_slice(image(5, 0).as_slice());
-    let region: Arc<dyn Region> = Arc::new(Pages(pages.as_mut_slice().as_mut_ptr(), pages));
-    let lent = |offset| Memory::Lent { region: Arc::clone(&region), offset, bytes, guard: Box::new(()) };
-    tier.write(key(5), lent(0));
+    let (pages, out) = (Pages::new(2 * bytes), Arc::default());
+    let lent = |offset| pages.lend(offset, bytes, &out);
+    let mut given = lent(0);
+    given.as_mut_slice().copy_from_slice(image(5, 0).as_slice());
+    tier.write(key(5), given);
     let done = end(&tier);
     assert_eq!(done.result, Ok(DiskOk::Written));
     assert!(done.memory.unwrap().as_slice() == image(5, 0).as_slice(), "what was lent is as it was");
@@ -241,8 +282,7 @@ fn lent_memory_is_written_and_read_where_it_lies_and_stays_as_it_was() {
 #[test]
 fn a_deleted_namespace_stays_deleted() {
     let run = |bug| {
-        let medium = MemoryMedium::new(Completion::Inline);
-        let tier = open(Arc::clone(&medium) as Arc<dyn Medium>, 16, manual(bug)).unwrap();
+        let (tier, medium) = fresh_with(16, bug);
         for number in 0..10 {
             for namespace in [1, 2] {
                 let (key, image) = block_in(namespace, number, 0);
@@ -272,6 +312,23 @@ fn a_deleted_namespace_stays_deleted() {
     };
     assert_eq!(run(None), 0);
     assert_eq!(run(Some(PlantedBug::ForgetDeletion)), 10, "the planted bug was not noticed");
+}
+
+#[test]
+fn a_read_under_way_does_not_outlive_its_namespace() {
+    let run = |bug| {
+        let gate = Tapped::new(MemoryMedium::new(Completion::Inline), Gate::default());
+        let tier = open(Arc::clone(&gate) as Arc<dyn Medium>, 8, manual(bug)).unwrap();
+        let (key, image) = block_in(1, 3, 0);
+        assert_eq!(write_image(&tier, key, image), Ok(DiskOk::Written));
+        gate.hold(FileId::segment(0));
+        tier.read(key, SHAPE, Memory::Owned(Buffer::zeroed(SHAPE.slot_bytes() as usize)));
+        tier.delete_namespace(Namespace([1; 32])).unwrap();
+        assert_eq!(gate.release(), 1);
+        end(&tier).result
+    };
+    assert!(matches!(run(None), Err(DiskEnd::Miss(_))), "{:?}", run(None));
+    assert_eq!(run(Some(PlantedBug::IgnoreEpoch)), Ok(DiskOk::Read), "the planted bug was not noticed");
 }
 
 #[test]
@@ -378,7 +435,7 @@ fn two_damaged_superblocks_are_an_empty_store_under_a_new_id() {
     let (tier, medium) = fresh(8);
     written(&tier, 0..5);
     drop(tier);
-    let id = |image: &disk_tier::io::rig::Image| image.bytes_at(FileId(0), 16, 16);
+    let id = |image: &Image| image.bytes_at(FileId(0), 16, 16);
     let old = id(&medium.image());
     let mut one = medium.image();
     one.flip_bit(FileId(0), 300);
@@ -456,6 +513,36 @@ fn another_budget_keeps_what_fits() {
     written(&tier, 100..200);
     assert!(medium.image().allocated_bytes() <= tier.capacity().budget_bytes);
     assert!(tier.capacity().segments > 8);
+}
+
+#[test]
+fn a_budget_too_small_for_the_store_is_refused_and_nothing_is_touched() {
+    let (tier, medium) = fresh(16);
+    written(&tier, 0..80);
+    tier.close(5000);
+    let image = medium.image();
+    let with = |budget_bytes: u64| {
+        let medium = MemoryMedium::over(image.clone(), Completion::Inline);
+        // A new store under this budget would have smaller segments.
+        let testing = Testing { segment_bytes: Some(SEGMENT_BYTES / 4), ..manual(None) };
+        let tier = DiskTier::over_with(Arc::clone(&medium) as _, DiskConfig::new(budget_bytes), testing);
+        (tier, medium)
+    };
+    let budget_bytes = config(2).budget_bytes;
+    let (refused, medium) = with(budget_bytes);
+    let error = refused.unwrap_err();
+    let DiskError::BudgetOfStore { budget_bytes: given, needed_bytes } = error else { panic!("{error}") };
+    assert!(medium.image() == image, "nothing was touched");
+    let text = error.to_string();
+    assert_eq!(given, budget_bytes);
+    assert!(text.contains(&budget_bytes.to_string()) && text.contains(&needed_bytes.to_string()), "{text}");
+    // What it names is the least there is.
+    assert!(matches!(with(needed_bytes - 1).0, Err(DiskError::BudgetOfStore { .. })));
+    let (tier, medium) = with(needed_bytes);
+    let tier = tier.unwrap();
+    assert_eq!((tier.wait_ready(5000), tier.capacity().segments_max), (DiskState::Ready, 4));
+    assert!(tier.capacity().records > 0);
+    assert!(medium.image().allocated_bytes() <= needed_bytes);
 }
 
 #[test]

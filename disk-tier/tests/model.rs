@@ -111,8 +111,7 @@ impl Model {
 }
 
 fn same((namespace, number): (u8, u32), version: u32, found: &Buffer) -> bool {
-    let end = (SHAPE.header_bytes() + SHAPE.payload_bytes()) as usize;
-    block_in(namespace, number, version).1.as_slice()[..end] == found.as_slice()[..end]
+    is_same(&block_in(namespace, number, version).1, found)
 }
 
 /// Runs `steps` steps with an end of some kind every hundred or so.

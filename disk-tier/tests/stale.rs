@@ -17,17 +17,13 @@ const RECORD_SECTORS: u64 = 8192 / SECTOR_BYTES;
 /// earlier one became.
 fn images() -> (Image, Image) {
     let (tier, medium) = fresh(SEGMENTS);
-    for number in 0..KEYS {
-        write(&tier, number, 0).unwrap();
-    }
+    written(&tier, 0..KEYS);
     let older = medium.image();
     for number in 0..KEYS {
         delete(&tier, number).unwrap();
     }
     // Once round, so that every segment was begun anew.
-    for number in 1000..1000 + 3 * SEGMENTS as u32 * SEGMENT_RECORDS {
-        write(&tier, number, 0).unwrap();
-    }
+    written(&tier, 1000..1000 + 3 * SEGMENTS as u32 * SEGMENT_RECORDS);
     for number in 0..KEYS {
         write(&tier, number, 1).unwrap();
     }

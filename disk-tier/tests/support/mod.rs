@@ -58,8 +58,12 @@ pub fn open(medium: Arc<dyn Medium>, segments: u64, testing: Testing) -> Result<
 
 /// A fresh tier over memory, and its medium.
 pub fn fresh(segments: u64) -> (DiskTier, Arc<MemoryMedium>) {
-    let medium = MemoryMedium::new(Completion::Inline);
-    let tier = open(Arc::clone(&medium) as Arc<dyn Medium>, segments, manual(None)).unwrap();
+    fresh_with(segments, None)
+}
+
+/// As [`fresh`], with a bug.
+pub fn fresh_with(segments: u64, bug: Option<PlantedBug>) -> (DiskTier, Arc<MemoryMedium>) {
+    let (tier, medium) = reopen(&Image::new(), segments, bug).unwrap();
     assert_eq!(tier.state(), DiskState::Ready);
     (tier, medium)
 }
@@ -111,6 +115,13 @@ pub fn write(tier: &DiskTier, number: u32, version: u32) -> Result<DiskOk, DiskE
     write_image(tier, key(number), image(number, version))
 }
 
+/// Writes blocks of version 0, each of which is taken.
+pub fn written(tier: &DiskTier, numbers: std::ops::Range<u32>) {
+    for number in numbers {
+        assert_eq!(write(tier, number, 0), Ok(DiskOk::Written), "block {number}");
+    }
+}
+
 pub fn read_key(tier: &DiskTier, key: CopyKey) -> Result<Buffer, DiskEnd> {
     tier.read(key, SHAPE, Memory::Owned(Buffer::zeroed(SHAPE.slot_bytes() as usize)));
     let done = end(tier);
@@ -129,10 +140,15 @@ pub fn delete(tier: &DiskTier, number: u32) -> Result<DiskOk, DiskEnd> {
     end(tier).result
 }
 
-/// True when an image is this version of a block: header and every section. What fills the last page is nobody's value and under no sum.
-pub fn is_version(number: u32, version: u32, found: &Buffer) -> bool {
+/// True when two images are one: header and every section. What fills the last page is nobody's value and under no sum.
+pub fn is_same(expected: &Buffer, found: &Buffer) -> bool {
     let end = (SHAPE.header_bytes() + SHAPE.payload_bytes()) as usize;
-    image(number, version).as_slice()[..end] == found.as_slice()[..end]
+    expected.as_slice()[..end] == found.as_slice()[..end]
+}
+
+/// True when an image is this version of a block.
+pub fn is_version(number: u32, version: u32, found: &Buffer) -> bool {
+    is_same(&image(number, version), found)
 }
 
 /// Reads a block of one version: true when it was there, false when it missed. Panics at any other bytes.
@@ -160,35 +176,27 @@ pub fn miss(result: Result<Buffer, DiskEnd>) -> MissReason {
     }
 }
 
-/// A medium that holds back the next read of one file until it is told to let it go.
-pub struct Gate {
-    inner: Arc<MemoryMedium>,
-    held: Mutex<(Option<FileId>, Vec<Operation>)>,
+/// What stands between a log and its medium.
+pub trait Between: Send + Sync {
+    /// Sends a batch on.
+    fn submit(&self, inner: &dyn Medium, batch: Vec<Operation>);
+    /// The medium is about to close.
+    fn close(&self, _inner: &dyn Medium) {}
 }
 
-impl Gate {
-    pub fn new(inner: Arc<MemoryMedium>) -> Arc<Gate> {
-        Arc::new(Gate { inner, held: Mutex::default() })
-    }
+/// A medium with something in between.
+pub struct Tapped<B> {
+    inner: Arc<dyn Medium>,
+    pub between: B,
+}
 
-    pub fn hold(&self, file: FileId) {
-        self.held.lock().unwrap().0 = Some(file);
-    }
-
-    /// Lets go; returns how many were held.
-    pub fn release(&self) -> usize {
-        let batch = {
-            let mut held = self.held.lock().unwrap();
-            held.0 = None;
-            std::mem::take(&mut held.1)
-        };
-        let count = batch.len();
-        self.inner.submit(batch);
-        count
+impl<B: Between> Tapped<B> {
+    pub fn new(inner: Arc<dyn Medium>, between: B) -> Arc<Tapped<B>> {
+        Arc::new(Tapped { inner, between })
     }
 }
 
-impl Medium for Gate {
+impl<B: Between> Medium for Tapped<B> {
     fn files(&self) -> std::io::Result<Vec<(FileId, FileInfo)>> {
         self.inner.files()
     }
@@ -202,7 +210,27 @@ impl Medium for Gate {
         self.inner.connect(sink);
     }
     fn submit(&self, batch: Vec<Operation>) {
-        let mut held = self.held.lock().unwrap();
+        self.between.submit(&*self.inner, batch);
+    }
+    fn depth(&self) -> usize {
+        self.inner.depth()
+    }
+    fn describe(&self) -> String {
+        self.inner.describe()
+    }
+    fn close(&self, millis: u64) {
+        self.between.close(&*self.inner);
+        self.inner.close(millis);
+    }
+}
+
+/// Holds back the next read of one file until it is told to let it go.
+#[derive(Default)]
+pub struct Gate(Mutex<(Option<FileId>, Vec<Operation>)>);
+
+impl Between for Gate {
+    fn submit(&self, inner: &dyn Medium, batch: Vec<Operation>) {
+        let mut held = self.0.lock().unwrap();
         let mut passed = Vec::new();
         for op in batch {
             if op.kind == Kind::Read && Some(op.file) == held.0 {
@@ -213,16 +241,31 @@ impl Medium for Gate {
             }
         }
         drop(held);
-        self.inner.submit(passed);
+        inner.submit(passed);
     }
-    fn depth(&self) -> usize {
-        self.inner.depth()
+    fn close(&self, inner: &dyn Medium) {
+        inner.submit(self.take());
     }
-    fn describe(&self) -> String {
-        self.inner.describe()
+}
+
+impl Gate {
+    fn take(&self) -> Vec<Operation> {
+        let mut held = self.0.lock().unwrap();
+        held.0 = None;
+        std::mem::take(&mut held.1)
     }
-    fn close(&self, millis: u64) {
-        self.release();
-        self.inner.close(millis);
+}
+
+impl Tapped<Gate> {
+    pub fn hold(&self, file: FileId) {
+        self.between.0.lock().unwrap().0 = Some(file);
+    }
+
+    /// Lets go; returns how many were held.
+    pub fn release(&self) -> usize {
+        let batch = self.between.take();
+        let count = batch.len();
+        self.inner.submit(batch);
+        count
     }
 }

@@ -131,6 +131,13 @@ enum Rewrite {
     Silent,
 }
 
+/// An operation that never ended.
+struct Held {
+    op: Operation,
+    /// Its file was removed since: it reaches one without a name.
+    is_nameless: bool,
+}
+
 #[derive(Default)]
 struct Count {
     plan: Option<Plan>,
@@ -142,7 +149,7 @@ struct Count {
 struct Desk {
     count: Mutex<Count>,
     rewrites: Mutex<HashMap<u64, Rewrite>>,
-    held: Mutex<Vec<Operation>>,
+    held: Mutex<Vec<Held>>,
     ends: Ends,
 }
 
@@ -190,14 +197,23 @@ impl FailNth {
         lock(&self.desk.held).len()
     }
 
-    /// Performs the operations that never ended: writes land late, wherever the log is by now. Returns how many; their ends are not told
-    /// again.
+    /// Performs the operations that never ended: writes land late, wherever the log is by now, but for those whose file was removed since.
+    /// Returns how many never ended; their ends are not told again.
     pub fn release(&self) -> usize {
         let held = std::mem::take(&mut *lock(&self.desk.held));
         let count = held.len();
-        lock(&self.desk.rewrites).extend(held.iter().map(|op| (op.id, Rewrite::Silent)));
-        self.inner.submit(held);
+        let late: Vec<Operation> = held.into_iter().filter(|held| !held.is_nameless).map(|held| held.op).collect();
+        lock(&self.desk.rewrites).extend(late.iter().map(|op| (op.id, Rewrite::Silent)));
+        self.inner.submit(late);
         count
+    }
+
+    fn remove_now(&self, file: FileId) -> io::Result<()> {
+        self.inner.remove(file)?;
+        for held in lock(&self.desk.held).iter_mut().filter(|held| held.op.file == file) {
+            held.is_nameless = true;
+        }
+        Ok(())
     }
 
     /// The fault for the next operation of this kind, if it is its turn.
@@ -253,7 +269,7 @@ impl FailNth {
             }
             Fault::Never { deadline_millis } => {
                 let done = Done { id: op.id, memory: None, result: Err(IoError::TimedOut { millis: deadline_millis }) };
-                lock(&self.desk.held).push(op);
+                lock(&self.desk.held).push(Held { op, is_nameless: false });
                 self.tell_after(deadline_millis, done);
                 return None;
             }
@@ -282,13 +298,13 @@ impl Medium for FailNth {
         let created = self.call(Scope::Create, |inner| inner.create(file, bytes));
         if created.is_err() {
             // As a medium does: after an error the file is not there.
-            self.inner.remove(file)?;
+            self.remove_now(file)?;
         }
         created
     }
 
     fn remove(&self, file: FileId) -> io::Result<()> {
-        self.call(Scope::Remove, |inner| inner.remove(file))
+        self.call(Scope::Remove, |_| self.remove_now(file))
     }
 
     fn connect(&self, sink: Arc<dyn Sink>) {
