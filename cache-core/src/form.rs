@@ -62,6 +62,18 @@ impl Form {
     pub fn is_lossless(self) -> bool {
         matches!(self, Form::Raw16 | Form::Sx12)
     }
+
+    /// True when a copy in this form may stand where `least` would do: the lossless forms are equals, then comes `i8h`, then `kc4vt4`.
+    /// `raw32` is never published and stands for nothing but itself.
+    pub fn is_at_least(self, least: Form) -> bool {
+        let rank = |form| match form {
+            Form::Raw16 | Form::Sx12 => Some(0),
+            Form::I8h => Some(1),
+            Form::Kc4vt4 => Some(2),
+            Form::Raw32 => None,
+        };
+        self == least || matches!((rank(self), rank(least)), (Some(rank), Some(least)) if rank <= least)
+    }
 }
 
 /// Names a form map, (layer, K or V) -> form. A uniform form is the trivial map.
@@ -92,6 +104,11 @@ impl FormMapId {
         }
     }
 
+    /// The form of a trivial map; `None` for an id that is not known here.
+    pub fn form(self) -> Option<Form> {
+        Form::ALL.into_iter().find(|form| FormMapId::uniform(*form) == self)
+    }
+
     /// True when decoding gives back the published bits.
     pub fn is_lossless(self) -> bool {
         self == FormMapId::RAW16 || self == FormMapId::SX12
@@ -113,19 +130,30 @@ impl Provenance {
 #[repr(C)]
 pub struct Lineage(pub FormMapId);
 
+impl Lineage {
+    /// What a copy in this form is encoded from. Lossy forms are encoded from `raw16` alone: no encoder reads a lossy copy.
+    pub fn of(form: FormMapId) -> Lineage {
+        Lineage(if form.is_lossless() || form == FormMapId::RAW32 { form } else { FormMapId::RAW16 })
+    }
+}
+
 /// What a lookup is content with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Accept {
     /// A lossless form and exact provenance.
     Exact,
+    /// This form or a better one, computed after just what the reader itself would have computed it after. A copy of another provenance will
+    /// not do, not even an exact one: what the reader computes would then depend on what happened to be there.
+    AtLeast(Form),
 }
 
 impl Accept {
-    /// True when a copy of this form and provenance will do.
-    pub fn admits(self, form: FormMapId, provenance: Provenance) -> bool {
+    /// True when a copy of this form and provenance will do for a reader who would have given it the provenance `own`.
+    pub fn admits(self, form: FormMapId, provenance: Provenance, own: Provenance) -> bool {
         match self {
             Accept::Exact => form.is_lossless() && provenance == Provenance::EXACT,
+            Accept::AtLeast(least) => provenance == own && form.form().is_some_and(|form| form.is_at_least(least)),
         }
     }
 }
@@ -146,9 +174,25 @@ mod tests {
 
     #[test]
     fn exact_lookups_take_lossless_forms_only() {
-        assert!(Accept::Exact.admits(FormMapId::SX12, Provenance::EXACT));
-        assert!(!Accept::Exact.admits(FormMapId::SX12, Provenance(1)));
-        assert!(!Accept::Exact.admits(FormMapId::I8H, Provenance::EXACT));
-        assert!(!Accept::Exact.admits(FormMapId::KC4VT4, Provenance::EXACT));
+        let exact = |form, provenance| Accept::Exact.admits(form, provenance, Provenance(1));
+        assert!(exact(FormMapId::SX12, Provenance::EXACT));
+        assert!(!exact(FormMapId::SX12, Provenance(1)));
+        assert!(!exact(FormMapId::I8H, Provenance::EXACT));
+        assert!(!exact(FormMapId::KC4VT4, Provenance::EXACT));
+    }
+
+    #[test]
+    fn a_lossy_lookup_takes_its_form_or_better_of_its_own_provenance() {
+        let admits = |least, form| Accept::AtLeast(least).admits(form, Provenance(1), Provenance(1));
+        let order = [Form::Raw16, Form::I8h, Form::Kc4vt4];
+        for (index, least) in order.into_iter().enumerate() {
+            for (better, form) in order.into_iter().enumerate() {
+                assert_eq!(admits(least, FormMapId::uniform(form)), better <= index, "{form:?} for {least:?}");
+            }
+            assert!(admits(least, FormMapId::SX12) && !admits(least, FormMapId::RAW32) && !admits(least, FormMapId(99)));
+        }
+        for provenance in [Provenance::EXACT, Provenance(2)] {
+            assert!(!Accept::AtLeast(Form::Kc4vt4).admits(FormMapId::KC4VT4, provenance, Provenance(1)));
+        }
     }
 }

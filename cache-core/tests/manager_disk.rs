@@ -7,14 +7,14 @@ use cache_core::form::Accept;
 use cache_core::manager::{Action, Actions, Below, CopyEnd, CopyState, EntryId, Event, Owner, Ticket};
 use cache_core::miss::MissReason;
 use cache_core::units::Tier;
-use manager_bench::{Bench, HOME, dropped, key, links};
+use manager_bench::{Bench, dropped, key, keys, links};
 
 const NONE: CopyState = CopyState::None;
 const RESIDENT: CopyState = CopyState::Resident;
 
 impl Bench {
     fn acquire(&mut self, links: &[Link], below: &[Below]) -> Actions {
-        self.on(Event::Acquire { namespace: HOME, links, below, accept: Accept::Exact })
+        self.on(Event::Acquire { keys: &keys(links), links, below, accept: Accept::Exact })
     }
 
     /// Makes blocks live that only the disk has.
@@ -29,6 +29,14 @@ impl Bench {
     /// A write-behind ends.
     fn stored(&mut self, link: &Link, end: CopyEnd) -> Actions {
         self.on(Event::Stored { key: key(link), spill: false, end })
+    }
+
+    fn loaded(&mut self, entry: EntryId, end: CopyEnd) -> Actions {
+        self.on(Event::Loaded { entry, end })
+    }
+
+    fn onboarded(&mut self, entry: EntryId, end: CopyEnd) -> Actions {
+        self.on(Event::Onboarded { entry, end })
     }
 
     fn spilled(&mut self, link: &Link, end: CopyEnd) -> Actions {
@@ -138,7 +146,7 @@ fn live_copies_are_demoted_then_left_to_the_disk_then_spilled() {
     assert_eq!(actions, expected);
     assert_eq!(bench.shard.below(), 2);
     // The spilled copy stays readable until its record is there; then it is pinned before it is dropped.
-    assert_eq!(bench.shard.peek(HOME, &chain[..1], &[], Accept::Exact).0, [Tier::Device]);
+    assert_eq!(bench.shard.peek(&keys(&chain[..1]), &[], Accept::Exact).0, [Tier::Device]);
     let actions = bench.spilled(&chain[0], CopyEnd::Done);
     let gone = Action::Drop { entry: entries[0], key: key(&chain[0]), tier: Tier::Device };
     assert_eq!(actions, [Action::Pin { entry: entries[0], key: key(&chain[0]) }, gone]);
@@ -223,7 +231,7 @@ fn a_write_that_ends_after_its_entry_has_gone_leaves_no_ghost() {
 fn blocks_on_the_disk_are_hits_as_far_as_there_are_entries_for_them() {
     let mut bench = Bench::with_disk(2, 2, 3);
     let chain = links(1, 5);
-    let peeked = bench.shard.peek(HOME, &chain, &[Ok(()); 5], Accept::Exact);
+    let peeked = bench.shard.peek(&keys(&chain), &[Ok(()); 5], Accept::Exact);
     let actions = bench.acquire(&chain, &[Ok(()); 5]);
     assert_eq!(acquired(&actions), (vec![Tier::Disk; 3], Some(MissReason::Quota)));
     assert_eq!(peeked, acquired(&actions));
@@ -346,6 +354,86 @@ fn a_promotion_loads_in_chain_order_into_slots_that_no_live_block_needs() {
 }
 
 #[test]
+fn a_block_goes_on_to_device_memory_while_the_next_is_loaded() {
+    let mut bench = Bench::with_disk(2, 2, 4);
+    let chain = links(1, 2);
+    let entries = bench.live_on_disk(&chain);
+    let promote = |index: usize| Action::Promote { entry: entries[index], key: key(&chain[index]) };
+    assert_eq!(bench.on(Event::Promote { ticket: Ticket(9), entries: &entries }).len(), 2, "two loads");
+    assert_eq!(bench.loaded(entries[0], CopyEnd::Done), [promote(0)]);
+    assert_eq!(bench.onboarded(entries[0], CopyEnd::Done), [], "the answer waits for the second");
+    assert_eq!(bench.loaded(entries[1], CopyEnd::Done), [promote(1)]);
+    let promoted = Action::Promoted { ticket: Ticket(9), arrived: 2, loaded: 2, missed: 0 };
+    assert_eq!(bench.onboarded(entries[1], CopyEnd::Done), [promoted]);
+}
+
+/// Both orders of the ends: the block that could be loaded goes on, the request's answer has both.
+#[test]
+fn a_load_that_fails_takes_nothing_from_the_others() {
+    for (fails, comes) in [(0, 1), (1, 0)] {
+        for fails_first in [true, false] {
+            let mut bench = Bench::with_disk(2, 2, 4);
+            let chain = links(1, 2);
+            let entries = bench.live_on_disk(&chain);
+            bench.on(Event::Promote { ticket: Ticket(9), entries: &entries });
+            let promote = Action::Promote { entry: entries[comes], key: key(&chain[comes]) };
+            let lost = [
+                Action::Unpin { key: key(&chain[fails]) },
+                Action::Discard { key: key(&chain[fails]), tier: Tier::Disk },
+            ];
+            if fails_first {
+                assert_eq!(bench.loaded(entries[fails], CopyEnd::Damaged), lost);
+                assert_eq!(bench.loaded(entries[comes], CopyEnd::Done), [promote]);
+            } else {
+                assert_eq!(bench.loaded(entries[comes], CopyEnd::Done), [promote]);
+                assert_eq!(bench.loaded(entries[fails], CopyEnd::Damaged), lost);
+            }
+            let promoted = Action::Promoted { ticket: Ticket(9), arrived: 1, loaded: 1, missed: 1 };
+            assert_eq!(bench.onboarded(entries[comes], CopyEnd::Done), [promoted]);
+            assert_eq!(bench.misses(MissReason::FailedCheck), 1);
+        }
+    }
+}
+
+/// One device slot for two blocks: it is the first block's, whichever load ends first, unless that one's fails.
+#[test]
+fn the_room_in_device_memory_is_the_front_of_the_chains() {
+    for end in [CopyEnd::Done, CopyEnd::Failed] {
+        let mut bench = Bench::with_disk(1, 2, 4);
+        let chain = links(1, 2);
+        let entries = bench.live_on_disk(&chain);
+        bench.on(Event::Promote { ticket: Ticket(9), entries: &entries });
+        assert_eq!(bench.loaded(entries[1], CopyEnd::Done), [], "the slot is not for this one yet");
+        let goes = usize::from(end == CopyEnd::Failed);
+        let promote = Action::Promote { entry: entries[goes], key: key(&chain[goes]) };
+        assert_eq!(bench.loaded(entries[0], end), [promote]);
+        let actions = bench.onboarded(entries[goes], CopyEnd::Done);
+        assert!(matches!(actions[..], [Action::Promoted { arrived: 1, .. }]), "{actions:?}");
+    }
+}
+
+#[test]
+fn two_requests_share_the_copies_on_both_legs() {
+    let mut bench = Bench::with_disk(2, 2, 4);
+    let chain = links(1, 2);
+    let entries = bench.live_on_disk(&chain);
+    bench.on(Event::Promote { ticket: Ticket(8), entries: &entries });
+    let promote = |index: usize| Action::Promote { entry: entries[index], key: key(&chain[index]) };
+    assert_eq!(bench.loaded(entries[0], CopyEnd::Done), [promote(0)]);
+    // One joins while the first block is on its second leg, and the second block on its first.
+    assert_eq!(bench.on(Event::Promote { ticket: Ticket(9), entries: &entries }), []);
+    assert_eq!(bench.loaded(entries[1], CopyEnd::Done), [promote(1)], "one copy serves both");
+    assert_eq!(bench.onboarded(entries[1], CopyEnd::Done), []);
+    let actions = bench.onboarded(entries[0], CopyEnd::Damaged);
+    let answers = [
+        Action::Promoted { ticket: Ticket(8), arrived: 1, loaded: 2, missed: 1 },
+        Action::Promoted { ticket: Ticket(9), arrived: 1, loaded: 1, missed: 1 },
+    ];
+    assert_eq!(actions[actions.len() - 2..], answers);
+    assert_eq!(bench.misses(MissReason::FailedCheck), 2);
+}
+
+#[test]
 fn a_load_that_finds_the_host_full_is_no_miss() {
     let mut bench = Bench::with_disk(2, 1, 4);
     let chain = links(1, 1);
@@ -380,11 +468,12 @@ fn a_load_outlives_its_reader_and_a_lost_record() {
     bench.on(Event::Promote { ticket: Ticket(9), entries: &entries });
     bench.on(Event::Lost { entry: entries[0], tier: Tier::Disk, reason: MissReason::Evicted });
     bench.on(Event::Loaded { entry: entries[0], end: CopyEnd::Done });
-    assert_eq!(bench.copies(entries[0]), [NONE, RESIDENT, NONE]);
+    assert_eq!(bench.copies(entries[0]), [CopyState::Arriving, RESIDENT, NONE]);
     assert_eq!(bench.on(Event::Release { entries: &entries }), [Action::Unpin { key: key(&chain[1]) }]);
-    // Nobody reads them any more: they stay in the host, and nothing goes on to device memory.
-    let actions = bench.on(Event::Loaded { entry: entries[1], end: CopyEnd::Done });
-    assert_eq!(actions, [Action::Promoted { ticket: Ticket(9), arrived: 0, loaded: 2, missed: 0 }]);
+    // Nobody reads them any more: what comes now stays in the host, and the copy that is under way ends there.
+    assert_eq!(bench.on(Event::Loaded { entry: entries[1], end: CopyEnd::Done }), []);
+    let actions = bench.on(Event::Onboarded { entry: entries[0], end: CopyEnd::Done });
+    assert_eq!(actions, [Action::Promoted { ticket: Ticket(9), arrived: 1, loaded: 2, missed: 0 }]);
     assert_eq!(bench.shard.live_entries().len(), 0);
     assert_eq!(bench.shard.host_used(), 2);
 }

@@ -39,8 +39,9 @@ impl Model {
         let said = if self.bug == Bug::BelowIgnored { Vec::new() } else { below.clone() };
         let none = vec![Err(MissReason::NeverStored); links.len()];
         let (tiers, reasons) = self.expected(&links, if self.has_disk() { &below } else { &none });
-        let peeked = self.shard.peek(HOME, &links, &said, Accept::Exact);
-        let event = Event::Acquire { namespace: HOME, links: &links, below: &said, accept: Accept::Exact };
+        let keys: Vec<CopyKey> = links.iter().map(|link| CopyKey::exact(HOME, link.hash)).collect();
+        let peeked = self.shard.peek(&keys, &said, Accept::Exact);
+        let event = Event::Acquire { keys: &keys, links: &links, below: &said, accept: Accept::Exact };
         for link in &links[..tiers.len()] {
             *self.readers.entry(CopyKey::exact(HOME, link.hash)).or_default() += 1;
         }
@@ -63,7 +64,7 @@ impl Model {
             let key = CopyKey::exact(HOME, link.hash);
             self.sequences.get_mut(&id).expect("it was chosen").held.push((*entry, key));
         }
-        Ok(())
+        if found.contains(&Tier::Disk) && self.random.chance(50) { self.prefetch(id) } else { Ok(()) }
     }
 
     fn is_waiting(&self, id: u64) -> bool {
@@ -188,10 +189,12 @@ impl Model {
     }
 
     fn prefetch(&mut self, id: u64) -> Checked {
-        let entries: Vec<_> = self.sequences[&id].held.iter().map(|(entry, _)| *entry).collect();
+        let entries = &self.sequences[&id].held.iter().map(|(entry, _)| *entry).collect::<Vec<_>>();
         let ticket = Ticket(self.number());
         self.promoting.insert(ticket);
-        let answers = self.feed(Event::Promote { ticket, entries: &entries })?;
+        let event =
+            if self.random.chance(15) { Event::Load { ticket, entries } } else { Event::Promote { ticket, entries } };
+        let answers = self.feed(event)?;
         settle(answers)
     }
 
@@ -283,7 +286,7 @@ impl Model {
 }
 
 /// What a run did, by name.
-type Did = [(&'static str, u64); 12];
+type Did = [(&'static str, u64); 13];
 
 fn run(seed: u64, budgets: Budgets, failures: bool, bug: Bug, steps: u32) -> Result<Did, String> {
     let mut model = Model::new(seed, budgets, failures, bug);
@@ -309,6 +312,7 @@ fn run(seed: u64, budgets: Budgets, failures: bool, bug: Bug, steps: u32) -> Res
         ("disk hits", counters.hits[2]),
         ("quota", quota),
         ("lost on disk", counters.lost_blocks[2]),
+        ("overlapped", model.overlapped),
     ])
 }
 
@@ -338,7 +342,7 @@ fn random_events_keep_every_rule() {
             }
         }
         println!("disk {disk}, failures {failures}: {did:?}");
-        let only_with_disk = ["stored", "spilled", "loaded", "disk hits", "quota", "lost on disk"];
+        let only_with_disk = ["stored", "spilled", "loaded", "disk hits", "quota", "lost on disk", "overlapped"];
         for (what, count) in did {
             let idle = !disk && only_with_disk.contains(&what);
             let idle = idle || what == if failures { "refusals checked" } else { "recomputed" };
@@ -374,6 +378,7 @@ fn every_planted_bug_is_caught() {
         (Bug::BelowIgnored, "are there"),
         (Bug::UnbackedDropped, "last copy of live"),
         (Bug::LoadedOver, "is loaded"),
+        (Bug::PromotedTwice, "is promoted onto"),
     ];
     for (bug, words) in bugs {
         let disk =

@@ -7,7 +7,7 @@ use cache_core::key::CopyKey;
 use cache_core::manager::{Action, CopyEnd, CopyState, Event, Owner, Ticket};
 use cache_core::miss::MissReason;
 use cache_core::units::Tier;
-use manager_bench::{Bench, HOME, dropped, key, links};
+use manager_bench::{Bench, dropped, key, keys, links};
 
 #[test]
 fn idle_copies_go_leaf_first_and_least_recently_used_first() {
@@ -32,7 +32,7 @@ fn a_shared_prefix_outlives_the_branch_that_was_left_first() {
     let trunk = links(1, 3);
     let first = bench.run(1, &trunk);
     // Another sequence reads the first two blocks and leaves later.
-    bench.on(Event::Acquire { namespace: HOME, links: &trunk[..2], below: &[], accept: Accept::Exact });
+    bench.on(Event::Acquire { keys: &keys(&trunk[..2]), links: &trunk[..2], below: &[], accept: Accept::Exact });
     bench.on(Event::Release { entries: &first });
     let side = links(2, 1);
     let other = bench.run(2, &side);
@@ -78,7 +78,7 @@ fn a_damaged_copy_is_found_on_the_way_and_never_arrives() {
     let actions = bench.on(Event::Demoted { entry: entries[1], end: CopyEnd::Damaged });
     assert_eq!(actions[0], Action::Discard { key: key(&chain[1]), tier: Tier::Device });
     assert_eq!(bench.shard.entry(entries[1]).unwrap().loss, Some(MissReason::FailedCheck));
-    let (hits, miss) = bench.shard.peek(HOME, &chain, &[], Accept::Exact);
+    let (hits, miss) = bench.shard.peek(&keys(&chain), &[], Accept::Exact);
     assert_eq!((hits.len(), miss), (1, Some(MissReason::FailedCheck)));
 }
 
@@ -91,7 +91,7 @@ fn a_failed_promotion_gives_each_waiter_its_own_miss() {
     let other = bench.run(2, &links(2, 2));
     bench.on(Event::Release { entries: &other });
     for _ in 0..2 {
-        bench.on(Event::Acquire { namespace: HOME, links: &chain, below: &[], accept: Accept::Exact });
+        bench.on(Event::Acquire { keys: &keys(&chain), links: &chain, below: &[], accept: Accept::Exact });
     }
     // The victims are idle and have no host copy yet: they are demoted first, the promotion follows.
     let promote = bench.on(Event::Promote { ticket: Ticket(10), entries: &entries[..1] });
@@ -106,6 +106,29 @@ fn a_failed_promotion_gives_each_waiter_its_own_miss() {
         ended.iter().filter(|action| matches!(action, Action::Promoted { arrived: 0, missed: 1, .. })).collect();
     assert_eq!(answers.len(), 2);
     assert_eq!(bench.shard.counters().misses.iter().sum::<u64>(), misses + 2);
+}
+
+/// Two requests for one block wait for room of their own: who gets it first starts the copy, and both wait for its end.
+#[test]
+fn a_promotion_that_another_has_started_meanwhile_is_joined() {
+    let mut bench = Bench::new(2, 8);
+    let chain = links(1, 1);
+    let entries = bench.run(1, &chain);
+    let other = bench.run(2, &links(2, 2));
+    bench.on(Event::Release { entries: &other });
+    let mut demoted = Vec::new();
+    for ticket in [10, 11] {
+        let actions = bench.on(Event::Promote { ticket: Ticket(ticket), entries: &entries });
+        let [Action::Demote { entry, .. }] = actions[..] else { panic!("{actions:?}") };
+        demoted.push(entry);
+    }
+    let promote = Action::Promote { entry: entries[0], key: key(&chain[0]) };
+    let actions = bench.on(Event::Demoted { entry: demoted[0], end: CopyEnd::Done });
+    assert_eq!(actions.last(), Some(&promote));
+    let actions = bench.on(Event::Demoted { entry: demoted[1], end: CopyEnd::Done });
+    assert!(matches!(actions[..], [Action::Drop { .. }]), "one copy serves both: {actions:?}");
+    let answer = |ticket| Action::Promoted { ticket: Ticket(ticket), arrived: 1, loaded: 0, missed: 0 };
+    assert_eq!(bench.on(Event::Onboarded { entry: entries[0], end: CopyEnd::Done }), [answer(10), answer(11)]);
 }
 
 #[test]
@@ -126,10 +149,10 @@ fn a_tainted_copy_is_no_hit_and_names_its_reason() {
     bench.room(1, 1);
     let tainted = CopyKey { provenance: Provenance(5), ..key(&link) };
     bench.on(Event::Commit { owner: Owner(1), opened_for: None, key: tainted, link, held: false });
-    assert_eq!(bench.shard.peek(HOME, &[link], &[], Accept::Exact).1, Some(MissReason::Provenance));
+    assert_eq!(bench.shard.peek(&keys(&[link]), &[], Accept::Exact).1, Some(MissReason::Provenance));
     bench.room(1, 1);
     bench.commit(1, &link);
-    assert_eq!(bench.shard.peek(HOME, &[link], &[], Accept::Exact).0.len(), 1);
+    assert_eq!(bench.shard.peek(&keys(&[link]), &[], Accept::Exact).0.len(), 1);
     assert_eq!(bench.shard.entries(), 2);
 }
 

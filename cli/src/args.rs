@@ -26,6 +26,8 @@ pub enum Command {
     Chat(ChatArgs),
     /// Log-probabilities of a document's tokens
     Score(ScoreArgs),
+    /// What stored forms of keys and values do to the model's answers
+    Quality(QualityArgs),
     /// Model files
     #[command(subcommand)]
     Model(ModelCommand),
@@ -52,6 +54,17 @@ pub struct VerifyArgs {
 pub enum BenchCommand {
     /// A disk through the tier, checksums on, beside the disk alone
     Disk(BenchDiskArgs),
+    /// Stored forms: ratio, and speed beside a plain copy of the same bytes and beside exact attention
+    ///
+    /// One thread; buffers of 64 MiB and of 1 MiB of raw16; attention in the shape of the default model (30 layers, 3 KV heads of 64
+    /// channels, 3 query heads each, blocks of 64 tokens). Keys and values are made up: normal, keys with a centre and a spread of their
+    /// own in each channel.
+    Forms(BenchFormsArgs),
+    /// Decoding over a long context, beside what memory allows
+    ///
+    /// A forward pass reads the prompt, then tokens are decoded greedily, past end tokens too. The digest is the one that `kvtier run`
+    /// gives for the same prompt, form and number of tokens.
+    Decode(BenchDecodeArgs),
 }
 
 /// `kvtier bench disk`.
@@ -69,6 +82,49 @@ pub struct BenchDiskArgs {
     /// Bytes written, and then read, through the tier, and as many without it
     #[arg(long, value_name = "SIZE", default_value = "2GiB")]
     pub size: Size,
+    /// One JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `kvtier bench forms`.
+#[derive(Args, Clone, Debug)]
+pub struct BenchFormsArgs {
+    /// Positions that attention is measured over, a multiple of 64
+    #[arg(long, value_name = "N", default_value_t = 8192, value_parser = clap::value_parser!(u32).range(64..=131_072))]
+    pub ctx: u32,
+    /// Rounds, in which everything takes its turn; figures are medians over them
+    #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub rounds: u32,
+    /// One JSON object a form on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `kvtier bench decode`.
+#[derive(Args, Clone, Debug)]
+pub struct BenchDecodeArgs {
+    /// Known model or path of a GGUF file [default: smollm2-135m]
+    #[arg(long, value_name = "NAME|PATH")]
+    pub model: Option<String>,
+    /// Tokens of the prompt: the first of the document, which is repeated as often as it takes
+    #[arg(long, value_name = "N", required_unless_present = "ask", value_parser = clap::value_parser!(u32).range(1..))]
+    pub ctx: Option<u32>,
+    /// The document [default: the text that comes with kvtier, the first chapters of Moby-Dick]
+    #[arg(long, value_name = "DOC")]
+    pub file: Option<PathBuf>,
+    /// Instead of --ctx: the whole prompt of `kvtier run` with this document and question
+    #[arg(long, value_name = "TEXT", requires = "file", conflicts_with = "ctx")]
+    pub ask: Option<String>,
+    /// Tokens to decode
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(2..))]
+    pub max_tokens: u32,
+    /// Compute threads [default: all cores]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Stored form of keys and values
+    #[arg(long, default_value = "raw16")]
+    pub form: FormArg,
     /// One JSON object on stdout
     #[arg(long)]
     pub json: bool,
@@ -120,9 +176,13 @@ pub enum PathArg {
 
 /// How keys and values are kept.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum KvArg {
+pub enum FormArg {
     /// bf16
     Raw16,
+    /// 8 bits, nearly exact
+    I8h,
+    /// 4 bits, recommended
+    Kc4vt4,
     /// f32, for measurement
     Raw32,
 }
@@ -152,9 +212,10 @@ pub struct EngineArgs {
     /// Compute threads [default: all cores]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
-    /// Stored form of keys and values [default: raw16, or raw32 with --path reference]
-    #[arg(long)]
-    pub kv: Option<KvArg>,
+    /// Stored form of keys and values: raw16 is exact; i8h and kc4vt4 close all blocks but the first and the latest, at a small loss; raw32 is
+    /// for measurement [default: raw16, or raw32 with --path reference]
+    #[arg(long, alias = "kv")]
+    pub form: Option<FormArg>,
     /// Arithmetic of the matrices
     #[arg(long, default_value = "fast")]
     pub path: PathArg,
@@ -201,6 +262,9 @@ pub struct GenerateArgs {
     /// Salt of the tenant: other salts share nothing
     #[arg(long, value_name = "TEXT")]
     pub salt: Option<String>,
+    /// With a lossy --form: answer as without it, and take nothing lossy from the cache
+    #[arg(long)]
+    pub exact: bool,
     /// Look nothing up, publish nothing, keep everything on the device
     #[arg(long)]
     pub no_cache: bool,
@@ -262,6 +326,42 @@ pub struct ScoreArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
     pub max_tokens: u32,
     /// One JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `kvtier quality`.
+///
+/// Runs exact KV (raw16), f32 KV (raw32, the noise floor) and each form over the same tokens and compares their logits: KL(exact || form), top-1,
+/// perplexity. Then the 64 tokens right after a prefix that came from the cache (in up to 4 pieces) and up to 8 greedy continuations of 64
+/// tokens. With 2048 tokens that is under a minute per form on 2 cores.
+#[derive(Args, Clone, Debug)]
+pub struct QualityArgs {
+    /// Engine settings.
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// The text; the longer the better
+    #[arg(long, value_name = "DOC")]
+    pub file: PathBuf,
+    /// Forms to measure, such as i8h,kc4vt4
+    #[arg(long, value_name = "FORM,...", value_delimiter = ',', required = true)]
+    pub forms: Vec<String>,
+    /// Tokens of a piece; its second half is scored
+    #[arg(long, value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(4..))]
+    pub tokens: u32,
+    /// Pieces, one after the other from the start of the text [standard: 16 of 2048, and 4 of 8192]
+    #[arg(long, value_name = "C", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub chunks: u32,
+    /// Also retrieval by depth, on passkey, induction and key=value tasks of 2048 and 8192 tokens: a quarter of an hour per form
+    #[arg(long)]
+    pub retrieval: bool,
+    /// More of everything, retrieval too: an hour per form
+    #[arg(long)]
+    pub full: bool,
+    /// Writes one page with plots and tables
+    #[arg(long, value_name = "OUT.html")]
+    pub html: Option<PathBuf>,
+    /// One JSON object per form on stdout, everything else on stderr
     #[arg(long)]
     pub json: bool,
 }

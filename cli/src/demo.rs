@@ -13,7 +13,7 @@ use kvtier_engine::run::sampler::Sampling;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::args::{DemoArgs, EngineArgs, KvArg, PathArg};
+use crate::args::{DemoArgs, EngineArgs, FormArg, PathArg};
 use crate::disk;
 use crate::failure::Failure;
 use crate::load::{self, Loaded};
@@ -164,7 +164,7 @@ fn engine_args(args: &DemoArgs) -> EngineArgs {
         block_tokens: 64,
         chunk: 512,
         threads: args.threads,
-        kv: Some(KvArg::Raw16),
+        form: Some(FormArg::Raw16),
         path: PathArg::Fast,
     }
 }
@@ -258,6 +258,7 @@ fn request(loaded: &Loaded, document: &str, task: &Task) -> Result<Request, Fail
         sampling: Sampling::Greedy,
         end_tokens: Vec::new(),
         salt: None,
+        exact: false,
     })
 }
 

@@ -13,7 +13,7 @@ use kvtier_engine::run::{Form, Isa, Link, WeightsId};
 use kvtier_engine::template::{ChatTemplate, TemplateError};
 use kvtier_engine::tokenizer::Tokenizer;
 
-use crate::args::{EngineArgs, KvArg, PathArg};
+use crate::args::{EngineArgs, FormArg, PathArg};
 use crate::failure::Failure;
 
 /// A model with everything its text needs.
@@ -102,9 +102,10 @@ pub fn open(loaded: &Loaded, args: &EngineArgs, disk: Option<DiskOptions>, use_c
 }
 
 fn options(config: &ModelConfig, args: &EngineArgs, use_cache: bool) -> Result<EngineOptions, Failure> {
-    let form = match (args.kv, args.path) {
-        (Some(KvArg::Raw16), _) | (None, PathArg::Fast) => Form::Raw16,
-        (Some(KvArg::Raw32), _) | (None, PathArg::Reference) => Form::Raw32,
+    let form = match (args.form, args.path) {
+        (Some(form), _) => form_of(form),
+        (None, PathArg::Fast) => Form::Raw16,
+        (None, PathArg::Reference) => Form::Raw32,
     };
     let threads = match args.threads {
         Some(0) => return Err(Failure::input("--threads is 0; give at least 1")),
@@ -136,6 +137,16 @@ fn options(config: &ModelConfig, args: &EngineArgs, use_cache: bool) -> Result<E
         use_cache,
         context_tokens: config.context_tokens,
     })
+}
+
+/// The form that an argument names.
+pub fn form_of(arg: FormArg) -> Form {
+    match arg {
+        FormArg::Raw16 => Form::Raw16,
+        FormArg::I8h => Form::I8h,
+        FormArg::Kc4vt4 => Form::Kc4vt4,
+        FormArg::Raw32 => Form::Raw32,
+    }
 }
 
 /// A budget that holds `context` bytes of keys and values whatever `--chunk` is: attention scratch takes at most a quarter of it, and

@@ -11,6 +11,7 @@ mod load;
 mod model;
 mod output;
 mod prompt;
+mod quality;
 mod run;
 mod score;
 mod session;
@@ -23,7 +24,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use clap::error::ErrorKind;
 
-use crate::args::{BenchCommand, Cli, Command};
+use crate::args::{Cli, Command};
 use crate::failure::Failure;
 
 fn main() -> ExitCode {
@@ -51,9 +52,10 @@ fn run_command(command: &Command) -> Result<(), Failure> {
         Command::Run(args) => run::run(args),
         Command::Chat(args) => chat::run(args),
         Command::Score(args) => score::run(args),
+        Command::Quality(args) => quality::run(args),
         Command::Model(command) => model::run(command),
         Command::Verify(args) => verify::run(args),
-        Command::Bench(BenchCommand::Disk(args)) => bench::run(args),
+        Command::Bench(command) => bench::run(command),
     }
 }
 

@@ -49,6 +49,7 @@ pub fn answer_json(answer: &Answer, tokenizer: &Tokenizer, engine: &Engine) -> V
         "decode_tok_s": rate(answer.tokens.len() as u32 - 1, answer.decode),
         "peak_device_bytes": engine.memory().peak_bytes,
         "loaded_bytes": { "host": answer.loaded.host, "disk": answer.loaded.disk },
+        "clamped_at": answer.clamped_at,
         "misses": misses,
     })
 }

@@ -72,6 +72,7 @@ pub fn request(id: String, loaded: &Loaded, rendered: &Rendered, prompt: Vec<u32
         sampling,
         end_tokens: if args.ignore_eos { Vec::new() } else { ends.collect() },
         salt: args.salt.clone(),
+        exact: args.exact,
     }
 }
 

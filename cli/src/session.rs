@@ -37,11 +37,9 @@ impl Session {
         let mut engine = load::open(loaded, args, disk, use_cache)?;
         engine.stop_when(Arc::clone(signals.stop()));
         if engine.cache().disk_tier().is_some() {
-            let cache = Arc::downgrade(engine.cache());
+            let disk = engine.disk_closer();
             signals.at_end(move || {
-                if let Some(cache) = cache.upgrade() {
-                    cache.close_disk(END);
-                }
+                disk.close(END);
             });
         }
         let mut told = Told::default();
@@ -78,7 +76,7 @@ impl Session {
     /// The orderly end of the disk: what waits to be written is written and the index is saved.
     pub fn close(&self) {
         let _busy = self.signals.busy();
-        if self.has_disk() && !self.engine.cache().close_disk(END) {
+        if self.has_disk() && !self.engine.close_disk(END) {
             output::note("kvtier: the disk did not take every block within 10 s; what it has is sound\n");
         }
     }

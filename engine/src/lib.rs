@@ -2,9 +2,11 @@
 
 mod error;
 pub mod gguf;
+pub mod machine;
 pub mod matrix;
 pub mod model;
 pub mod models;
+pub mod quality;
 pub mod run;
 pub mod template;
 pub mod tokenizer;

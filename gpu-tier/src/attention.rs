@@ -19,7 +19,7 @@
 
 pub mod closed;
 
-use closed::{AttendMixed, Closed};
+use closed::{AttendMixed, Closed, Encode};
 
 use crate::device::{Device, DeviceRange, HostRange, Stream};
 use crate::error::DeviceError;
@@ -162,6 +162,12 @@ pub trait Attention: Device {
         closed: Closed,
         jobs: &[AttendMixed<'_>],
     ) -> Result<(), DeviceError>;
+    /// Encodes sections of exact blocks in the form that [`Attention::attend_mixed`] reads, bit for bit as
+    /// [`cache_core::codec`] does. Whether values fit the form is no error: it is in each job's verdict, in device memory, so
+    /// that nobody waits between the layers of a step. Errors: [`DeviceError::Shape`] for blocks that are no multiple of 64
+    /// tokens, elements other than bf16, sections of another size and ranges that are named twice or overlap;
+    /// [`DeviceError::NotResident`] for a host section on a strict device.
+    fn encode(&self, stream: Stream, geometry: &Geometry, closed: Closed, jobs: &[Encode]) -> Result<(), DeviceError>;
     /// Merges partials in span order (or takes the running state) and divides.
     fn finish(&self, stream: Stream, geometry: &Geometry, jobs: &[Finish]) -> Result<(), DeviceError>;
 }

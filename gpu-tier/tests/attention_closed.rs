@@ -9,33 +9,21 @@ use cache_core::codec::image::{LayerMut, encode_layer};
 use cache_core::codec::{Scalar, read_f16};
 use cache_core::form::Form;
 use cache_core::payload::{BlockShape, Plane, Side};
-use common::{Extent, Random, bytes_of, floats_of, open};
+use common::{Extent, Random, bytes_of, floats_of, get, open, put};
 use gpu_tier::DeviceError;
-use gpu_tier::attention::closed::{AttendMixed, Closed, ClosedPlace};
+use gpu_tier::attention::closed::{AttendMixed, Closed, ClosedPlace, Encode, FITS};
 use gpu_tier::attention::{
     Accumulator, Append, Attend, Attention, Element, Finish, Geometry, SPAN_TOKENS, SectionPlace,
 };
 use gpu_tier::cpu::isa::Isa;
 use gpu_tier::cpu::{CpuDevice, Link};
-use gpu_tier::device::{Device, DeviceBuffer, DeviceRange, HostRange, Stream};
+use gpu_tier::device::{Device, DeviceBuffer, HostRange, Stream};
 
 const WINDOW: u32 = 64;
 
 fn geometry(group: u32, kv_heads: u32, head_dim: u32, block_tokens: u32) -> Geometry {
     let scale = 1.0 / (head_dim as f32).sqrt();
     Geometry { heads: group * kv_heads, kv_heads, head_dim, block_tokens, element: Element::Bf16, scale }
-}
-
-fn put(device: &CpuDevice, bytes: &[u8]) -> DeviceBuffer {
-    let buffer = device.allocate(bytes.len() as u64).unwrap();
-    device.upload(Stream::Compute, bytes, buffer.range()).unwrap();
-    buffer
-}
-
-fn get(device: &CpuDevice, range: DeviceRange) -> Vec<u8> {
-    let mut bytes = vec![0; range.bytes as usize];
-    device.download(Stream::Compute, range, &mut bytes).unwrap();
-    bytes
 }
 
 /// One layer of one sequence: queries, `raw16` sections, and the closed sections of each full block.
@@ -186,6 +174,24 @@ impl<'l> Placed<'l> {
         starts.flat_map(|start| self.try_attend(start..(start + step).min(rows.end), plan).unwrap()).collect()
     }
 
+    /// The row at `position` over exact blocks only, with `attend`.
+    fn attend_exact(&self, position: usize) -> Vec<f32> {
+        let (device, geometry) = (&self.device, &self.layer.geometry);
+        let width = (geometry.heads * geometry.head_dim) as usize;
+        let queries = put(device, &bytes_of(&self.layer.queries[position * width..][..width]));
+        let output = device.allocate(queries.range().bytes).unwrap();
+        let store = device.allocate(u64::from(geometry.heads) * geometry.partial_bytes()).unwrap();
+        let into = Accumulator::Running { range: store.range() };
+        let spans: Vec<u32> = (0..position as u32 / SPAN_TOKENS + 1).collect();
+        let first_position = position as u32;
+        let job =
+            Attend { queries: queries.range(), rows: 1, first_position, sections: &self.exact, spans: &spans, into };
+        device.attend(Stream::Compute, geometry, &[job]).unwrap();
+        let job = Finish { from: into, rows: 1, first_position, output: output.range() };
+        device.finish(Stream::Compute, geometry, &[job]).unwrap();
+        floats_of(&get(device, output.range()))
+    }
+
     fn try_attend(&self, rows: std::ops::Range<usize>, plan: Plan) -> Result<Vec<f32>, DeviceError> {
         let (device, geometry) = (&self.device, &self.layer.geometry);
         let width = (geometry.heads * geometry.head_dim) as usize;
@@ -299,32 +305,19 @@ fn every_set_team_split_and_accumulator_gives_the_same_bits() {
 #[test]
 fn exact_rows_have_the_bits_of_exact_attention() {
     let layer = Layer::new(geometry(3, 1, 64, 64), Form::Kc4vt4, 300, 9);
-    let placed = Placed::new(&layer, Isa::detect(), 1);
+    let mut placed = Placed::new(&layer, Isa::detect(), 1);
     // Up to position 191 nothing is closed yet.
     for position in [0, 127, 191] {
-        let found = placed.attend(position..position + 1, PLAIN);
-        let (device, geometry) = (&placed.device, &layer.geometry);
-        let width = 3 * 64;
-        let queries = put(device, &bytes_of(&layer.queries[position * width..][..width]));
-        let output = device.allocate(queries.range().bytes).unwrap();
-        let store = device.allocate(3 * geometry.partial_bytes()).unwrap();
-        let into = Accumulator::Running { range: store.range() };
-        let spans: Vec<u32> = (0..position as u32 / 64 + 1).collect();
-        let first_position = position as u32;
-        let job =
-            Attend { queries: queries.range(), rows: 1, first_position, sections: &placed.exact, spans: &spans, into };
-        device.attend(Stream::Compute, geometry, &[job]).unwrap();
-        let job = Finish { from: into, rows: 1, first_position, output: output.range() };
-        device.finish(Stream::Compute, geometry, &[job]).unwrap();
-        assert_eq!(bits(&found), bits(&floats_of(&get(device, output.range()))));
+        assert_eq!(bits(&placed.attend(position..position + 1, PLAIN)), bits(&placed.attend_exact(position)));
     }
-    // One position later block 1 is.
+    // One position later block 1 is, where it has a closed place.
     assert!(layer.is_closed(192, 64) && !layer.is_closed(191, 64));
     let closed = placed.attend(192..193, PLAIN);
-    let mut exact = placed;
-    exact.closed[1] = None;
-    assert!(matches!(exact.try_attend(192..193, PLAIN), Err(DeviceError::Shape { .. })));
-    assert!(closed.iter().all(|x| x.is_finite()));
+    assert!(closed.iter().all(|x| x.is_finite()) && bits(&closed) != bits(&placed.attend_exact(192)));
+    placed.closed[1] = None;
+    assert_eq!(bits(&placed.attend(192..193, PLAIN)), bits(&placed.attend_exact(192)));
+    placed.exact[1] = None;
+    assert!(matches!(placed.try_attend(192..193, PLAIN), Err(DeviceError::Shape { .. })));
 }
 
 #[test]
@@ -382,6 +375,33 @@ fn damaged_jobs_are_refused() {
     let small = Geometry { block_tokens: 16, ..layer.geometry };
     let found = placed.device.attend_mixed(Stream::Compute, &small, Closed::KC4VT4, &[]);
     assert!(matches!(found, Err(DeviceError::Shape { .. })));
+}
+
+/// What a step does: the device encodes the full blocks' sections, then rows read them closed.
+#[test]
+fn what_the_device_encoded_is_attended_with_the_same_bits() {
+    for layer in layers() {
+        let rows = layer.tokens - 20..layer.tokens;
+        let expected = bits(&Placed::new(&layer, Isa::detect(), 2).attend(rows.clone(), PLAIN));
+        let mut placed = Placed::new(&layer, Isa::detect(), 2);
+        let verdicts = put(&placed.device, &vec![0xff; 4 * layer.closed.len()]);
+        let mut jobs = Vec::new();
+        for (block, planes) in layer.closed.iter().enumerate() {
+            let blank = planes.each_ref().map(|plane| vec![0xff; plane.len()]);
+            let mut place = |bytes: &[u8]| {
+                placed._buffers.push(put(&placed.device, bytes));
+                SectionPlace::Device(placed._buffers[placed._buffers.len() - 1].range())
+            };
+            let into = closed_place(&blank, &mut place);
+            placed.closed[block] = Some(into);
+            let verdict = verdicts.range().slice(4 * block as u64, 4);
+            jobs.push(Encode { exact: placed.exact[block].unwrap(), into, verdict });
+        }
+        let closed = Closed::of(layer.form).unwrap();
+        placed.device.encode(Stream::Compute, &layer.geometry, closed, &jobs).unwrap();
+        assert_eq!(get(&placed.device, verdicts.range()), FITS.to_ne_bytes().repeat(jobs.len()));
+        assert_eq!(bits(&placed.attend(rows, PLAIN)), expected, "{:?} {}", layer.geometry, layer.form.name());
+    }
 }
 
 /// The reference must catch what a codec fault looks like: heads swapped, scales off by one, the window off by one.

@@ -3,9 +3,12 @@
 //! The order of a step: [`KvCache::acquire`] the prefix that is there; [`KvCache::reserve`] open blocks for what this step computes;
 //! take [`KvCache::places`] and compute; [`KvCache::check`] afterwards that what was read in place had not changed hands;
 //! [`KvCache::commit`] each block that became full.
+//!
+//! A cache keeps blocks in one form. An engine that closes blocks into a lossy form has a second cache for those, and a sequence in each: blocks
+//! that it does not read in one of the forms are **absent** there ([`KvCache::skip`], [`KvCache::release`]).
 
 use cache_core::chain::Link;
-use cache_core::form::Accept;
+use cache_core::form::{Accept, Provenance};
 use cache_core::hash::Namespace;
 use cache_core::miss::MissReason;
 use cache_core::payload::{BlockShape, Section};
@@ -81,6 +84,8 @@ pub enum BlockPlace {
     Disk,
     /// No copy is left: the block must be computed again ([`KvCache::reopen`]).
     Lost(MissReason),
+    /// The sequence does not hold the block here.
+    Absent,
 }
 
 /// One section of a block that is on the disk only.
@@ -187,13 +192,20 @@ pub trait KvCache: Send + Sync {
     fn shape(&self) -> BlockShape;
     /// Starts a sequence in a namespace. Its blocks are live until it is closed.
     fn open(&self, namespace: Namespace) -> SequenceId;
+    /// States what blocks from number `from` on are computed after. A sequence's blocks are exact until it says otherwise; later statements
+    /// must not reach further back than blocks that are there.
+    fn taint(&self, sequence: SequenceId, from: u32, provenance: Provenance) -> Result<(), CacheError>;
     /// Ends a sequence: its open blocks are freed, its others become ordinary cache entries.
     fn close(&self, sequence: SequenceId);
-    /// Longest prefix of `links` that is there, without touching anything.
+    /// Longest prefix of `links` that is there for a sequence without taint, without touching anything.
     fn lookup(&self, namespace: Namespace, links: &[Link], accept: Accept) -> Acquired;
     /// Appends to the sequence the blocks of `links` that are there, up to the first miss. `links` continue the sequence's blocks.
     /// Counts hits and the miss.
     fn acquire(&self, sequence: SequenceId, links: &[Link], accept: Accept) -> Result<Acquired, CacheError>;
+    /// Appends a block that the sequence does not hold. `link` as far as its tokens are known.
+    fn skip(&self, sequence: SequenceId, link: Option<Link>) -> Result<(), CacheError>;
+    /// Gives up one block of the sequence, which goes on without it: an open one is freed, another becomes an ordinary cache entry.
+    fn release(&self, sequence: SequenceId, block: u32) -> Result<(), CacheError>;
     /// Opens blocks for one step: per sequence all or none, in the order given.
     fn reserve(&self, wants: &[Want]) -> Result<Vec<Grant>, CacheError>;
     /// Opens again a block of the sequence whose copies are lost, so that it can be recomputed in place.

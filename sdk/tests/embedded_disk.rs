@@ -22,7 +22,9 @@ use gpu_tier::cpu::workers::Workers;
 use gpu_tier::cpu::{CpuConfig, CpuDevice, Link as HostLink};
 use gpu_tier::device::{CopyPiece, Device, HostRange, Stream};
 use kvtier_sdk::cache::{BlockPlace, CacheError, Grant, KvCache, SequenceId, StagedSection};
-use kvtier_sdk::embedded::{Admission, DiskSettings, DiskStatus, Embedded, EmbeddedConfig, IoChoice};
+use kvtier_sdk::embedded::{
+    Admission, DiskSettings, DiskStatus, DiskStore, Embedded, EmbeddedConfig, IoChoice, StoreSettings, Writes,
+};
 
 /// A header page and ten records of three pages, or a few more.
 const SEGMENT_BYTES: u64 = 128 << 10;
@@ -60,15 +62,15 @@ fn try_open(device_slots: u32, host_bytes: u64, segments: u64, medium: Arc<dyn M
         isa: Isa::detect(),
     };
     let device = Arc::new(CpuDevice::open(config).unwrap());
-    let settings = DiskSettings {
+    let store = StoreSettings {
         directory: "unused".into(),
         budget_bytes: (64 << 10) + segments * (SEGMENT_BYTES + 8192),
         admission: Admission::Always,
         write_limit_bytes_s: None,
         io: IoChoice::Auto,
-        live_blocks: 256,
-        pieces_min: PIECES,
     };
+    let settings =
+        DiskSettings { store: DiskStore::Own(store), live_blocks: 256, pieces_min: PIECES, writes: Writes::All };
     let attention: Arc<dyn Attention> = device.clone();
     let config = EmbeddedConfig { device: attention, shape: SHAPE, device_slots, host_bytes, disk: Some(settings) };
     let cache = Embedded::open_over(config, &|config| {
@@ -126,6 +128,7 @@ fn verify(below: &Below, sequence: SequenceId, links: &[Link]) -> ([usize; 3], V
                 }
             },
             BlockPlace::Lost(_) => lost.push(index),
+            BlockPlace::Absent => panic!("block {block} is held"),
             BlockPlace::Device(..) | BlockPlace::Host(..) => {
                 let image = rig.read(&place).unwrap();
                 assert!(rig.cache.check(sequence, index, &place));
@@ -337,6 +340,39 @@ fn a_damaged_record_does_not_load() {
     assert_eq!((counts.iter().sum::<usize>(), lost), (2, vec![1]));
     assert!(repair(&below, sequence, 1, links[1]));
     assert_eq!(verify(&below, sequence, &links).1, vec![]);
+    below.rig.check_budgets();
+}
+
+/// One read hangs until it is given up: the blocks that have come meanwhile are in device memory before that, and this one stays on the disk.
+#[test]
+fn blocks_go_on_to_device_memory_while_others_are_read() {
+    let medium = over(Image::new());
+    let links = chain(HOME, 1, 3);
+    let below = open(8, 8, 6, medium.clone());
+    below.rig.run(HOME, &links);
+    assert!(below.rig.cache.close_disk(Duration::from_secs(5)));
+    drop(below);
+    let medium = FailNth::new(over(medium.image()), Plan::nth(u64::MAX, Fault::Errno(5)));
+    let below = open(8, 8, 6, medium.clone());
+    let Below { rig: Rig { cache, device }, tier } = &below;
+    let sequence = cache.open(HOME);
+    assert_eq!(cache.acquire(sequence, &links, Accept::Exact).unwrap().tiers, [Tier::Disk; 3]);
+    medium.arm(Plan::nth(3, Fault::Never { deadline_millis: 60_000 }).on(Scope::Read));
+    let (overlapped, moved) = std::thread::scope(|scope| {
+        let prefetch = scope.spawn(|| cache.prefetch(sequence, Tier::Device).unwrap());
+        let mut overlapped = false;
+        while !prefetch.is_finished() {
+            // The tier counts a read that it gives up before it tells of it.
+            let copied = device.traffic().copied_in_bytes == 2 * SHAPE.slot_bytes();
+            overlapped |= copied && tier.counters().timeouts == 0;
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        (overlapped, prefetch.join().unwrap())
+    });
+    assert!(overlapped, "the copies waited for the last read");
+    assert_eq!([moved.to_host_bytes, moved.to_device_bytes], [2 * SHAPE.slot_bytes(); 2]);
+    medium.release();
+    assert_eq!(verify(&below, sequence, &links), ([2, 0, 1], vec![]));
     below.rig.check_budgets();
 }
 

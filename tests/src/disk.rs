@@ -44,7 +44,7 @@ pub fn open(options: EngineOptions) -> Engine {
 
 /// An orderly end: everything was written, and the books agree.
 pub fn close(engine: Engine) {
-    assert!(engine.cache().close_disk(Duration::from_secs(10)), "everything was written");
+    assert!(engine.close_disk(Duration::from_secs(10)), "everything was written");
     engine.cache().audit().expect("sound books");
 }
 

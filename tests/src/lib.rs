@@ -105,6 +105,7 @@ pub fn request(prompt: &[u32], max_tokens: u32) -> Request {
         sampling: Sampling::Greedy,
         end_tokens: Vec::new(),
         salt: None,
+        exact: false,
     }
 }
 

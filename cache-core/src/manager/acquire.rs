@@ -11,8 +11,7 @@
 
 use crate::chain::Link;
 use crate::form::Accept;
-use crate::hash::Namespace;
-use crate::key::{CopyKey, GroupId};
+use crate::key::CopyKey;
 use crate::manager::action::{Action, Actions};
 use crate::manager::counters::side;
 use crate::manager::entry::{CopyState, EntryId};
@@ -54,18 +53,12 @@ fn at(below: &[Below], index: usize) -> Below {
 }
 
 impl Shard {
-    /// The tiers of the longest run of `links` that is there, and why the next is not. Changes nothing.
-    pub fn peek(
-        &self,
-        namespace: Namespace,
-        links: &[Link],
-        below: &[Below],
-        accept: Accept,
-    ) -> (Vec<Tier>, Option<MissReason>) {
-        let mut tiers = Vec::with_capacity(links.len());
+    /// The tiers of the longest run of `keys` that is there, and why the next is not. Changes nothing.
+    pub fn peek(&self, keys: &[CopyKey], below: &[Below], accept: Accept) -> (Vec<Tier>, Option<MissReason>) {
+        let mut tiers = Vec::with_capacity(keys.len());
         let mut ahead = Ahead::default();
-        for (index, link) in links.iter().enumerate() {
-            match self.hit(namespace, link, at(below, index), accept, ahead) {
+        for (index, key) in keys.iter().enumerate() {
+            match self.hit(key, at(below, index), accept, ahead) {
                 Ok(found) => {
                     ahead.below += u32::from(self.sinks(found));
                     ahead.entries += u32::from(matches!(found, Found::Record));
@@ -79,7 +72,7 @@ impl Shard {
 
     pub(crate) fn acquire(
         &mut self,
-        namespace: Namespace,
+        keys: &[CopyKey],
         links: &[Link],
         below: &[Below],
         accept: Accept,
@@ -87,10 +80,9 @@ impl Shard {
     ) {
         let mut hits = Vec::with_capacity(links.len());
         let mut miss = None;
-        for (index, link) in links.iter().enumerate() {
-            let key = CopyKey::exact(namespace, link.hash);
-            let found = self.hit(namespace, link, at(below, index), accept, Ahead::default());
-            self.heed(&key, at(below, index), actions);
+        for (index, (key, link)) in keys.iter().zip(links).enumerate() {
+            let found = self.hit(key, at(below, index), accept, Ahead::default());
+            self.heed(key, at(below, index), actions);
             let found = match found {
                 Ok(found) => found,
                 Err(reason) => {
@@ -100,15 +92,14 @@ impl Shard {
             };
             let id = match found {
                 Found::Entry(id, _) => id,
-                Found::Record => self.admit(key, *link, actions),
+                Found::Record => self.admit(*key, *link, actions),
             };
             self.set_live(id, self.slab[id].live + 1, actions);
             self.counters.hits[side(found.tier())] += 1;
             hits.push((id, found.tier()));
         }
         // A block that another sequence computes right now is waited for, and looked up again: no miss.
-        let waits =
-            links.get(hits.len()).is_some_and(|link| self.opened.contains_key(&CopyKey::exact(namespace, link.hash)));
+        let waits = keys.get(hits.len()).is_some_and(|key| self.opened.contains_key(key));
         if let Some(reason) = miss
             && !waits
         {
@@ -147,16 +138,9 @@ impl Shard {
         id
     }
 
-    /// One link: what there is, if it may be had.
-    fn hit(
-        &self,
-        namespace: Namespace,
-        link: &Link,
-        below: Below,
-        accept: Accept,
-        ahead: Ahead,
-    ) -> Result<Found, MissReason> {
-        let found = self.find(namespace, link, below, accept)?;
+    /// One block: what there is, if it may be had.
+    fn hit(&self, key: &CopyKey, below: Below, accept: Accept, ahead: Ahead) -> Result<Found, MissReason> {
+        let found = self.find(key, below, accept)?;
         let sinks = self.below + ahead.below < self.budgets.below_entries || !self.sinks(found);
         let fits = self.slab.free_entries() > self.open - self.open_held + ahead.entries;
         if sinks && (fits || !matches!(found, Found::Record)) { Ok(found) } else { Err(MissReason::Quota) }
@@ -174,14 +158,13 @@ impl Shard {
         }
     }
 
-    fn find(&self, namespace: Namespace, link: &Link, below: Below, accept: Accept) -> Result<Found, MissReason> {
-        let exact = CopyKey::exact(namespace, link.hash);
+    fn find(&self, own: &CopyKey, below: Below, accept: Accept) -> Result<Found, MissReason> {
         let mut reason = None;
-        for id in self.slab.variants(namespace, link.hash, GroupId(0)) {
+        for id in self.slab.variants(own) {
             let entry = &self.slab[id];
-            let admitted = accept.admits(entry.key.form, entry.key.provenance);
-            // What the disk has now was looked up under the exact key; of another copy it is known only while it is pinned.
-            let on_disk = if entry.key == exact { below.is_ok() } else { entry.is_pinned() };
+            let admitted = accept.admits(entry.key.form, entry.key.provenance, own.provenance);
+            // What the disk has now was looked up under the reader's own key; of another copy it is known only while it is pinned.
+            let on_disk = if entry.key == *own { below.is_ok() } else { entry.is_pinned() };
             match (entry.readable().or(on_disk.then_some(Tier::Disk)), admitted) {
                 (Some(tier), true) => return Ok(Found::Entry(id, tier)),
                 (Some(_), false) => reason = Some(MissReason::Provenance),
@@ -192,10 +175,10 @@ impl Shard {
                 (None, false) => {}
             }
         }
-        if below.is_ok() && accept.admits(exact.form, exact.provenance) {
+        if below.is_ok() && accept.admits(own.form, own.provenance, own.provenance) {
             return Ok(Found::Record);
         }
-        let ghost = || self.ghosts.find(&exact).map(|ghost| ghost.reason);
+        let ghost = || self.ghosts.find(own).map(|ghost| ghost.reason);
         Err(reason.or_else(ghost).or(below.err()).unwrap_or(MissReason::NeverStored))
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use crate::chain::Link;
+use crate::form::Provenance;
 use crate::hash::{BlockHash, Namespace};
 use crate::key::{CopyKey, GroupId};
 use crate::manager::event::Ticket;
@@ -207,25 +208,24 @@ impl Slab {
         (0..self.entries.len() as u32).map(EntryId).filter(|id| self.get(*id).is_some())
     }
 
-    /// The variants of a block: one entry per form and provenance.
-    pub(crate) fn variants(
-        &self,
-        namespace: Namespace,
-        hash: BlockHash,
-        group: GroupId,
-    ) -> impl Iterator<Item = EntryId> + '_ {
-        let first = self.by_name.get(&(namespace, hash, group)).copied();
+    /// The variants of a block, `key`'s among them: one entry per form and provenance.
+    pub(crate) fn variants(&self, key: &CopyKey) -> impl Iterator<Item = EntryId> + '_ {
+        let first = self.by_name.get(&name(key)).copied();
         std::iter::successors(first, |id| self[*id].next_variant)
     }
 
     pub(crate) fn find(&self, key: &CopyKey) -> Option<EntryId> {
-        self.variants(key.namespace, key.hash, key.group).find(|id| self[*id].key == *key)
+        self.variants(key).find(|id| self[*id].key == *key)
     }
 
     /// Adds an entry without copies. The caller has made sure that one is free.
+    ///
+    /// A lossless copy of a block that comes after something lossy serves as a window: closed copies stand for the blocks before it, so it
+    /// stands on none, and none is kept for its sake.
     pub(crate) fn insert(&mut self, key: CopyKey, link: Link) -> EntryId {
         let id = self.free.pop().expect("room is granted only while entries are free");
-        let parent_key = link.parent.map(|hash| CopyKey { hash, ..key });
+        let is_window = key.form.is_lossless() && key.provenance != Provenance::EXACT;
+        let parent_key = link.parent.filter(|_| !is_window).map(|hash| CopyKey { hash, ..key });
         let parent = parent_key.and_then(|parent| self.find(&parent));
         if let Some(parent) = parent {
             self[parent].children += 1;

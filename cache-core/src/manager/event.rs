@@ -2,7 +2,6 @@
 
 use crate::chain::Link;
 use crate::form::Accept;
-use crate::hash::Namespace;
 use crate::key::CopyKey;
 use crate::manager::entry::EntryId;
 use crate::miss::MissReason;
@@ -16,7 +15,7 @@ pub struct Ticket(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Owner(pub u64);
 
-/// What a driver found on the disk for a link, in the disk tier's own index: a record, or why there is none.
+/// What a driver found on the disk for a key, in the disk tier's own index: a record, or why there is none.
 pub type Below = Result<(), MissReason>;
 
 /// How a copy between tiers ended.
@@ -37,13 +36,13 @@ pub enum CopyEnd {
 /// What happened, or what is asked for.
 #[derive(Clone, Copy, Debug)]
 pub enum Event<'a> {
-    /// Makes the longest run of `links` that is there live. Answer: [`crate::manager::Action::Acquired`].
+    /// Makes the longest run of `keys` that is there live. Answer: [`crate::manager::Action::Acquired`].
     Acquire {
-        /// Where the links count.
-        namespace: Namespace,
-        /// Links of one chain, in order.
+        /// The copies that the reader would make itself, of blocks of one chain, in order.
+        keys: &'a [CopyKey],
+        /// Their places in the chain.
         links: &'a [Link],
-        /// What the disk has, per link, looked up just now under [`CopyKey::exact`]. What is not named is not there: none without a disk.
+        /// What the disk has, per key, looked up just now. What is not named is not there: none without a disk.
         below: &'a [Below],
         /// What will do.
         accept: Accept,

@@ -1,9 +1,12 @@
 //! Bringing blocks nearer: disk -> host, then host -> device, as far as there is room that no live block needs.
 //!
-//! A request loads first, in chain order, until no host slot is free and no idle host copy can go; when its loads have ended it asks for
-//! device slots like any request for room, with idle copies as its only victims. A load that finds the host full after all (a lease) is no
-//! failure: the block stays on the disk, and is read there. A block that two requests want is copied once, and a failure gives each of
-//! them its own miss.
+//! A request loads in chain order, until no host slot is free and no idle host copy can go. A block whose load has ended asks for a device
+//! slot at once, like any request for room, with idle copies as its only victims; the loads behind it go on meanwhile. Device slots go to
+//! the first blocks of the chain: one that arrives early starts only if there is room for those before it as well. A request has one
+//! request for room at a time, and holds no device slot for a block that is still being loaded.
+//!
+//! A load that finds the host full after all (a lease) is no failure: the block stays on the disk, and is read there. A block that two
+//! requests want is copied once, and a failure gives each of them its own miss.
 
 use crate::manager::action::{Action, Actions};
 use crate::manager::entry::{CopyState, EntryId};
@@ -13,18 +16,17 @@ use crate::manager::shard::{DEVICE, HOST, Shard};
 use crate::miss::MissReason;
 use crate::units::Tier;
 
-const IN_HOST: [CopyState; 2] = [CopyState::None, CopyState::Resident];
-
 /// A request for promotion and the copies that it waits for.
 #[derive(Clone, Debug)]
 pub(crate) struct Promotion {
     ticket: Ticket,
-    nearest: Tier,
-    /// What was asked for, until its loads have ended.
-    asked: Option<Vec<EntryId>>,
+    /// Copies disk -> host.
     loading: Vec<EntryId>,
-    /// Still to be started, once there is room in device memory.
+    /// Blocks that may go on to device memory, in chain order: in the host, or on their way there.
+    ahead: Vec<EntryId>,
+    /// Blocks for which device slots were asked for.
     candidates: Vec<EntryId>,
+    /// Copies host -> device.
     waiting_for: Vec<EntryId>,
     arrived: u32,
     loaded: u32,
@@ -44,9 +46,8 @@ impl Shard {
         let loading = self.start_loads(entries, actions);
         self.promotions.push(Promotion {
             ticket,
-            nearest,
-            asked: Some(entries.to_vec()),
             loading,
+            ahead: if nearest == Tier::Device { entries.to_vec() } else { Vec::new() },
             candidates: Vec::new(),
             waiting_for: Vec::new(),
             arrived: 0,
@@ -145,27 +146,41 @@ impl Shard {
         self.lost(id, tier, reason, actions);
     }
 
-    /// Asks for device slots for each request whose loads have ended.
-    fn go_on(&mut self, actions: &mut Actions) {
-        let ready = |promotion: &Promotion| promotion.asked.is_some() && promotion.loading.is_empty();
-        while let Some(index) = self.promotions.iter().position(ready) {
-            let asked = self.promotions[index].asked.take().expect("it was just found");
-            let is_in = |id: &EntryId, copies: fn([CopyState; 2]) -> bool| {
-                self.slab.get(*id).is_some_and(|entry| entry.live > 0 && copies(entry.in_slots()))
+    /// Asks for device slots for what has come into the host, and answers requests of which all copies have ended.
+    pub(crate) fn go_on(&mut self, actions: &mut Actions) {
+        for index in 0..self.promotions.len() {
+            if self.promotions[index].candidates.is_empty() {
+                self.ask_for_slots(index, actions);
+            }
+        }
+        self.answer_promotions(actions);
+    }
+
+    fn ask_for_slots(&mut self, index: usize, actions: &mut Actions) {
+        let spare = (self.device_free() + self.candidates.idle(DEVICE).len()) as usize;
+        let mut coming = 0;
+        let promotion = &mut self.promotions[index];
+        for id in std::mem::take(&mut promotion.ahead) {
+            let Some(entry) = self.slab.get(id).filter(|entry| entry.live > 0) else {
+                continue;
             };
-            let spare = match self.promotions[index].nearest {
-                Tier::Device => (self.device_free() + self.candidates.idle(DEVICE).len()) as usize,
-                _ => 0,
-            };
-            let candidates: Vec<EntryId> =
-                asked.iter().filter(|id| is_in(id, |copies| copies == IN_HOST)).take(spare).copied().collect();
-            let waiting_for =
-                asked.iter().filter(|id| is_in(id, |copies| copies[DEVICE] == CopyState::Arriving)).copied().collect();
-            let promotion = &mut self.promotions[index];
-            let room = Room::new(promotion.ticket, Purpose::Promote, candidates.len() as u32);
-            promotion.candidates = candidates;
-            promotion.waiting_for = waiting_for;
-            self.fill(room, actions);
+            match entry.in_slots() {
+                [CopyState::Arriving, _] => promotion.waiting_for.push(id),
+                [CopyState::None, host] if host.stays() => {
+                    let starts = host == CopyState::Resident && coming < spare;
+                    if starts { &mut promotion.candidates } else { &mut promotion.ahead }.push(id);
+                    coming += 1;
+                }
+                _ => {}
+            }
+        }
+        if promotion.loading.is_empty() {
+            // No load will fail any more and leave its room to what is left.
+            promotion.ahead.clear();
+        }
+        let (ticket, wanted) = (promotion.ticket, promotion.candidates.len() as u32);
+        if wanted > 0 {
+            self.fill(Room::new(ticket, Purpose::Promote, wanted), actions);
         }
     }
 
@@ -176,23 +191,24 @@ impl Shard {
         };
         let mut left = slots;
         for id in std::mem::take(&mut self.promotions[index].candidates) {
-            let Some(copies) = self.slab.get(id).filter(|entry| entry.live > 0).map(|entry| entry.in_slots()) else {
-                continue;
-            };
-            if left > 0 && copies == IN_HOST {
-                left -= 1;
-                self.set_copy(id, DEVICE, CopyState::Arriving);
-                self.promotions[index].waiting_for.push(id);
-                actions.push(Action::Promote { entry: id, key: self.slab[id].key });
+            match self.slab.get(id).filter(|entry| entry.live > 0).map(|entry| entry.in_slots()) {
+                // Another request has started it meanwhile.
+                Some([CopyState::Arriving, _]) => self.promotions[index].waiting_for.push(id),
+                Some([CopyState::None, CopyState::Resident]) if left > 0 => {
+                    left -= 1;
+                    self.set_copy(id, DEVICE, CopyState::Arriving);
+                    self.promotions[index].waiting_for.push(id);
+                    actions.push(Action::Promote { entry: id, key: self.slab[id].key });
+                }
+                _ => {}
             }
         }
-        self.answer_promotions(actions);
     }
 
     fn answer_promotions(&mut self, actions: &mut Actions) {
         self.promotions.retain(|promotion| {
             let under_way = [&promotion.loading, &promotion.candidates, &promotion.waiting_for];
-            let ended = promotion.asked.is_none() && under_way.iter().all(|entries| entries.is_empty());
+            let ended = under_way.iter().all(|entries| entries.is_empty());
             if ended {
                 let Promotion { ticket, arrived, loaded, missed, .. } = *promotion;
                 actions.push(Action::Promoted { ticket, arrived, loaded, missed });

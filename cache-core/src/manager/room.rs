@@ -121,6 +121,7 @@ impl Shard {
             CopyEnd::Damaged | CopyEnd::SourceLost | CopyEnd::Failed => room.failures += 1,
         }
         self.fill(room, actions);
+        self.go_on(actions);
     }
 
     /// A spill for `ticket` has ended, well or with a failure, and its slot, unless the copy stayed, is free.

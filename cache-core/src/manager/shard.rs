@@ -115,8 +115,8 @@ impl Shard {
         self.now = self.now.max(now);
         let mut actions = Actions::new();
         match event {
-            Event::Acquire { namespace, links, below, accept } => {
-                self.acquire(namespace, links, below, accept, &mut actions);
+            Event::Acquire { keys, links, below, accept } => {
+                self.acquire(keys, links, below, accept, &mut actions);
             }
             Event::Release { entries } => self.release(entries, &mut actions),
             Event::Room { ticket, owner, keys, held } => self.room(ticket, owner, keys, held, &mut actions),

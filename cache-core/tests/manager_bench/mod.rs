@@ -23,6 +23,10 @@ pub fn key(link: &Link) -> CopyKey {
     CopyKey::exact(HOME, link.hash)
 }
 
+pub fn keys(links: &[Link]) -> Vec<CopyKey> {
+    links.iter().map(key).collect()
+}
+
 impl Bench {
     pub fn new(device_slots: u32, host_slots: u32) -> Bench {
         Bench::with_disk(device_slots, host_slots, 0)

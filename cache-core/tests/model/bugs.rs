@@ -37,6 +37,8 @@ pub enum Bug {
     UnbackedDropped,
     /// A block is loaded over the copy that is there.
     LoadedOver,
+    /// A block that is on its way into device memory is copied there once more.
+    PromotedTwice,
 }
 
 impl Model {
@@ -75,7 +77,8 @@ impl Model {
                 | (Bug::DropBeforeStored, Action::Store { entry, key, spill: true }) => {
                     extra.push(Action::Drop { entry: *entry, key: *key, tier: Tier::Device });
                 }
-                (Bug::StoredTwice, Action::Store { spill: false, .. }) => extra.push(action.clone()),
+                (Bug::StoredTwice, Action::Store { spill: false, .. })
+                | (Bug::PromotedTwice, Action::Promote { .. }) => extra.push(action.clone()),
                 _ => {}
             }
         }

@@ -98,6 +98,8 @@ pub struct Model {
     pub refusals_checked: u64,
     pub granted: u64,
     pub recomputed: u64,
+    /// Copies into device memory that started while other blocks were being loaded.
+    pub overlapped: u64,
 }
 
 pub type Checked = Result<(), String>;
@@ -124,6 +126,9 @@ impl Model {
                 Chain::over(HOME, 4, &(0..4 * length).map(token).collect::<Vec<_>>()).links().to_vec()
             })
             .collect();
+        // After a restart everything is on the disk, and only there.
+        let restarted = budgets.below_entries > 0 && random.chance(30);
+        let disk = chains.iter().flatten().filter(|_| restarted).map(|link| CopyKey::exact(HOME, link.hash)).collect();
         let parents = chains.iter().flatten().filter_map(|link| {
             let parent = CopyKey::exact(HOME, link.parent?);
             Some((CopyKey::exact(HOME, link.hash), parent))
@@ -138,7 +143,7 @@ impl Model {
             device: BTreeMap::new(),
             host: BTreeMap::new(),
             leased: BTreeSet::new(),
-            disk: BTreeSet::new(),
+            disk,
             pins: BTreeSet::new(),
             unstored: BTreeSet::new(),
             readers: BTreeMap::new(),
@@ -163,6 +168,7 @@ impl Model {
             refusals_checked: 0,
             granted: 0,
             recomputed: 0,
+            overlapped: 0,
         }
     }
 
@@ -217,7 +223,7 @@ impl Model {
         let mut actions = self.shard.on(event, Now(self.next));
         self.see_joined_spills(&actions)?;
         self.plant(&mut actions);
-        if matches!(event, Event::Promote { .. }) {
+        if matches!(event, Event::Promote { .. } | Event::Load { .. } | Event::Loaded { .. }) {
             for action in &actions {
                 if let Action::Demote { key, .. } | Action::Drop { key, tier: Tier::Device, .. } = action {
                     must!(self.readers(key) == 0, "a promotion evicts live {key:?}");
@@ -227,6 +233,10 @@ impl Model {
                     must!(spare, "a promotion takes live {key:?} out of its slot");
                 }
             }
+        }
+        if matches!(event, Event::Loaded { .. }) && !self.loads.is_empty() {
+            let goes_on = |action: &&Action| matches!(action, Action::Promote { .. });
+            self.overlapped += actions.iter().filter(goes_on).count() as u64;
         }
         self.queue.extend(actions);
         Ok(())

@@ -1,17 +1,22 @@
 //! How the device budget is divided: one **step area** (queries, outputs, accumulators, paging slots) and block slots for the rest.
 //!
 //! ```text
-//! step area = paging slots             one layer of 64 tokens (or of one block, if larger) each
+//! step area = paging slots             one layer of 64 tokens (or of one block, if larger) each, in both forms where there are two
 //!           | accumulators             running state for every row, or partials for every span of a decode step
 //!           | q | k | v | out          f32, rows x (heads + 2 kv_heads + heads) x head_dim
+//!           | verdicts                 u32 per layer and block that is closed while it is computed
 //! ```
+//! Where blocks are closed, exact slots hold what a step fills, its window and block 0, and a few more; closed slots have the rest.
+//!
 //! Bits do not depend on the division: a small budget only means smaller chunks and more copies.
 
+use cache_core::payload::{BlockShape, Plane};
 use cache_core::slots::SlotTable;
 use gpu_tier::attention::{Accumulator, Geometry, SPAN_TOKENS};
 use gpu_tier::device::DeviceRange;
 
 use crate::error::EngineError;
+use crate::run::closing::WINDOW;
 
 /// What one row keeps in the area, and where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,8 +31,12 @@ pub struct AreaPlan {
     pub paging_slot_bytes: u64,
     /// Bytes of the whole area, in pages.
     pub area_bytes: u64,
-    /// Block slots.
+    /// Bytes for verdicts.
+    pub verdict_bytes: u64,
+    /// Slots of lossless blocks.
     pub block_slots: u32,
+    /// Slots of closed blocks; 0 where none are closed.
+    pub closed_slots: u32,
 }
 
 /// What the division depends on.
@@ -35,8 +44,10 @@ pub struct AreaPlan {
 pub struct AreaInput {
     /// Shapes of attention.
     pub geometry: Geometry,
-    /// Bytes of one block slot.
-    pub slot_bytes: u64,
+    /// Lossless blocks.
+    pub shape: BlockShape,
+    /// Closed blocks, where there are any.
+    pub closed: Option<BlockShape>,
     /// Device budget in bytes.
     pub device_bytes: u64,
     /// Largest step that is wanted, in rows.
@@ -59,7 +70,8 @@ impl AreaPlan {
         while rows > 1 || paging_slots > 2 {
             let plan = AreaPlan::with(input, rows, paging_slots, true);
             let blocks_needed = rows.div_ceil(input.geometry.block_tokens);
-            if plan.area_bytes <= input.device_bytes / 4 && plan.block_slots >= blocks_needed {
+            let holds_step = plan.block_slots >= blocks_needed && plan.closed_slots >= input.closed_needed(rows);
+            if plan.area_bytes <= input.device_bytes / 4 && holds_step {
                 return Ok(plan);
             }
             (rows, paging_slots) = (rows.div_ceil(2), (paging_slots / 2).max(2));
@@ -67,10 +79,13 @@ impl AreaPlan {
         // As little as possible: partials only where a block still fits beside them.
         let least = AreaPlan::with(input, 1, 2, false);
         let plans = [AreaPlan::with(input, 1, 2, true), least];
-        plans.into_iter().find(|plan| plan.block_slots >= 1).ok_or(EngineError::Budget {
+        let fits = |plan: &AreaPlan| {
+            plan.block_slots >= input.lossless_needed(1) && plan.closed_slots >= input.closed_needed(1)
+        };
+        plans.into_iter().find(fits).ok_or(EngineError::Budget {
             what: "--device-mem",
             given_bytes: input.device_bytes,
-            minimum_bytes: least.area_bytes + slots_bytes(1, input.slot_bytes),
+            minimum_bytes: least.area_bytes + input.least_slots_bytes(),
         })
     }
 
@@ -83,23 +98,84 @@ impl AreaPlan {
         let running = state * u64::from(rows);
         let keeps_partials = may_keep_partials && partials <= input.device_bytes / 16;
         let accumulator_bytes = if keeps_partials { running.max(partials) } else { running };
-        let paging_slot_bytes = geometry.section_bytes() * u64::from(blocks_per_group(geometry));
-        let area =
-            row_bytes(geometry) * u64::from(rows) + accumulator_bytes + paging_slot_bytes * u64::from(paging_slots);
+        let group_bytes = geometry.section_bytes() + input.closed.map_or(0, |shape| layer_bytes(&shape));
+        let paging_slot_bytes = group_bytes * u64::from(blocks_per_group(geometry));
+        let verdict_bytes = input.closed.map_or(0, |shape| verdict_bytes(&shape, rows));
+        let area = row_bytes(geometry) * u64::from(rows)
+            + accumulator_bytes
+            + paging_slot_bytes * u64::from(paging_slots)
+            + verdict_bytes;
         let area_bytes = cache_core::buffer::round_to_pages(area);
         let left = input.device_bytes.saturating_sub(area_bytes);
         let most = u64::from(input.context.div_ceil(geometry.block_tokens)).saturating_mul(4).max(8);
-        let mut block_slots = (left / input.slot_bytes).min(most) as u32;
-        while block_slots > 0 && slots_bytes(block_slots, input.slot_bytes) > left {
-            block_slots -= 1;
+        let (block_slots, closed_slots) = match &input.closed {
+            None => (slots_in(left, &input.shape, most), 0),
+            Some(closed) => {
+                // What a step fills, its window, block 0, and a share for sequences beside it.
+                let fits = slots_in(left, &input.shape, most);
+                let block_slots = (input.lossless_needed(rows) + fits / 32).min(fits);
+                let rest = left - slots_bytes(block_slots, &input.shape);
+                (block_slots, slots_in(rest, closed, most))
+            }
+        };
+        AreaPlan {
+            rows,
+            accumulator_bytes,
+            paging_slots,
+            paging_slot_bytes,
+            area_bytes,
+            verdict_bytes,
+            block_slots,
+            closed_slots,
         }
-        AreaPlan { rows, accumulator_bytes, paging_slots, paging_slot_bytes, area_bytes, block_slots }
+    }
+}
+
+impl AreaInput {
+    /// Closed slots that a step of so many rows may open at once, beside one that it reads.
+    fn closed_needed(&self, rows: u32) -> u32 {
+        self.closed.map_or(0, |shape| blocks_closed_in_step(&shape, rows) + 1)
+    }
+
+    /// Lossless blocks that a step of so many rows keeps on the device: those that it fills; where blocks are closed, its window and block 0 too.
+    fn lossless_needed(&self, rows: u32) -> u32 {
+        if self.closed.is_some() { (rows - 1).div_ceil(self.geometry.block_tokens) + 3 } else { 1 }
+    }
+
+    /// Slots of the least step.
+    fn least_slots_bytes(&self) -> u64 {
+        let closed = self.closed.map_or(0, |shape| slots_bytes(self.closed_needed(1), &shape));
+        slots_bytes(self.lossless_needed(1), &self.shape) + closed
     }
 }
 
 /// Bytes of so many slots and of the table that keeps them.
-fn slots_bytes(slots: u32, slot_bytes: u64) -> u64 {
-    u64::from(slots) * slot_bytes + SlotTable::bytes_for(slots)
+fn slots_bytes(slots: u32, shape: &BlockShape) -> u64 {
+    u64::from(slots) * shape.slot_bytes() + SlotTable::bytes_for(slots)
+}
+
+/// Slots that fit into so many bytes with their table, at most `most`.
+fn slots_in(bytes: u64, shape: &BlockShape, most: u64) -> u32 {
+    let mut slots = (bytes / shape.slot_bytes()).min(most) as u32;
+    while slots > 0 && slots_bytes(slots, shape) > bytes {
+        slots -= 1;
+    }
+    slots
+}
+
+/// Bytes of one layer of a block, all planes.
+fn layer_bytes(shape: &BlockShape) -> u64 {
+    Plane::ALL.into_iter().map(|plane| shape.layer_bytes(plane)).sum()
+}
+
+/// Blocks that a step of so many rows may fill and read closed, whatever sequences its rows belong to.
+pub fn blocks_closed_in_step(shape: &BlockShape, rows: u32) -> u32 {
+    // One sequence closes at most one more than it has whole blocks in the rows, and none with fewer rows than a window.
+    rows / shape.block_tokens + rows / WINDOW
+}
+
+fn verdict_bytes(shape: &BlockShape, rows: u32) -> u64 {
+    4 * u64::from(shape.layers) * u64::from(blocks_closed_in_step(shape, rows).max(1))
 }
 
 /// Blocks that are paged together: as many as fill one span, at least one.
@@ -131,6 +207,8 @@ pub struct StepArea {
     pub accumulators: DeviceRange,
     /// Paging slots.
     pub paging: DeviceRange,
+    /// u32, layer by layer: one per block that the step closes.
+    pub verdicts: DeviceRange,
 }
 
 impl StepArea {
@@ -150,6 +228,7 @@ impl StepArea {
             keys: take(per_head * u64::from(geometry.kv_heads)),
             values: take(per_head * u64::from(geometry.kv_heads)),
             output: take(per_head * u64::from(geometry.heads)),
+            verdicts: take(plan.verdict_bytes),
         }
     }
 
@@ -179,18 +258,26 @@ impl StepArea {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use cache_core::form::Form;
     use gpu_tier::attention::Element;
 
     fn input(device_bytes: u64, block_tokens: u32) -> AreaInput {
         let geometry =
             Geometry { heads: 9, kv_heads: 3, head_dim: 64, block_tokens, element: Element::Bf16, scale: 0.125 };
-        let slot_bytes = 4096 + 30 * geometry.section_bytes();
-        AreaInput { geometry, slot_bytes, device_bytes, chunk: 512, context: 8192 }
+        let shape = BlockShape { layers: 30, kv_heads: 3, head_dim: 64, block_tokens, form: Form::Raw16 };
+        AreaInput { geometry, shape, closed: None, device_bytes, chunk: 512, context: 8192 }
+    }
+
+    fn closing(device_bytes: u64, block_tokens: u32) -> AreaInput {
+        let input = input(device_bytes, block_tokens);
+        AreaInput { closed: Some(input.shape.with_form(Form::Kc4vt4)), ..input }
     }
 
     #[test]
     fn every_budget_from_the_minimum_up_is_kept() {
-        for block_tokens in [16, 64, 256] {
+        let kinds: [(fn(u64, u32) -> AreaInput, &[u32]); 2] = [(input, &[16, 64, 256]), (closing, &[64, 128, 256])];
+        for (input, block_tokens) in kinds.into_iter().flat_map(|(input, all)| all.iter().map(move |one| (input, *one)))
+        {
             let EngineError::Budget { minimum_bytes, .. } = AreaPlan::divide(&input(1, block_tokens)).unwrap_err()
             else {
                 panic!("a byte is no budget")
@@ -199,10 +286,23 @@ mod tests {
             for device_bytes in (0..40).map(|step| minimum_bytes + step * step * 100_003) {
                 let input = input(device_bytes, block_tokens);
                 let plan = AreaPlan::divide(&input).unwrap();
-                assert!(plan.area_bytes + slots_bytes(plan.block_slots, input.slot_bytes) <= device_bytes);
+                let closed = input.closed.map_or(0, |shape| slots_bytes(plan.closed_slots, &shape));
+                assert!(plan.area_bytes + slots_bytes(plan.block_slots, &input.shape) + closed <= device_bytes);
                 assert!(plan.block_slots >= 1 && plan.paging_slots >= 2 && plan.rows >= 1);
+                assert!(plan.closed_slots >= input.closed_needed(plan.rows));
             }
         }
+    }
+
+    /// The formula of `docs/forms.md`: exact slots of the step, the window and block 0 counted.
+    #[test]
+    fn closed_blocks_hold_three_times_the_tokens_of_8k_lossless_ones() {
+        let lossless = input(1, 64).shape;
+        let area = AreaPlan::divide(&closing(1 << 30, 64)).unwrap().area_bytes;
+        let device_bytes = area + slots_bytes(8192 / 64, &lossless);
+        let plan = AreaPlan::divide(&AreaInput { context: 1 << 20, ..closing(device_bytes, 64) }).unwrap();
+        let tokens = 64 * (plan.closed_slots + 3);
+        assert!(f64::from(tokens) >= 3.1 * 8192.0, "{plan:?}: {tokens} tokens");
     }
 
     #[test]

@@ -1,28 +1,33 @@
 //! The engine: a model over a device and a cache, answering requests side by side.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use cache_core::form::Form;
 use cache_core::hash::{Namespace, TenantId, WeightsId};
 use cache_core::manifest::Manifest;
-use cache_core::payload::BlockShape;
+use cache_core::payload::{BlockShape, Plane};
 use cache_core::slots::SlotTable;
-use gpu_tier::attention::{Attention, Element, Geometry};
+use gpu_tier::attention::{Attention, Element, Geometry, SPAN_TOKENS};
 use gpu_tier::cpu::isa::Isa;
 use gpu_tier::cpu::workers::Workers;
 use gpu_tier::cpu::{CpuConfig, CpuDevice, Link};
 use gpu_tier::device::{Device, MemoryUse, Traffic};
 use kvtier_sdk::cache::{CacheError, CacheStats, KvCache};
-use kvtier_sdk::embedded::{Admission, DiskSettings, Embedded, EmbeddedConfig, IoChoice};
+use kvtier_sdk::embedded::{
+    Admission, DiskSettings, DiskStore, Embedded, EmbeddedConfig, IoChoice, StoreSettings, Writes,
+};
 
 use crate::error::EngineError;
 use crate::model::weights::Compute;
 use crate::model::{Model, Path};
 use crate::run::area::{AreaInput, AreaPlan, blocks_per_group};
+use crate::run::closing::Closing;
 use crate::run::request::Request;
 use crate::run::step::Stepper;
+use crate::run::tables::{Caches, ClosedCache};
 
 /// What the engine is opened with.
 #[derive(Clone, Debug)]
@@ -43,7 +48,7 @@ pub struct EngineOptions {
     pub threads: usize,
     /// Instruction set.
     pub isa: Isa,
-    /// Stored form of KV.
+    /// `raw16`: everything stays lossless. A lossy form: blocks are closed into it. `raw32`: measurement, nothing is published.
     pub form: Form,
     /// False: nothing is looked up or published.
     pub use_cache: bool,
@@ -67,7 +72,10 @@ pub struct DiskOptions {
 /// A model over a device and a cache.
 pub struct Engine {
     pub(super) stepper: Stepper,
+    /// Lossless blocks.
     pub(super) cache: Arc<Embedded>,
+    /// Closed blocks, where blocks are closed.
+    closed: Option<Arc<Embedded>>,
     pub(super) device: Arc<CpuDevice>,
     manifest: Manifest,
     pub(super) options: EngineOptions,
@@ -90,21 +98,25 @@ impl Engine {
             element: if options.form == Form::Raw32 { Element::F32 } else { Element::Bf16 },
             scale: (1.0 / f64::from(config.head_dim).sqrt()) as f32,
         };
+        let closing = Closing::into_form(options.form, options.block_tokens);
         let shape = BlockShape {
             layers: config.layers,
             kv_heads: config.kv_heads,
             head_dim: config.head_dim,
             block_tokens: options.block_tokens,
-            form: options.form,
+            form: if closing.is_some() { Form::Raw16 } else { options.form },
         };
+        let closed_shape = closing.map(|closing| shape.with_form(closing.form()));
         let plan = AreaPlan::divide(&AreaInput {
             geometry,
-            slot_bytes: shape.slot_bytes(),
+            shape,
+            closed: closed_shape,
             device_bytes: options.device_bytes,
             chunk: options.chunk,
             context: options.context_tokens,
         })?;
-        let metadata_bytes = SlotTable::bytes_for(plan.block_slots);
+        let metadata_bytes = SlotTable::bytes_for(plan.block_slots)
+            + closing.map_or(0, |_| SlotTable::bytes_for(plan.closed_slots));
         let workers = Arc::new(Workers::new(options.threads));
         let device = CpuDevice::open(CpuConfig {
             budget_bytes: options.device_bytes - metadata_bytes,
@@ -114,35 +126,27 @@ impl Engine {
         });
         let device = Arc::new(device.map_err(|error| unavailable("--device-mem", options.device_bytes, &error))?);
         let area = device.allocate(plan.area_bytes)?;
-        let cache = Embedded::open(EmbeddedConfig {
-            device: Arc::clone(&device) as Arc<dyn Attention>,
-            shape,
-            device_slots: plan.block_slots,
-            host_bytes: if options.use_cache { options.host_bytes } else { 0 },
-            disk: options.disk.as_ref().filter(|_| options.use_cache).map(|disk| DiskSettings {
-                directory: disk.directory.clone(),
-                budget_bytes: disk.budget_bytes,
-                admission: disk.admission,
-                write_limit_bytes_s: None,
-                io: disk.io,
-                live_blocks: options.context_tokens.div_ceil(options.block_tokens).saturating_mul(2),
-                pieces_min: 2 * blocks_per_group(&geometry),
-            }),
-        });
-        let cache = Arc::new(cache.map_err(|error| name_host_budget(error, options.host_bytes))?);
+        let on_device = Arc::clone(&device) as Arc<dyn Attention>;
+        let openings = Openings { options: &options, device: &on_device, plan: &plan, geometry: &geometry };
+        let (cache, closed) = openings.caches(shape, closed_shape)?;
         let activations = match model.path {
             Path::Fast => "int16",
             Path::Reference => "f32",
         };
         // Instruction sets are not named: their kernels give the same bits.
         let numerics = format!("kvtier-engine-1 cpu {} {activations} span64", model.path.name());
-        let manifest = config.manifest(weights, options.form.name(), options.block_tokens, numerics);
+        let manifest = config.manifest(weights, shape.form.name(), options.block_tokens, numerics);
         let compute = Compute { isa: options.isa, workers };
-        let on_device = Arc::clone(&device) as Arc<dyn Attention>;
-        let stepper =
-            Stepper::new(model, compute, on_device, Arc::clone(&cache) as Arc<dyn KvCache>, geometry, plan, area);
+        let closed_cache = closed.as_ref().zip(closing);
+        let caches = Caches {
+            lossless: Arc::clone(&cache) as Arc<dyn KvCache>,
+            closed: closed_cache.map(|(cache, closing)| ClosedCache { cache: Arc::clone(cache) as _, closing }),
+            block_tokens: options.block_tokens,
+            publishes: options.use_cache,
+        };
+        let stepper = Stepper::new(model, compute, on_device, caches, geometry, plan, area);
         let stop = Arc::default();
-        Ok(Engine { stepper, cache, device, manifest, options, metadata_bytes, stop })
+        Ok(Engine { stepper, cache, closed, device, manifest, options, metadata_bytes, stop })
     }
 
     /// Refuses a request that cannot be served as it is. Errors: [`EngineError::Request`].
@@ -162,14 +166,34 @@ impl Engine {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// Counters of the cache.
+    /// Counters of the cache of lossless blocks.
     pub fn cache_stats(&self) -> CacheStats {
         self.cache.stats()
     }
 
-    /// The embedded cache, for whole-system tests and explanations.
+    /// Counters of the cache of closed blocks, where blocks are closed.
+    pub fn closed_stats(&self) -> Option<CacheStats> {
+        self.closed.as_ref().map(|closed| closed.stats())
+    }
+
+    /// The embedded cache of lossless blocks, for whole-system tests and explanations.
     pub fn cache(&self) -> &Arc<Embedded> {
         &self.cache
+    }
+
+    /// The embedded cache of closed blocks, where blocks are closed.
+    pub fn closed_cache(&self) -> Option<&Arc<Embedded>> {
+        self.closed.as_ref()
+    }
+
+    /// An orderly end of the disk tier: what waits to be written is written and the index saved, within the limit. True when everything was.
+    pub fn close_disk(&self, limit: Duration) -> bool {
+        self.disk_closer().close(limit)
+    }
+
+    /// [`Engine::close_disk`] for whoever may outlive the engine.
+    pub fn disk_closer(&self) -> DiskCloser {
+        DiskCloser { lossless: Arc::downgrade(&self.cache), closed: self.closed.as_ref().map(Arc::downgrade) }
     }
 
     /// Device memory with the index of its slots.
@@ -230,6 +254,93 @@ impl Engine {
     }
 }
 
+/// Closes an engine's store, as long as the engine is there.
+#[derive(Clone, Debug)]
+pub struct DiskCloser {
+    lossless: Weak<Embedded>,
+    closed: Option<Weak<Embedded>>,
+}
+
+impl DiskCloser {
+    /// Writes what waits to be written and saves the index, within the limit; true when everything was written.
+    pub fn close(&self, limit: Duration) -> bool {
+        let until = Instant::now() + limit;
+        let Some(lossless) = self.lossless.upgrade() else {
+            return true;
+        };
+        let Some(closed) = self.closed.as_ref().and_then(Weak::upgrade) else {
+            return lossless.close_disk(limit);
+        };
+        // The cache of closed blocks opened the store.
+        let drained = lossless.drain_disk(limit / 2);
+        closed.close_disk(until.saturating_duration_since(Instant::now())) && drained
+    }
+}
+
+/// What the caches are opened from.
+struct Openings<'a> {
+    options: &'a EngineOptions,
+    device: &'a Arc<dyn Attention>,
+    plan: &'a AreaPlan,
+    geometry: &'a Geometry,
+}
+
+impl Openings<'_> {
+    /// The caches of lossless and of closed blocks, over one store on the disk.
+    fn caches(
+        &self,
+        shape: BlockShape,
+        closed_shape: Option<BlockShape>,
+    ) -> Result<(Arc<Embedded>, Option<Arc<Embedded>>), EngineError> {
+        let EngineOptions { host_bytes, use_cache, .. } = *self.options;
+        let host_bytes = if use_cache { host_bytes } else { 0 };
+        let disk = self.options.disk.as_ref().filter(|_| use_cache);
+        let own = disk.map(|disk| {
+            DiskStore::Own(StoreSettings {
+                directory: disk.directory.clone(),
+                budget_bytes: disk.budget_bytes,
+                admission: disk.admission,
+                write_limit_bytes_s: None,
+                io: disk.io,
+            })
+        });
+        let Some(closed_shape) = closed_shape else {
+            let cache = self.cache(shape, self.plan.block_slots, host_bytes, own, Writes::All)?;
+            return Ok((cache, None));
+        };
+        let lossless_bytes = host_bytes / LOSSLESS_HOST_SHARE;
+        let closed_bytes = host_bytes - lossless_bytes;
+        let closed = self.cache(closed_shape, self.plan.closed_slots, closed_bytes, own, Writes::All)?;
+        let shared = closed.share_store().map(DiskStore::Shared);
+        let lossless = self.cache(shape, self.plan.block_slots, lossless_bytes, shared, Writes::Untainted)?;
+        Ok((lossless, Some(closed)))
+    }
+
+    fn cache(
+        &self,
+        shape: BlockShape,
+        device_slots: u32,
+        host_bytes: u64,
+        store: Option<DiskStore>,
+        writes: Writes,
+    ) -> Result<Arc<Embedded>, EngineError> {
+        let options = self.options;
+        let planes = Plane::ALL.into_iter().map(|plane| shape.plane_sections(plane).min(1)).sum::<u32>();
+        let disk = store.map(|store| DiskSettings {
+            store,
+            live_blocks: options.context_tokens.div_ceil(options.block_tokens).saturating_mul(2),
+            pieces_min: 2 * planes * blocks_per_group(self.geometry),
+            writes,
+        });
+        let config = EmbeddedConfig { device: Arc::clone(self.device), shape, device_slots, host_bytes, disk };
+        let cache = Embedded::open(config).map_err(|error| name_host_budget(error, options.host_bytes))?;
+        Ok(Arc::new(cache))
+    }
+}
+
+/// Where blocks are closed, one part in so many of the host budget is for lossless blocks: block 0, windows, and exact requests.
+const LOSSLESS_HOST_SHARE: u64 = 4;
+
 /// Slots were sized from the device budget beforehand, so a budget that is too small is the host's.
 fn name_host_budget(error: CacheError, host_bytes: u64) -> EngineError {
     match error {
@@ -259,6 +370,13 @@ fn check_options(options: &EngineOptions) -> Result<(), EngineError> {
     }
     if options.chunk == 0 {
         return problem("--chunk must be at least 1");
+    }
+    let is_lossy = !options.form.is_lossless() && options.form != Form::Raw32;
+    if is_lossy && !options.block_tokens.is_multiple_of(SPAN_TOKENS) {
+        return problem("--form needs --block-tokens 64, 128 or 256: attention reads closed blocks 64 tokens at a time");
+    }
+    if options.form == Form::Sx12 {
+        return problem("--form sx12 is a form of blocks below the device; attention reads raw16, i8h and kc4vt4");
     }
     if !Isa::available().contains(&options.isa) {
         return problem("this processor lacks the chosen instruction set; choose one that it has");

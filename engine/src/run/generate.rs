@@ -1,17 +1,19 @@
 //! Answering requests: who gets rows in the next step, and what happens after it.
 
-use cache_core::form::Accept;
 use cache_core::units::Tier;
 use gpu_tier::device::Device;
-use kvtier_sdk::cache::{Grant, KvCache, NoRoom, Want};
+use kvtier_sdk::cache::{Grant, NoRoom};
 
 use crate::error::EngineError;
 use crate::run::area::blocks_per_group;
+use crate::run::close::CloseEnd;
 use crate::run::engine::Engine;
 use crate::run::paging::LoadedBytes;
+use crate::run::repair::Repaired;
 use crate::run::request::{Answer, Progress, Request};
 use crate::run::sequence::Sequence;
 use crate::run::step::{Logits, Segment, StepEnd};
+use crate::run::tables::Tables;
 
 /// How often a step is tried again after blocks were lost under it.
 const STEP_ATTEMPTS: u32 = 32;
@@ -35,21 +37,21 @@ impl Engine {
         while !active.is_empty() {
             if self.is_stopped() {
                 for (index, sequence) in active.drain(..) {
-                    self.cache.close(sequence.id);
+                    sequence.tables.close(&self.stepper.caches);
                     results[index] = Some(Err(EngineError::Stopped));
                 }
                 break;
             }
             if let Err((position, error)) = self.round(&mut active, &mut runnable, watch) {
                 let (index, sequence) = active.remove(position);
-                self.cache.close(sequence.id);
+                sequence.tables.close(&self.stepper.caches);
                 results[index] = Some(Err(error));
                 runnable = active.len();
                 continue;
             }
             while let Some(position) = active.iter().position(|(_, sequence)| sequence.is_finished()) {
                 let (index, sequence) = active.remove(position);
-                self.cache.close(sequence.id);
+                sequence.tables.close(&self.stepper.caches);
                 results[index] = Some(Ok(sequence.into_answer()));
                 runnable = active.len();
             }
@@ -60,8 +62,8 @@ impl Engine {
     fn admit(&mut self, request: Request) -> Result<Sequence, EngineError> {
         self.check(&request)?;
         let namespace = self.namespace(request.salt.as_deref());
-        let id = self.cache.open(namespace);
-        Ok(Sequence::new(request, id, namespace, self.options.block_tokens))
+        let tables = Tables::open(&self.stepper.caches, namespace, request.exact);
+        Ok(Sequence::new(request, tables, namespace, self.options.block_tokens))
     }
 
     /// One step over the first `runnable` sequences. On failure: which one, and why.
@@ -77,8 +79,8 @@ impl Engine {
             if *runnable > 1 {
                 *runnable -= 1;
                 let (_, sequence) = &mut active[*runnable];
-                self.cache.close(sequence.id);
-                sequence.restart(self.cache.open(sequence.namespace));
+                sequence.tables.close(&self.stepper.caches);
+                sequence.restart(Tables::open(&self.stepper.caches, sequence.namespace, sequence.request.exact));
                 return Ok(());
             }
             let refusal = refusal.expect("a lone sequence without rows was refused room");
@@ -112,61 +114,74 @@ impl Engine {
     fn segments_max(&self) -> u32 {
         let by_slots = self.stepper.plan.paging_slots / 2;
         let staged_each = 2 * blocks_per_group(&self.stepper.geometry);
-        let by_disk = match self.cache.stage_capacity() {
-            0 => u32::MAX,
-            capacity => capacity / staged_each,
-        };
+        let by_disk = self.stepper.caches.stage_capacity().map_or(u32::MAX, |capacity| capacity / staged_each);
         by_slots.min(by_disk).max(1)
     }
 
     /// Finds what is there, then opens blocks for as many rows as fit, halving the chunk while they do not.
     fn grant(&mut self, sequence: &mut Sequence, most: u32, refusal: &mut Option<NoRoom>) -> Result<u32, EngineError> {
         let block_tokens = self.options.block_tokens;
-        if self.options.use_cache && sequence.looks && sequence.blocks * block_tokens == sequence.computed {
+        if self.options.use_cache && sequence.looks && sequence.tables.blocks * block_tokens == sequence.computed {
             sequence.looks = false;
             self.acquire(sequence)?;
         }
         let mut rows = most.min(sequence.tokens.len() as u32 - sequence.computed);
         while rows > 0 {
-            let blocks = (sequence.computed + rows).div_ceil(block_tokens);
-            if blocks <= sequence.blocks {
-                return Ok(rows);
-            }
-            let link = |block| {
-                if self.options.use_cache { sequence.link(block) } else { None }
-            };
-            let want = Want { sequence: sequence.id, blocks: (sequence.blocks..blocks).map(link).collect() };
-            match self.cache.reserve(&[want])?.pop() {
-                Some(Grant::Granted) => {
+            match self.open_rows(sequence, rows)? {
+                Opened::Granted => {
                     sequence.missed();
-                    sequence.blocks = blocks;
                     return Ok(rows);
                 }
-                Some(Grant::NoRoom(figures)) => {
+                Opened::NoRoom(figures) => {
                     *refusal = Some(figures);
                     rows /= 2;
                 }
-                Some(Grant::PendingElsewhere) | None => {
+                Opened::LookAgain => {
                     sequence.looks = true;
                     return Ok(0);
+                }
+                Opened::WentBack => {
+                    rows = most.min(sequence.tokens.len() as u32 - sequence.computed);
                 }
             }
         }
         Ok(0)
     }
 
+    /// Closes what the next rows read closed, and opens what they fill.
+    fn open_rows(&mut self, sequence: &mut Sequence, rows: u32) -> Result<Opened, EngineError> {
+        let positions = sequence.computed..sequence.computed + rows;
+        let caches = self.stepper.caches.clone();
+        let (tables, links) = sequence.tables_and_links();
+        match self.stepper.close_full(&caches, tables, links, &positions)? {
+            CloseEnd::Done => {}
+            CloseEnd::NoRoom(figures) => return Ok(Opened::NoRoom(figures)),
+            CloseEnd::PendingElsewhere => return Ok(Opened::LookAgain),
+            CloseEnd::Lost(block, reason) => {
+                sequence.misses[reason as usize] += 1;
+                self.rewind(sequence, block)?;
+                return Ok(Opened::WentBack);
+            }
+        }
+        Ok(match tables.reserve(&caches, links, &positions)? {
+            Grant::Granted => Opened::Granted,
+            Grant::NoRoom(figures) => Opened::NoRoom(figures),
+            Grant::PendingElsewhere => Opened::LookAgain,
+        })
+    }
+
     fn acquire(&mut self, sequence: &mut Sequence) -> Result<(), EngineError> {
-        let links = sequence.links_from(sequence.blocks, self.options.block_tokens);
-        if links.is_empty() {
+        let block_tokens = self.options.block_tokens;
+        let links = sequence.found_links(block_tokens).to_vec();
+        if links.len() <= sequence.tables.blocks as usize {
             return Ok(());
         }
-        let acquired = self.cache.acquire(sequence.id, links, Accept::Exact)?;
-        let found = !acquired.tiers.is_empty();
-        sequence.found(&acquired, self.options.block_tokens);
+        let found = sequence.tables.acquire(&self.stepper.caches, &links)?;
+        sequence.found(&found, block_tokens);
         let in_place = self.device.info().in_place;
-        if found && (!in_place || acquired.tiers.contains(&Tier::Disk)) {
+        if !found.tiers.is_empty() && (!in_place || found.tiers.contains(&Tier::Disk)) {
             let nearest = if in_place { Tier::Host } else { Tier::Device };
-            let moved = self.cache.prefetch(sequence.id, nearest)?;
+            let moved = sequence.tables.prefetch(&self.stepper.caches, nearest)?;
             sequence.loaded += LoadedBytes { host: moved.to_device_bytes, disk: moved.to_host_bytes };
         }
         Ok(())
@@ -189,33 +204,46 @@ impl Engine {
             let mut deliver = |index: usize, _row: u32, row: &[f32]| logits[index] = Some(row.to_vec());
             match self.stepper.run(&segments, &mut deliver).map_err(|error| (first, error))? {
                 StepEnd::Done(loaded) => break loaded,
+                StepEnd::StaysRaw(blocks) => {
+                    for (segment, block) in blocks {
+                        let position = members[segment];
+                        let stays = active[position].1.tables.stays_raw(&self.stepper.caches, block);
+                        stays.map_err(|error| (position, error.into()))?;
+                    }
+                }
                 StepEnd::Lost(lost) => {
                     attempts += 1;
                     if attempts == STEP_ATTEMPTS {
                         return Err((members[lost[0].segment], EngineError::LostAgain { attempts }));
                     }
-                    self.repair(active, &members, lost)?;
+                    if self.repair(active, &members, lost)? == Repaired::WentBack {
+                        // The step was planned for rows that a sequence is not at any more.
+                        return Ok(());
+                    }
                 }
             }
         };
         for (index, position) in members.iter().enumerate() {
             let (request, sequence) = &mut active[*position];
+            let positions = sequence.computed..sequence.computed + rows[*position];
             sequence.advanced(rows[*position]);
+            let (tables, links) = sequence.tables_and_links();
+            let advanced = tables.advance(&self.stepper.caches, links, &positions);
+            advanced.map_err(|error| (*position, error.into()))?;
             sequence.loaded += loaded[index];
-            self.settle(*request, sequence, logits[index].take(), watch).map_err(|error| (*position, error))?;
+            self.settle(*request, sequence, logits[index].take(), watch);
         }
         Ok(())
     }
 
-    /// After a step: commits what became full, then takes the next token if the logits of the last one are there.
+    /// After a step: takes the next token if the logits of the last one are there.
     fn settle(
         &mut self,
         request: usize,
         sequence: &mut Sequence,
         logits: Option<Vec<f32>>,
         watch: &mut dyn FnMut(Progress),
-    ) -> Result<(), EngineError> {
-        self.commit_full(sequence)?;
+    ) {
         if let Some(logits) = logits {
             let token = sequence.sample(&logits, self.options.block_tokens);
             if sequence.request.end_tokens.contains(&token) {
@@ -229,25 +257,22 @@ impl Engine {
                 total: sequence.request.prompt.len() as u32,
             });
         }
-        Ok(())
     }
+}
 
-    fn commit_full(&mut self, sequence: &mut Sequence) -> Result<(), EngineError> {
-        if !self.options.use_cache {
-            return Ok(());
-        }
-        while (sequence.committed + 1) * self.options.block_tokens <= sequence.computed {
-            let link = sequence.link(sequence.committed).expect("a computed block's tokens are known");
-            self.cache.commit(sequence.id, sequence.committed, link)?;
-            sequence.committed += 1;
-        }
-        Ok(())
-    }
+/// How opening rows ended.
+enum Opened {
+    Granted,
+    NoRoom(NoRoom),
+    /// Another sequence computes, or closes, what is next.
+    LookAgain,
+    /// A block was lost: the sequence is at an earlier position now.
+    WentBack,
 }
 
 fn segment(sequence: &Sequence, rows: u32) -> Segment<'_> {
     let (first, end) = (sequence.computed, sequence.computed + rows);
     let logits = if end as usize == sequence.tokens.len() { Logits::Last } else { Logits::None };
     let tokens = &sequence.tokens[first as usize..end as usize];
-    Segment { sequence: sequence.id, tokens, first_position: first, logits }
+    Segment { tables: &sequence.tables, tokens, first_position: first, logits }
 }

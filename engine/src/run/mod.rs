@@ -1,7 +1,10 @@
 //! Running sequences: what a step needs, how it is computed, and how blocks are paged in for it.
 
 pub mod area;
+mod close;
+pub mod closing;
 pub mod engine;
+pub mod forced;
 mod generate;
 mod paging;
 mod repair;
@@ -10,6 +13,7 @@ pub mod sampler;
 pub mod score;
 mod sequence;
 mod step;
+mod tables;
 
 pub use cache_core::form::Form;
 pub use cache_core::hash::WeightsId;

@@ -4,12 +4,15 @@
 //! where there is a link, they and sections of host blocks go through **paging slots** on the device. While reads and copies run, attention
 //! works on what is there. With partials, spans are attended in order of arrival and merged in span order at the end; with running state
 //! they are attended in span order while later copies run ahead. Either way the bits are the same.
+//!
+//! A sequence has a table per form: of lossless blocks, and where blocks are closed, of closed ones. A block may travel in either, or in both.
 
 use std::collections::VecDeque;
 
 use cache_core::miss::MissReason;
-use cache_core::payload::BlockShape;
+use cache_core::payload::{BlockShape, Plane, Section};
 use gpu_tier::DeviceError;
+use gpu_tier::attention::closed::{AttendMixed, Closed, ClosedPlace};
 use gpu_tier::attention::{Accumulator, Attend, Attention, Geometry, SectionPlace};
 use gpu_tier::device::{CopyPiece, DeviceRange, Event, HostRange, Stream};
 use kvtier_sdk::cache::{BlockPlace, KvCache, SequenceId, Stage, StagedSection};
@@ -55,20 +58,83 @@ impl std::ops::AddAssign for LoadedBytes {
     }
 }
 
+/// Index of the table of lossless blocks, and of the table of closed ones.
+pub(crate) const LOSSLESS: usize = 0;
+pub(crate) const CLOSED: usize = 1;
+
+/// One form of a sequence's blocks: where they are, and which of them the step reads in it.
+pub(crate) struct Table<'a> {
+    pub(crate) cache: &'a dyn KvCache,
+    pub(crate) sequence: SequenceId,
+    pub(crate) shape: BlockShape,
+    pub(crate) places: &'a [BlockPlace],
+    /// Per block: some row of the step reads it in this form.
+    pub(crate) reads: Vec<bool>,
+    /// Sections that may be staged at once.
+    pub(crate) staged_max: u32,
+    /// Sections that are staged now.
+    pub(crate) staged: u32,
+}
+
+impl Table<'_> {
+    /// The sections of one layer, plane by plane.
+    fn sections(&self, layer: u32) -> impl Iterator<Item = Section> + use<> {
+        let shape = self.shape;
+        Plane::ALL.into_iter().filter_map(move |plane| shape.section(plane, layer))
+    }
+
+    /// Blocks of a group that the step reads in this form and that `is` of their places.
+    fn blocks(&self, group: std::ops::Range<usize>, is: impl Fn(&BlockPlace) -> bool) -> Vec<u32> {
+        let group = group.start..group.end.min(self.places.len());
+        group.filter(|block| self.reads[*block] && is(&self.places[*block])).map(|block| block as u32).collect()
+    }
+
+    fn on_disk(&self, group: std::ops::Range<usize>) -> Vec<u32> {
+        self.blocks(group, |place| matches!(place, BlockPlace::Disk))
+    }
+}
+
 /// Reads under way: which group's blocks that are on the disk.
 struct Read {
     layer: u32,
     group: u32,
+    parts: Vec<ReadPart>,
+}
+
+/// Of one table. A block's sections follow each other, plane by plane.
+struct ReadPart {
+    table: usize,
     blocks: Vec<u32>,
+    sections: u32,
     stage: Box<dyn Stage>,
+}
+
+impl Read {
+    fn is_done(&self) -> bool {
+        self.parts.iter().all(|part| part.stage.is_done())
+    }
+}
+
+/// A block's sections in the host arena, plane by plane.
+struct Source {
+    table: usize,
+    block: usize,
+    planes: Vec<HostRange>,
+}
+
+/// A block's sections where they will be attended, plane by plane.
+struct Placed {
+    table: usize,
+    block: usize,
+    planes: Vec<SectionPlace>,
 }
 
 /// A group that has arrived or is being copied.
 struct Arrival {
     layer: u32,
     group: u32,
-    /// Where its missing blocks will be attended, and when.
-    sections: Vec<(usize, SectionPlace)>,
+    /// Its missing blocks.
+    placed: Vec<Placed>,
     /// Its paging slot and the copy's end; none where the device attends in place.
     copy: Option<(u32, Event)>,
     read: Option<Read>,
@@ -78,20 +144,46 @@ struct Arrival {
 #[derive(Clone, Copy)]
 pub(crate) struct Paging<'a> {
     pub(crate) device: &'a dyn Attention,
-    pub(crate) cache: &'a dyn KvCache,
     pub(crate) geometry: Geometry,
-    pub(crate) shape: BlockShape,
+    /// How blocks are closed, if any are.
+    pub(crate) codes: Option<Closed>,
+    pub(crate) layers: u32,
     /// Bytes of a paging slot.
     pub(crate) slot_bytes: u64,
-    /// Sections that each pager may have staged at once.
-    pub(crate) staged_max: u32,
+}
+
+/// Attends jobs over lossless blocks, and over closed ones where there are any.
+pub(crate) fn attend(
+    device: &dyn Attention,
+    geometry: &Geometry,
+    codes: Option<Closed>,
+    jobs: &[AttendMixed<'_>],
+) -> Result<(), DeviceError> {
+    if jobs.is_empty() {
+        return Ok(());
+    }
+    if let Some(codes) = codes {
+        return device.attend_mixed(Stream::Compute, geometry, codes, jobs);
+    }
+    let jobs: Vec<Attend<'_>> = jobs
+        .iter()
+        .map(|job| Attend {
+            queries: job.queries,
+            rows: job.rows,
+            first_position: job.first_position,
+            sections: job.exact,
+            spans: job.spans,
+            into: job.into,
+        })
+        .collect();
+    device.attend(Stream::Compute, geometry, &jobs)
 }
 
 /// Pages one sequence for the length of one step.
 pub(crate) struct Pager<'a> {
     with: Paging<'a>,
-    sequence: SequenceId,
-    places: &'a [BlockPlace],
+    tables: Vec<Table<'a>>,
+    blocks: usize,
     /// Groups with a block that must travel, ascending; the same for every layer.
     missing: Vec<u32>,
     /// This sequence's paging slots.
@@ -100,51 +192,51 @@ pub(crate) struct Pager<'a> {
     reads: VecDeque<Read>,
     /// Reads started so far, as (layer, index into `missing`).
     read: (u32, usize),
-    /// Sections staged now.
-    staged: u32,
     arrivals: VecDeque<Arrival>,
     /// Groups sent for so far, as (layer, index into `missing`).
     issued: (u32, usize),
     /// Staged sections that a kernel may still read.
     retired: VecDeque<(Event, Read)>,
-    /// Sections of the layer being attended.
+    /// Lossless sections of the layer being attended.
     sections: Vec<Option<SectionPlace>>,
+    /// Closed ones.
+    closed: Vec<Option<ClosedPlace>>,
     spans: u32,
     loaded: LoadedBytes,
 }
 
 impl<'a> Pager<'a> {
-    /// `places`: every block that any row of the step sees. `slots` holds whole paging slots, at least one if anything must be copied.
-    pub(crate) fn new(
-        with: Paging<'a>,
-        sequence: SequenceId,
-        places: &'a [BlockPlace],
-        slots: DeviceRange,
-        tokens: u32,
-    ) -> Pager<'a> {
+    /// `tables`: lossless blocks, then closed ones where there are any. `slots` holds whole paging slots, at least one if anything must be
+    /// copied.
+    pub(crate) fn new(with: Paging<'a>, tables: Vec<Table<'a>>, slots: DeviceRange, tokens: u32) -> Pager<'a> {
         let in_place = with.device.info().in_place;
         let per_group = blocks_per_group(&with.geometry) as usize;
         let travels = |place: &BlockPlace| match place {
             BlockPlace::Disk => true,
             BlockPlace::Host(..) => !in_place,
-            BlockPlace::Device(..) | BlockPlace::Lost(_) => false,
+            BlockPlace::Device(..) | BlockPlace::Lost(_) | BlockPlace::Absent => false,
         };
-        let groups = places.chunks(per_group).enumerate();
-        let missing = groups.filter(|(_, group)| group.iter().any(travels)).map(|(index, _)| index as u32).collect();
+        let blocks = tables[LOSSLESS].places.len();
+        let groups = 0..blocks.div_ceil(per_group);
+        let group = |index: usize| index * per_group..(index + 1) * per_group;
+        let missing = groups
+            .filter(|index| tables.iter().any(|table| !table.blocks(group(*index), travels).is_empty()))
+            .map(|index| index as u32)
+            .collect();
         Pager {
             with,
-            sequence,
-            places,
+            tables,
+            blocks,
             missing,
             slots,
             free: (0..(slots.bytes / with.slot_bytes) as u32).rev().collect(),
             reads: VecDeque::new(),
             read: (0, 0),
-            staged: 0,
             arrivals: VecDeque::new(),
             issued: (0, 0),
             retired: VecDeque::new(),
             sections: Vec::new(),
+            closed: Vec::new(),
             spans: tokens.div_ceil(gpu_tier::attention::SPAN_TOKENS),
             loaded: LoadedBytes::default(),
         }
@@ -160,23 +252,56 @@ impl<'a> Pager<'a> {
         self.loaded
     }
 
-    /// Looks up the sections of `layer`; those that must travel stay `None`.
+    /// Looks up the sections of `layer`; those that must travel, and those that no row reads, stay `None`.
     pub(crate) fn begin_layer(&mut self, layer: u32) {
-        let section = self.with.shape.code_section(layer);
-        let in_place = self.in_place();
         self.sections.clear();
-        self.sections.extend(self.places.iter().map(|place| match place {
-            BlockPlace::Device(range, _) => Some(SectionPlace::Device(range.slice(section.offset, section.bytes))),
-            BlockPlace::Host(range, _) if in_place => {
-                Some(SectionPlace::Host(host_slice(*range, section.offset, section.bytes)))
+        self.sections.resize(self.blocks, None);
+        self.closed.clear();
+        self.closed.resize(if self.tables.len() > CLOSED { self.blocks } else { 0 }, None);
+        let in_place = self.in_place();
+        for table in 0..self.tables.len() {
+            for block in 0..self.tables[table].places.len().min(self.blocks) {
+                let of = &self.tables[table];
+                if !of.reads[block] {
+                    continue;
+                }
+                let sections = of.sections(layer);
+                let planes: Vec<SectionPlace> = match &of.places[block] {
+                    BlockPlace::Device(range, _) => sections
+                        .map(|section| SectionPlace::Device(range.slice(section.offset, section.bytes)))
+                        .collect(),
+                    BlockPlace::Host(range, _) if in_place => {
+                        sections.map(|section| SectionPlace::Host(host_slice(*range, &section))).collect()
+                    }
+                    _ => continue,
+                };
+                self.place(&Placed { table, block, planes });
             }
-            BlockPlace::Host(..) | BlockPlace::Disk | BlockPlace::Lost(_) => None,
-        }));
+        }
     }
 
-    /// This layer's sections, by block.
+    fn place(&mut self, placed: &Placed) {
+        match placed.table {
+            LOSSLESS => self.sections[placed.block] = Some(placed.planes[0]),
+            _ => self.closed[placed.block] = Some(closed_place(&placed.planes)),
+        }
+    }
+
+    fn displace(&mut self, placed: &Placed) {
+        match placed.table {
+            LOSSLESS => self.sections[placed.block] = None,
+            _ => self.closed[placed.block] = None,
+        }
+    }
+
+    /// This layer's lossless sections, by block.
     pub(crate) fn sections(&self) -> &[Option<SectionPlace>] {
         &self.sections
+    }
+
+    /// This layer's closed sections, by block; empty where no block is closed.
+    pub(crate) fn closed(&self) -> &[Option<ClosedPlace>] {
+        &self.closed
     }
 
     /// Every span of the sequence.
@@ -185,18 +310,18 @@ impl<'a> Pager<'a> {
     }
 
     /// Attends all spans of `layer`, paging as needed, and lets the next layer's reads and copies run ahead.
-    pub(crate) fn attend(&mut self, layer: u32, job: &Attend<'_>) -> Result<(), PagingEnd> {
+    pub(crate) fn attend(&mut self, layer: u32, job: &AttendMixed<'_>) -> Result<(), PagingEnd> {
         match job.into {
             Accumulator::Partials { .. } => self.attend_as_they_come(layer, job)?,
             Accumulator::Running { .. } => self.attend_in_order(layer, job)?,
         }
-        if layer + 1 < self.with.shape.layers {
+        if layer + 1 < self.with.layers {
             self.issue(layer + 1)?;
         }
         Ok(())
     }
 
-    fn attend_as_they_come(&mut self, layer: u32, job: &Attend<'_>) -> Result<(), PagingEnd> {
+    fn attend_as_they_come(&mut self, layer: u32, job: &AttendMixed<'_>) -> Result<(), PagingEnd> {
         let resident: Vec<u32> =
             self.all_spans().into_iter().filter(|span| !self.is_missing(self.group_of(*span))).collect();
         let mut resident = resident.chunks(SPANS_PER_LOOK);
@@ -215,7 +340,7 @@ impl<'a> Pager<'a> {
         }
     }
 
-    fn attend_in_order(&mut self, layer: u32, job: &Attend<'_>) -> Result<(), PagingEnd> {
+    fn attend_in_order(&mut self, layer: u32, job: &AttendMixed<'_>) -> Result<(), PagingEnd> {
         let mut run = Vec::new();
         let mut span = 0;
         while span < self.spans {
@@ -235,7 +360,7 @@ impl<'a> Pager<'a> {
     }
 
     /// Waits for the oldest group of this layer and attends it; false when there is none left.
-    fn attend_arrival(&mut self, layer: u32, job: &Attend<'_>) -> Result<bool, PagingEnd> {
+    fn attend_arrival(&mut self, layer: u32, job: &AttendMixed<'_>) -> Result<bool, PagingEnd> {
         if self.arrivals.is_empty() && self.issued.1 < self.missing.len() {
             self.send_for_next(layer)?;
         }
@@ -245,11 +370,11 @@ impl<'a> Pager<'a> {
         if let Some((_, event)) = arrival.copy {
             self.with.device.wait(Stream::Compute, event)?;
         }
-        arrival.sections.iter().for_each(|(block, place)| self.sections[*block] = Some(*place));
+        arrival.placed.iter().for_each(|placed| self.place(placed));
         let first = arrival.group * spans_per_group(&self.with.geometry);
         let spans: Vec<u32> = (first..(first + spans_per_group(&self.with.geometry)).min(self.spans)).collect();
         self.attend_spans(job, &spans)?;
-        arrival.sections.iter().for_each(|(block, _)| self.sections[*block] = None);
+        arrival.placed.iter().for_each(|placed| self.displace(placed));
         // Slot and staged sections may be filled again once attention has read them.
         let attended = self.with.device.record(Stream::Compute)?;
         if let Some((slot, _)) = arrival.copy {
@@ -262,12 +387,12 @@ impl<'a> Pager<'a> {
         Ok(true)
     }
 
-    fn attend_spans(&self, job: &Attend<'_>, spans: &[u32]) -> Result<(), DeviceError> {
+    fn attend_spans(&self, job: &AttendMixed<'_>, spans: &[u32]) -> Result<(), DeviceError> {
         if spans.is_empty() {
             return Ok(());
         }
-        let attend = Attend { sections: &self.sections, spans, ..*job };
-        self.with.device.attend(Stream::Compute, &self.with.geometry, &[attend])
+        let job = AttendMixed { exact: &self.sections, closed: &self.closed, spans, ..*job };
+        attend(self.with.device, &self.with.geometry, self.with.codes, &[job])
     }
 
     /// Sends for groups of `layer` while there are free slots and their reads have arrived; starts reads ahead.
@@ -280,11 +405,8 @@ impl<'a> Pager<'a> {
             let Some(group) = self.missing.get(self.issued.1).copied() else {
                 return Ok(());
             };
-            let is_read = self.on_disk(group).is_empty()
-                || self
-                    .reads
-                    .front()
-                    .is_some_and(|read| (read.layer, read.group) == (layer, group) && read.stage.is_done());
+            let is_next = |read: &Read| (read.layer, read.group) == (layer, group) && read.is_done();
+            let is_read = !self.is_on_disk(group) || self.reads.front().is_some_and(is_next);
             if !is_read || (!self.in_place() && self.free.is_empty()) {
                 return Ok(());
             }
@@ -295,7 +417,7 @@ impl<'a> Pager<'a> {
     /// Waits until the next group of `layer` can be sent for. Nothing else is under way.
     fn send_for_next(&mut self, layer: u32) -> Result<(), PagingEnd> {
         let group = self.missing[self.issued.1];
-        while !self.on_disk(group).is_empty() && self.reads.is_empty() {
+        while self.is_on_disk(group) && self.reads.is_empty() {
             // What kernels still read is the only memory to wait for, unless another engine has it.
             match self.retired.front() {
                 Some((attended, _)) => self.with.device.synchronize(*attended)?,
@@ -308,30 +430,36 @@ impl<'a> Pager<'a> {
 
     /// Sends for a group whose reads, if it needs any, are the oldest; waits for them.
     fn send_for(&mut self, layer: u32, group: u32) -> Result<(), PagingEnd> {
-        let mut read = if self.on_disk(group).is_empty() { None } else { self.reads.pop_front() };
-        let section = self.with.shape.code_section(layer);
-        let mut sources: Vec<(usize, HostRange)> = Vec::new();
-        if let Some(read) = &mut read {
-            for (block, staged) in read.blocks.iter().zip(read.stage.wait()) {
-                match staged {
-                    Ok(range) => sources.push((*block as usize, range)),
-                    Err(reason) => return Err(self.lost(*block, reason)),
+        let mut read = if self.is_on_disk(group) { self.reads.pop_front() } else { None };
+        let mut sources: Vec<Source> = Vec::new();
+        for part in read.iter_mut().flat_map(|read| &mut read.parts) {
+            let staged = part.stage.wait();
+            for (block, planes) in part.blocks.iter().zip(staged.chunks(part.sections as usize)) {
+                let planes: Result<Vec<HostRange>, MissReason> = planes.iter().copied().collect();
+                match planes {
+                    Ok(planes) => sources.push(Source { table: part.table, block: *block as usize, planes }),
+                    Err(reason) => return Err(self.lost(part.table, *block, reason)),
                 }
             }
-            self.loaded.disk += sources.len() as u64 * section.bytes;
         }
+        self.loaded.disk += sources.iter().flat_map(|source| &source.planes).map(|plane| plane.bytes).sum::<u64>();
         self.issued.1 += 1;
         let arrival = if self.in_place() {
-            let sections = sources.into_iter().map(|(block, range)| (block, SectionPlace::Host(range))).collect();
-            Arrival { layer, group, sections, copy: None, read }
+            let placed = sources.into_iter().map(|Source { table, block, planes }| {
+                Placed { table, block, planes: planes.into_iter().map(SectionPlace::Host).collect() }
+            });
+            Arrival { layer, group, placed: placed.collect(), copy: None, read }
         } else {
-            for block in self.blocks_of(group) {
-                if let BlockPlace::Host(range, _) = &self.places[block] {
-                    sources.push((block, host_slice(*range, section.offset, section.bytes)));
-                    self.loaded.host += section.bytes;
+            for (table, of) in self.tables.iter().enumerate() {
+                for block in of.blocks(self.blocks_of(group), |place| matches!(place, BlockPlace::Host(..))) {
+                    let BlockPlace::Host(range, _) = &of.places[block as usize] else { unreachable!("it was just seen") };
+                    let planes: Vec<HostRange> =
+                        of.sections(layer).map(|section| host_slice(*range, &section)).collect();
+                    self.loaded.host += planes.iter().map(|plane| plane.bytes).sum::<u64>();
+                    sources.push(Source { table, block: block as usize, planes });
                 }
             }
-            self.copy(layer, group, sources, read)?
+            self.copy(layer, group, &sources, read)?
         };
         self.arrivals.push_back(arrival);
         Ok(())
@@ -341,27 +469,30 @@ impl<'a> Pager<'a> {
         &mut self,
         layer: u32,
         group: u32,
-        sources: Vec<(usize, HostRange)>,
+        sources: &[Source],
         read: Option<Read>,
     ) -> Result<Arrival, DeviceError> {
         let slot = self.free.pop().expect("with nothing under way every slot is free, else it was looked for");
-        let offset = u64::from(slot) * self.with.slot_bytes;
-        let target = |index: usize, bytes: u64| self.slots.slice(offset + index as u64 * bytes, bytes);
-        let pieces = sources
-            .iter()
-            .enumerate()
-            .map(|(index, (_, host))| CopyPiece { host: *host, device: target(index, host.bytes) });
-        let pieces: Vec<CopyPiece> = pieces.collect();
-        let sections =
-            sources.iter().zip(&pieces).map(|((block, _), piece)| (*block, SectionPlace::Device(piece.device)));
-        let sections = sections.collect();
+        let mut offset = u64::from(slot) * self.with.slot_bytes;
+        let mut pieces: Vec<CopyPiece> = Vec::new();
+        let mut placed = Vec::with_capacity(sources.len());
+        for Source { table, block, planes } in sources {
+            let first = pieces.len();
+            for host in planes {
+                pieces.push(CopyPiece { host: *host, device: self.slots.slice(offset, host.bytes) });
+                offset += host.bytes;
+            }
+            let planes = pieces[first..].iter().map(|piece| SectionPlace::Device(piece.device)).collect();
+            placed.push(Placed { table: *table, block: *block, planes });
+        }
         self.with.device.copy_in(Stream::CopyIn, &pieces)?;
         let event = self.with.device.record(Stream::CopyIn)?;
-        Ok(Arrival { layer, group, sections, copy: Some((slot, event)), read })
+        Ok(Arrival { layer, group, placed, copy: Some((slot, event)), read })
     }
 
-    fn lost(&self, block: u32, reason: MissReason) -> PagingEnd {
-        match self.with.cache.lost(self.sequence, block, reason) {
+    fn lost(&self, table: usize, block: u32, reason: MissReason) -> PagingEnd {
+        let of = &self.tables[table];
+        match of.cache.lost(of.sequence, block, reason) {
             Ok(()) => PagingEnd::Lost { block, reason },
             Err(error) => PagingEnd::Failed(error.into()),
         }
@@ -373,43 +504,62 @@ impl<'a> Pager<'a> {
             && self.with.device.is_done(*attended)?
         {
             let (_, read) = self.retired.pop_front().expect("it was just seen");
-            self.staged -= read.blocks.len() as u32;
+            for part in read.parts {
+                self.tables[part.table].staged -= part.sections * part.blocks.len() as u32;
+            }
         }
-        let last = (layer + 1).min(self.with.shape.layers - 1);
+        let last = (layer + 1).min(self.with.layers - 1);
         while self.read.0 <= last {
             let Some(group) = self.missing.get(self.read.1).copied() else {
                 self.read = (self.read.0 + 1, 0);
                 continue;
             };
-            let blocks = self.on_disk(group);
-            if !blocks.is_empty() {
-                let count = blocks.len() as u32;
-                if self.staged + count > self.with.staged_max {
-                    return Ok(());
-                }
-                let section = self.with.shape.code_section(self.read.0);
-                let wanted: Vec<StagedSection> =
-                    blocks.iter().map(|block| StagedSection { block: *block, section }).collect();
-                let started = self.with.cache.stage(self.sequence, &wanted);
-                let Some(stage) = started.map_err(|error| PagingEnd::Failed(error.into()))? else {
-                    return Ok(());
-                };
-                self.staged += count;
-                self.reads.push_back(Read { layer: self.read.0, group, blocks, stage });
+            let Some(parts) = self.start_reads(self.read.0, group)? else {
+                return Ok(());
+            };
+            if !parts.is_empty() {
+                self.reads.push_back(Read { layer: self.read.0, group, parts });
             }
             self.read.1 += 1;
         }
         Ok(())
     }
 
+    /// Starts to read what the disk has of a group, in each form; `None` when there is no memory for all of it just now.
+    fn start_reads(&mut self, layer: u32, group: u32) -> Result<Option<Vec<ReadPart>>, PagingEnd> {
+        let mut parts = Vec::new();
+        for (table, of) in self.tables.iter().enumerate() {
+            let blocks = of.on_disk(self.blocks_of(group));
+            if blocks.is_empty() {
+                continue;
+            }
+            let sections: Vec<Section> = of.sections(layer).collect();
+            let wanted: Vec<StagedSection> = blocks
+                .iter()
+                .flat_map(|block| sections.iter().map(|section| StagedSection { block: *block, section: *section }))
+                .collect();
+            if of.staged + wanted.len() as u32 > of.staged_max {
+                return Ok(None);
+            }
+            let started = of.cache.stage(of.sequence, &wanted);
+            let Some(stage) = started.map_err(|error| PagingEnd::Failed(error.into()))? else {
+                return Ok(None);
+            };
+            parts.push(ReadPart { table, blocks, sections: sections.len() as u32, stage });
+        }
+        for part in &parts {
+            self.tables[part.table].staged += part.sections * part.blocks.len() as u32;
+        }
+        Ok(Some(parts))
+    }
+
     fn in_place(&self) -> bool {
         self.with.device.info().in_place
     }
 
-    /// Blocks of a group that are on the disk only.
-    fn on_disk(&self, group: u32) -> Vec<u32> {
-        let on_disk = |block: &usize| matches!(self.places[*block], BlockPlace::Disk);
-        self.blocks_of(group).filter(on_disk).map(|block| block as u32).collect()
+    /// True when the step reads blocks of a group that are on the disk only.
+    fn is_on_disk(&self, group: u32) -> bool {
+        self.tables.iter().any(|table| !table.on_disk(self.blocks_of(group)).is_empty())
     }
 
     fn group_of(&self, span: u32) -> u32 {
@@ -419,7 +569,7 @@ impl<'a> Pager<'a> {
     fn blocks_of(&self, group: u32) -> std::ops::Range<usize> {
         let per_group = blocks_per_group(&self.with.geometry) as usize;
         let first = group as usize * per_group;
-        first..(first + per_group).min(self.places.len())
+        first..(first + per_group).min(self.blocks)
     }
 
     fn is_missing(&self, group: u32) -> bool {
@@ -439,6 +589,15 @@ impl Drop for Pager<'_> {
     }
 }
 
-fn host_slice(range: HostRange, offset: u64, bytes: u64) -> HostRange {
-    HostRange { extent: range.extent, offset: range.offset + offset, bytes }
+/// A closed block's sections: header plane if the form has one, scale plane, code plane.
+fn closed_place(planes: &[SectionPlace]) -> ClosedPlace {
+    match *planes {
+        [header, scale, codes] => ClosedPlace { header: Some(header), scale, codes },
+        [scale, codes] => ClosedPlace { header: None, scale, codes },
+        _ => unreachable!("a closed form has two planes or three, not {}", planes.len()),
+    }
+}
+
+fn host_slice(range: HostRange, section: &Section) -> HostRange {
+    HostRange { extent: range.extent, offset: range.offset + section.offset, bytes: section.bytes }
 }

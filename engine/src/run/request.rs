@@ -22,6 +22,8 @@ pub struct Request {
     pub end_tokens: Vec<u32>,
     /// Salt of the tenant; `None` is the default tenant.
     pub salt: Option<String>,
+    /// Nothing lossy: only exact hits, and no block is closed.
+    pub exact: bool,
 }
 
 /// Blocks found in the cache, in tokens by tier.
@@ -62,6 +64,9 @@ pub struct Answer {
     pub loaded: LoadedBytes,
     /// Misses by reason, in the order of `MissReason::ALL`.
     pub misses: [u64; 11],
+    /// Positions from which on something was computed after closed blocks without its exact window: after a lossy hit, or where a block was
+    /// lost. Logits depend on them, and are equal for equal ones. Empty without a lossy form.
+    pub clamped_at: Vec<u32>,
     /// True when the continuation ended with an end token.
     pub ended: bool,
 }

@@ -1,12 +1,9 @@
 //! Teacher forcing: what the model thinks of tokens that are given.
 
-use kvtier_sdk::cache::{Grant, KvCache, SequenceId, Want};
-
 use crate::error::EngineError;
 use crate::run::engine::Engine;
 use crate::run::request::Progress;
 use crate::run::sampler::{argmax, log_sum_exp};
-use crate::run::step::{Logits, Segment, StepEnd};
 
 /// Teacher-forced log-probabilities of a token sequence.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,40 +36,13 @@ impl Engine {
         visit: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<(), EngineError> {
         self.check_prompt(tokens, 0)?;
-        let id = self.cache.open(self.namespace(None));
-        let result = self.teacher_force_open(id, tokens, watch, visit);
-        self.cache.close(id);
+        let mut forced = self.open_forced();
+        let result = tokens.chunks(self.stepper.plan.rows as usize).try_for_each(|part| {
+            self.advance_forced(&mut forced, part, 0, visit)?;
+            watch(Progress::Prefill { index: 0, done: forced.done() as u32, total: tokens.len() as u32 });
+            Ok(())
+        });
+        self.close_forced(forced);
         result
-    }
-
-    fn teacher_force_open(
-        &mut self,
-        id: SequenceId,
-        tokens: &[u32],
-        watch: &mut dyn FnMut(Progress),
-        visit: &mut dyn FnMut(usize, &[f32]),
-    ) -> Result<(), EngineError> {
-        let (mut done, mut blocks) = (0, 0);
-        while done < tokens.len() {
-            let rows = (self.stepper.plan.rows as usize).min(tokens.len() - done);
-            let needed = ((done + rows) as u32).div_ceil(self.options.block_tokens);
-            if needed > blocks {
-                let want = Want { sequence: id, blocks: vec![None; (needed - blocks) as usize] };
-                if let Some(Grant::NoRoom(figures)) = self.cache.reserve(&[want])?.pop() {
-                    return Err(EngineError::NoRoom(figures));
-                }
-                blocks = needed;
-            }
-            let part = &tokens[done..done + rows];
-            let segment = Segment { sequence: id, tokens: part, first_position: done as u32, logits: Logits::All };
-            let mut deliver = |_: usize, row: u32, logits: &[f32]| visit(done + row as usize, logits);
-            if let StepEnd::Lost(_) = self.stepper.run(&[segment], &mut deliver)? {
-                // Open blocks are on the device and nothing else is read, so there is nothing to lose.
-                return Err(EngineError::LostAgain { attempts: 1 });
-            }
-            done += rows;
-            watch(Progress::Prefill { index: 0, done: done as u32, total: tokens.len() as u32 });
-        }
-        Ok(())
     }
 }

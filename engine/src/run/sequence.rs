@@ -6,26 +6,22 @@ use cache_core::chain::{Chain, Link};
 use cache_core::hash::Namespace;
 use cache_core::miss::MissReason;
 use cache_core::units::Tier;
-use kvtier_sdk::cache::{Acquired, SequenceId};
 use sha2::{Digest, Sha256};
 
 use crate::run::paging::LoadedBytes;
 use crate::run::request::{Answer, CachedTokens, Request};
 use crate::run::sampler::Sampler;
+use crate::run::tables::{Found, Tables};
 
 /// A request in the course of being answered.
 pub(crate) struct Sequence {
     pub(crate) request: Request,
-    pub(crate) id: SequenceId,
+    pub(crate) tables: Tables,
     pub(crate) namespace: Namespace,
     /// Prompt, then continuation.
     pub(crate) tokens: Vec<u32>,
     /// Positions whose keys and values are in blocks.
     pub(crate) computed: u32,
-    /// Blocks the sequence holds, open ones included.
-    pub(crate) blocks: u32,
-    /// Blocks that are committed (or were found).
-    pub(crate) committed: u32,
     /// True until it has looked its next blocks up: at the start, and after waiting for another sequence's blocks.
     pub(crate) looks: bool,
     /// Why the last lookup ended, until the block after it is opened.
@@ -42,21 +38,21 @@ pub(crate) struct Sequence {
     pub(crate) recomputed_tokens: u32,
     pub(crate) loaded: LoadedBytes,
     pub(crate) misses: [u64; 11],
+    /// How often the sequence went back because a block was lost.
+    pub(crate) rewinds: u32,
     ended: bool,
 }
 
 impl Sequence {
-    pub(crate) fn new(request: Request, id: SequenceId, namespace: Namespace, block_tokens: u32) -> Sequence {
+    pub(crate) fn new(request: Request, tables: Tables, namespace: Namespace, block_tokens: u32) -> Sequence {
         let chain = Chain::over(namespace, block_tokens, &request.prompt);
         Sequence {
             tokens: request.prompt.clone(),
             sampler: Sampler::new(request.sampling),
             request,
-            id,
+            tables,
             namespace,
             computed: 0,
-            blocks: 0,
-            committed: 0,
             looks: true,
             pending_miss: None,
             chain,
@@ -69,40 +65,43 @@ impl Sequence {
             recomputed_tokens: 0,
             loaded: LoadedBytes::default(),
             misses: [0; 11],
+            rewinds: 0,
             ended: false,
         }
     }
 
-    /// Links of the full blocks from `from` on whose keys a lookup may bring: the last known token is always computed, for its logits.
-    pub(crate) fn links_from(&self, from: u32, block_tokens: u32) -> &[Link] {
-        let most = (self.tokens.len() as u32 - 1) / block_tokens;
+    /// Links of the full blocks whose keys a lookup may bring: the last known token is always computed, for its logits.
+    pub(crate) fn found_links(&self, block_tokens: u32) -> &[Link] {
+        let most = (self.tokens.len() - 1) / block_tokens as usize;
         let links = self.chain.links();
-        &links[(from as usize).min(links.len())..(most as usize).min(links.len()).max(from as usize)]
+        &links[..most.min(links.len())]
     }
 
-    /// Link of a full block; `None` while its tokens are not all known.
-    pub(crate) fn link(&self, block: u32) -> Option<Link> {
-        self.chain.links().get(block as usize).copied()
+    /// Links of the full blocks, as far as their tokens are known.
+    pub(crate) fn links(&self) -> &[Link] {
+        self.chain.links()
+    }
+
+    /// Tables and links together.
+    pub(crate) fn tables_and_links(&mut self) -> (&mut Tables, &[Link]) {
+        (&mut self.tables, self.chain.links())
     }
 
     /// Takes blocks that were found.
-    pub(crate) fn found(&mut self, acquired: &Acquired, block_tokens: u32) {
-        let blocks = acquired.tiers.len() as u32;
-        self.blocks += blocks;
-        self.committed += blocks;
-        self.computed += blocks * block_tokens;
+    pub(crate) fn found(&mut self, found: &Found, block_tokens: u32) {
+        self.computed = self.tables.blocks * block_tokens;
         let before = self.reached;
         self.reached = self.reached.max(self.computed);
         // After a suspension only what was not there before counts as found in the cache.
         let new = (self.reached - before) / block_tokens;
-        for tier in acquired.tiers.iter().rev().take(new as usize) {
+        for tier in found.tiers.iter().rev().take(new as usize) {
             match tier {
                 Tier::Device => self.cached.device += block_tokens,
                 Tier::Host => self.cached.host += block_tokens,
                 Tier::Disk | Tier::Remote => self.cached.disk += block_tokens,
             }
         }
-        self.pending_miss = acquired.miss;
+        self.pending_miss = found.miss;
     }
 
     /// Counts the miss of the last lookup, now that the block is this sequence's to compute; waiting for another's block is none.
@@ -125,8 +124,14 @@ impl Sequence {
     }
 
     /// Forgets everything that was computed, as after a suspension.
-    pub(crate) fn restart(&mut self, id: SequenceId) {
-        (self.id, self.computed, self.blocks, self.committed, self.looks) = (id, 0, 0, 0, true);
+    pub(crate) fn restart(&mut self, tables: Tables) {
+        (self.tables, self.computed, self.looks) = (tables, 0, true);
+    }
+
+    /// Goes back to before `block`, which was lost.
+    pub(crate) fn rewound(&mut self, block: u32, block_tokens: u32) {
+        self.computed = self.computed.min(block * block_tokens);
+        self.rewinds += 1;
     }
 
     /// Chooses the next token from the logits of the last one; returns it.
@@ -173,6 +178,7 @@ impl Sequence {
             prefill_tokens: self.prefill_tokens,
             loaded: self.loaded,
             misses: self.misses,
+            clamped_at: self.tables.clamped_at().to_vec(),
             ended: self.ended,
         }
     }

@@ -1,14 +1,15 @@
 //! One step: the rows of several sequences through every layer.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use cache_core::miss::MissReason;
-use cache_core::payload::BlockShape;
 use gpu_tier::DeviceError;
-use gpu_tier::attention::{Accumulator, Append, Attend, Attention, Finish, Geometry, SPAN_TOKENS, SectionPlace};
+use gpu_tier::attention::closed::{AttendMixed, Closed, Encode, FITS};
+use gpu_tier::attention::{Accumulator, Append, Attention, Finish, Geometry, SPAN_TOKENS};
 use gpu_tier::cpu::math;
 use gpu_tier::device::{DeviceBuffer, Stream};
-use kvtier_sdk::cache::{BlockPlace, CacheError, KvCache, SequenceId};
+use kvtier_sdk::cache::{BlockPlace, CacheError, KvCache};
 use zerocopy::IntoBytes;
 
 use crate::error::EngineError;
@@ -16,7 +17,9 @@ use crate::matrix::Activations;
 use crate::model::Model;
 use crate::model::weights::{Compute, Layer};
 use crate::run::area::{AreaPlan, StepArea};
-use crate::run::paging::{LoadedBytes, Pager, Paging, PagingEnd};
+use crate::run::closing::WINDOW;
+use crate::run::paging::{self, LoadedBytes, Pager, Paging, PagingEnd, Table};
+use crate::run::tables::{Caches, Tables};
 
 /// Rows of the head computed at once: bounds the memory of `[rows, vocabulary]` logits.
 const HEAD_ROWS: usize = 16;
@@ -32,13 +35,25 @@ pub(crate) enum Logits {
     All,
 }
 
-/// Consecutive positions of one sequence to compute in a step. Their blocks are open on the device.
+/// Consecutive positions of one sequence to compute in a step. Their blocks are open on the device, and so are the closed ones of blocks that
+/// they fill and read closed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Segment<'a> {
-    pub(crate) sequence: SequenceId,
+    pub(crate) tables: &'a Tables,
     pub(crate) tokens: &'a [u32],
     pub(crate) first_position: u32,
     pub(crate) logits: Logits,
+}
+
+impl Segment<'_> {
+    fn positions(&self) -> Range<u32> {
+        self.first_position..self.first_position + self.tokens.len() as u32
+    }
+
+    /// Blocks that the step closes while it computes them.
+    fn closes(&self) -> Range<u32> {
+        self.tables.closed.as_ref().map_or(0..0, |table| table.due(&self.positions()))
+    }
 }
 
 /// How a step ended.
@@ -48,6 +63,8 @@ pub(crate) enum StepEnd {
     Done(Vec<LoadedBytes>),
     /// Blocks were lost, so the results were thrown away.
     Lost(Vec<LostBlock>),
+    /// Blocks, by segment, do not fit the closed form, so the results were thrown away.
+    StaysRaw(Vec<(usize, u32)>),
 }
 
 /// A block that a step needed and that has no copy left.
@@ -84,9 +101,8 @@ pub(crate) struct Stepper {
     pub(crate) model: Arc<Model>,
     pub(crate) compute: Compute,
     pub(crate) device: Arc<dyn Attention>,
-    pub(crate) cache: Arc<dyn KvCache>,
+    pub(crate) caches: Caches,
     pub(crate) geometry: Geometry,
-    pub(crate) shape: BlockShape,
     pub(crate) plan: AreaPlan,
     pub(crate) area: DeviceBuffer,
     activations: Activations,
@@ -114,15 +130,14 @@ impl Stepper {
         model: Arc<Model>,
         compute: Compute,
         device: Arc<dyn Attention>,
-        cache: Arc<dyn KvCache>,
+        caches: Caches,
         geometry: Geometry,
         plan: AreaPlan,
         area: DeviceBuffer,
     ) -> Stepper {
-        let shape = cache.shape();
         let activations = if model.needs_f32() { Activations::new() } else { Activations::int16_only() };
         let buffers = Buffers::default();
-        Stepper { model, compute, device, cache, geometry, shape, plan, area, activations, buffers }
+        Stepper { model, compute, device, caches, geometry, plan, area, activations, buffers }
     }
 
     /// Runs all segments through the model. `deliver(segment, row, logits)` gets the wanted rows once it is certain that no block
@@ -133,16 +148,15 @@ impl Stepper {
         deliver: &mut dyn FnMut(usize, u32, &[f32]),
     ) -> Result<StepEnd, EngineError> {
         let rows: usize = segments.iter().map(|segment| segment.tokens.len()).sum();
-        let places = segments.iter().map(|segment| self.needed_places(segment)).collect::<Result<Vec<_>, _>>()?;
+        let places = segments.iter().map(|segment| Places::of(&self.caches, segment)).collect::<Result<Vec<_>, _>>()?;
         let lost = lost_blocks(&places);
         if !lost.is_empty() {
             return Ok(StepEnd::Lost(lost));
         }
         self.embed(segments);
         let area = StepArea::new(&self.plan, &self.geometry, self.area.range(), rows as u32);
-        let device = Arc::clone(&self.device);
-        let cache = Arc::clone(&self.cache);
-        let mut run = LayerRun::new(&*device, &*cache, self, segments, &places, area);
+        let (device, caches) = (Arc::clone(&self.device), self.caches.clone());
+        let mut run = LayerRun::new(&*device, &caches, self, segments, &places, area);
         for layer in 0..self.model.config.layers {
             match self.layer(layer, rows, &mut run) {
                 Ok(()) => {}
@@ -151,21 +165,17 @@ impl Stepper {
             }
         }
         let loaded = run.pagers.iter().map(Pager::loaded).collect();
+        let stays_raw = run.stays_raw(self.model.config.layers)?;
         drop(run);
         let moved = self.moved_blocks(segments, &places);
         if !moved.is_empty() {
             return Ok(StepEnd::Lost(moved));
         }
+        if !stays_raw.is_empty() {
+            return Ok(StepEnd::StaysRaw(stays_raw));
+        }
         self.deliver_logits(segments, deliver);
         Ok(StepEnd::Done(loaded))
-    }
-
-    /// Where the blocks are that any row of the segment sees. Later ones, which a repair goes past, are nothing to it.
-    fn needed_places(&self, segment: &Segment<'_>) -> Result<Vec<BlockPlace>, CacheError> {
-        let tokens = segment.first_position + segment.tokens.len() as u32;
-        let mut places = self.cache.places(segment.sequence)?;
-        places.truncate(tokens.div_ceil(self.shape.block_tokens) as usize);
-        Ok(places)
     }
 
     fn embed(&mut self, segments: &[Segment<'_>]) {
@@ -252,11 +262,11 @@ impl Stepper {
     }
 
     /// Blocks whose slot changed hands while the step read them.
-    fn moved_blocks(&self, segments: &[Segment<'_>], places: &[Vec<BlockPlace>]) -> Vec<LostBlock> {
+    fn moved_blocks(&self, segments: &[Segment<'_>], places: &[Places]) -> Vec<LostBlock> {
         let mut moved = Vec::new();
         for (index, (segment, places)) in segments.iter().zip(places).enumerate() {
-            for (block, place) in places.iter().enumerate() {
-                if !self.cache.check(segment.sequence, block as u32, place) {
+            for block in 0..places.lossless.len() {
+                if !places.are_current(&self.caches, segment.tables, block) {
                     moved.push(LostBlock { segment: index, block: block as u32, reason: MissReason::LeaseLost });
                 }
             }
@@ -294,13 +304,70 @@ impl Stepper {
     }
 }
 
+/// Where a sequence's blocks are for one step, in each form, as far as any of its rows sees them.
+struct Places {
+    lossless: Vec<BlockPlace>,
+    reads_lossless: Vec<bool>,
+    /// Where blocks are closed.
+    closed: Vec<BlockPlace>,
+    reads_closed: Vec<bool>,
+}
+
+impl Places {
+    fn of(caches: &Caches, segment: &Segment<'_>) -> Result<Places, CacheError> {
+        let positions = segment.positions();
+        // Later blocks, which a repair goes past, are nothing to the step.
+        let blocks = positions.end.div_ceil(caches.block_tokens) as usize;
+        let mut lossless = caches.lossless.places(segment.tables.lossless)?;
+        lossless.truncate(blocks);
+        let (Some(table), Some(cache)) = (&segment.tables.closed, &caches.closed) else {
+            let reads_lossless = vec![true; lossless.len()];
+            return Ok(Places { lossless, reads_lossless, closed: Vec::new(), reads_closed: Vec::new() });
+        };
+        let mut closed = cache.cache.places(table.id)?;
+        closed.truncate(blocks);
+        let is_there = |places: &[BlockPlace], block: usize| {
+            places.get(block).is_some_and(|place| !matches!(place, BlockPlace::Absent))
+        };
+        let window = table.window_start(positions.start) as usize;
+        let closes = table.window_start(positions.end - 1) as usize;
+        let reads_lossless = |block: usize| {
+            is_there(&lossless, block) && (block == 0 || block >= window || !is_there(&closed, block))
+        };
+        let reads_closed =
+            |block: usize| is_there(&closed, block) && (block < closes || !is_there(&lossless, block));
+        let reads_lossless: Vec<bool> = (0..lossless.len()).map(reads_lossless).collect();
+        let reads_closed = (0..closed.len()).map(reads_closed).collect();
+        Ok(Places { reads_lossless, reads_closed, lossless, closed })
+    }
+
+    /// The places of a block that the step reads, lossless or closed.
+    fn read(&self, block: usize) -> impl Iterator<Item = (bool, &BlockPlace)> {
+        let of = |places: &'_ [BlockPlace], reads: &[bool]| reads.get(block).is_some_and(|reads| *reads) && places.len() > block;
+        let lossless = of(&self.lossless, &self.reads_lossless).then(|| (false, &self.lossless[block]));
+        let closed = of(&self.closed, &self.reads_closed).then(|| (true, &self.closed[block]));
+        lossless.into_iter().chain(closed)
+    }
+
+    /// True when what was read of a block was the block.
+    fn are_current(&self, caches: &Caches, tables: &Tables, block: usize) -> bool {
+        self.read(block).all(|(is_closed, place)| match (&tables.closed, &caches.closed) {
+            (Some(table), Some(closed)) if is_closed => closed.cache.check(table.id, block as u32, place),
+            _ => caches.lossless.check(tables.lossless, block as u32, place),
+        })
+    }
+}
+
 /// What stays the same over the layers of one step.
 struct LayerRun<'a> {
     device: &'a dyn Attention,
     geometry: Geometry,
+    codes: Option<Closed>,
     area: StepArea,
     jobs: Vec<Job>,
     pagers: Vec<Pager<'a>>,
+    /// Blocks that the step closes, with the segment that they belong to.
+    closes: Vec<(usize, u32)>,
 }
 
 /// One segment's rows in the step area.
@@ -314,15 +381,15 @@ struct Job {
 impl<'a> LayerRun<'a> {
     fn new(
         device: &'a dyn Attention,
-        cache: &'a dyn KvCache,
+        caches: &'a Caches,
         stepper: &Stepper,
         segments: &[Segment<'_>],
-        places: &'a [Vec<BlockPlace>],
+        places: &'a [Places],
         area: StepArea,
     ) -> LayerRun<'a> {
         let geometry = stepper.geometry;
         let plan = &stepper.plan;
-        let tokens = |segment: &Segment<'_>| segment.first_position + segment.tokens.len() as u32;
+        let tokens = |segment: &Segment<'_>| segment.positions().end;
         let sizes: Vec<(u32, u32)> = segments
             .iter()
             .map(|segment| (segment.tokens.len() as u32, tokens(segment).div_ceil(SPAN_TOKENS)))
@@ -336,20 +403,38 @@ impl<'a> LayerRun<'a> {
         });
         let jobs = jobs.collect();
         let slots_each = u64::from(plan.paging_slots / segments.len() as u32) * plan.paging_slot_bytes;
-        let with = Paging {
-            device,
-            cache,
-            geometry,
-            shape: stepper.shape,
-            slot_bytes: plan.paging_slot_bytes,
-            staged_max: cache.stage_capacity() / segments.len() as u32,
-        };
+        let codes = caches.closed.as_ref().map(|closed| closed.closing.codes());
+        let layers = stepper.model.config.layers;
+        let with = Paging { device, geometry, codes, layers, slot_bytes: plan.paging_slot_bytes };
+        let share = |cache: &dyn KvCache| cache.stage_capacity() / segments.len() as u32;
         let pagers = segments.iter().zip(places).enumerate().map(|(index, (segment, places))| {
             let slots = area.paging.slice(index as u64 * slots_each, slots_each);
-            Pager::new(with, segment.sequence, places, slots, tokens(segment))
+            let mut tables = vec![Table {
+                cache: &*caches.lossless,
+                sequence: segment.tables.lossless,
+                shape: caches.lossless.shape(),
+                places: &places.lossless,
+                reads: places.reads_lossless.clone(),
+                staged_max: share(&*caches.lossless),
+                staged: 0,
+            }];
+            if let (Some(table), Some(closed)) = (&segment.tables.closed, &caches.closed) {
+                tables.push(Table {
+                    cache: &*closed.cache,
+                    sequence: table.id,
+                    shape: closed.cache.shape(),
+                    places: &places.closed,
+                    reads: places.reads_closed.clone(),
+                    staged_max: share(&*closed.cache),
+                    staged: 0,
+                });
+            }
+            Pager::new(with, tables, slots, tokens(segment))
         });
         let pagers = pagers.collect();
-        LayerRun { device, geometry, area, jobs, pagers }
+        let closes = segments.iter().enumerate();
+        let closes = closes.flat_map(|(index, segment)| segment.closes().map(move |block| (index, block))).collect();
+        LayerRun { device, geometry, codes, area, jobs, pagers, closes }
     }
 
     /// Writes the new keys and values of `layer` into their blocks and attends; the result is in the area's output.
@@ -372,10 +457,11 @@ impl<'a> LayerRun<'a> {
             })
             .collect();
         self.device.append(Stream::Compute, &self.geometry, &appends)?;
+        self.close(layer)?;
         self.attend_resident()?;
         for index in 0..self.jobs.len() {
             if !self.pagers[index].is_resident() {
-                let attend = self.attend_job(index, &[], &[]);
+                let attend = self.attend_job(index);
                 self.pagers[index].attend(layer, &attend).map_err(|end| match end {
                     PagingEnd::Failed(error) => StepStop::Failed(error),
                     PagingEnd::Lost { block, reason } => StepStop::Lost(LostBlock { segment: index, block, reason }),
@@ -396,30 +482,61 @@ impl<'a> LayerRun<'a> {
         Ok(self.device.finish(Stream::Compute, &self.geometry, &finishes)?)
     }
 
+    /// Encodes this layer of the blocks that the step fills and reads closed.
+    fn close(&self, layer: u32) -> Result<(), EngineError> {
+        let Some(codes) = self.codes.filter(|_| !self.closes.is_empty()) else {
+            return Ok(());
+        };
+        let first = u64::from(layer) * self.closes.len() as u64;
+        let encode = |(index, (segment, block)): (usize, &(usize, u32))| {
+            let (pager, block) = (&self.pagers[*segment], *block as usize);
+            Encode {
+                exact: pager.sections()[block].expect("what a step fills is on the device"),
+                into: pager.closed()[block].expect("its closed block is open on the device"),
+                verdict: self.area.verdicts.slice(4 * (first + index as u64), 4),
+            }
+        };
+        let jobs: Vec<Encode> = self.closes.iter().enumerate().map(encode).collect();
+        Ok(self.device.encode(Stream::Compute, &self.geometry, codes, &jobs)?)
+    }
+
+    /// Blocks that the step was to close and that do not fit the form.
+    fn stays_raw(&self, layers: u32) -> Result<Vec<(usize, u32)>, EngineError> {
+        let mut verdicts = vec![FITS; layers as usize * self.closes.len()];
+        if verdicts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let bytes = self.area.verdicts.slice(0, 4 * verdicts.len() as u64);
+        self.device.download(Stream::Compute, bytes, verdicts.as_mut_bytes())?;
+        let fits = |index: usize| verdicts[index..].iter().step_by(self.closes.len()).all(|verdict| *verdict == FITS);
+        let closes = self.closes.iter().enumerate();
+        Ok(closes.filter(|(index, _)| !fits(*index)).map(|(_, block)| *block).collect())
+    }
+
     /// All sequences of which nothing must travel, in one launch.
     fn attend_resident(&self) -> Result<(), EngineError> {
         let resident: Vec<usize> = (0..self.jobs.len()).filter(|index| self.pagers[*index].is_resident()).collect();
         let spans: Vec<Vec<u32>> = resident.iter().map(|index| self.pagers[*index].all_spans()).collect();
-        let jobs: Vec<Attend<'_>> = resident
-            .iter()
-            .zip(&spans)
-            .map(|(index, spans)| self.attend_job(*index, self.pagers[*index].sections(), spans))
-            .collect();
-        if jobs.is_empty() {
-            return Ok(());
+        let mut jobs = Vec::with_capacity(resident.len());
+        for (index, spans) in resident.iter().zip(&spans) {
+            let pager = &self.pagers[*index];
+            jobs.push(AttendMixed { exact: pager.sections(), closed: pager.closed(), spans, ..self.attend_job(*index) });
         }
-        Ok(self.device.attend(Stream::Compute, &self.geometry, &jobs)?)
+        Ok(paging::attend(self.device, &self.geometry, self.codes, &jobs)?)
     }
 
-    fn attend_job<'j>(&self, index: usize, sections: &'j [Option<SectionPlace>], spans: &'j [u32]) -> Attend<'j> {
+    /// A segment's rows, over no blocks yet.
+    fn attend_job(&self, index: usize) -> AttendMixed<'static> {
         let job = &self.jobs[index];
         let query_row = self.query_row();
-        Attend {
+        AttendMixed {
             queries: self.area.queries.slice(job.first_row * query_row, u64::from(job.rows) * query_row),
             rows: job.rows,
             first_position: job.first_position,
-            sections,
-            spans,
+            exact: &[],
+            closed: &[],
+            window: WINDOW,
+            spans: &[],
             into: job.into,
         }
     }
@@ -429,14 +546,16 @@ impl<'a> LayerRun<'a> {
     }
 }
 
-/// Blocks that have no copy left.
-fn lost_blocks(places: &[Vec<BlockPlace>]) -> Vec<LostBlock> {
+/// Blocks that the step reads and that have no copy left.
+fn lost_blocks(places: &[Places]) -> Vec<LostBlock> {
     let mut lost = Vec::new();
     for (segment, places) in places.iter().enumerate() {
-        for (block, place) in places.iter().enumerate() {
-            if let BlockPlace::Lost(reason) = place {
-                lost.push(LostBlock { segment, block: block as u32, reason: *reason });
-            }
+        for block in 0..places.lossless.len() {
+            let reason = places.read(block).find_map(|(_, place)| match place {
+                BlockPlace::Lost(reason) => Some(*reason),
+                _ => None,
+            });
+            lost.extend(reason.map(|reason| LostBlock { segment, block: block as u32, reason }));
         }
     }
     lost

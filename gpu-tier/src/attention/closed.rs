@@ -2,7 +2,8 @@
 //!
 //! **Which form a row reads.** A row at position `t` reads block `j` closed if and only if `j >= 1` and
 //! `(j + 1) block_tokens + window <= t`, and exactly otherwise; a block that a job lists without an exact place is read closed
-//! by every row. Block sizes are multiples of 64, so that a span lies in one block and is read in one form.
+//! by every row, one without a closed place exactly. Block sizes are multiples of 64, so that a span lies in one block and is
+//! read in one form.
 //!
 //! For each (row, head, span) of a closed block, with `q` the query vector, the partial is (f32, each operation rounded
 //! once; `quantise` and `base` below)
@@ -124,7 +125,7 @@ pub struct AttendMixed<'a> {
     pub first_position: u32,
     /// This layer's exact section of each block, by block index.
     pub exact: &'a [Option<SectionPlace>],
-    /// This layer's closed sections of each block, by block index; those that some row reads closed must be there.
+    /// This layer's closed sections of each block, by block index; `None` for those that are read exactly.
     pub closed: &'a [Option<ClosedPlace>],
     /// Exact window: positions between the end of a closed block and the row that reads it.
     pub window: u32,
@@ -133,3 +134,20 @@ pub struct AttendMixed<'a> {
     /// Where the result goes.
     pub into: Accumulator,
 }
+
+/// One layer of one block, to be encoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Encode {
+    /// Its `raw16` section, of a full block.
+    pub exact: SectionPlace,
+    /// Its sections in the closed form, in device memory; every byte of them is written.
+    pub into: ClosedPlace,
+    /// Four bytes of device memory: [`FITS`] or [`STAYS_RAW`], u32 in the machine's byte order.
+    pub verdict: DeviceRange,
+}
+
+/// Verdict of [`Encode`]: the closed sections are whole.
+pub const FITS: u32 = 0;
+/// Verdict of [`Encode`]: the form cannot hold the values ([`cache_core::codec::StaysRaw`]); the closed sections mean nothing,
+/// nor does attention over them.
+pub const STAYS_RAW: u32 = 1;

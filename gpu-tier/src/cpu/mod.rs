@@ -1,6 +1,7 @@
 //! The `cpu` device: always there, the embedded default.
 
 mod attention;
+pub mod bandwidth;
 pub mod codec;
 mod device;
 pub mod isa;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use gpu_tier::cpu::isa::Isa;
 use gpu_tier::cpu::workers::Workers;
 use gpu_tier::cpu::{CpuConfig, CpuDevice, Link};
-use gpu_tier::device::HostExtent;
+use gpu_tier::device::{Device, DeviceBuffer, DeviceRange, HostExtent, Stream};
 use rustix::fs::MemfdFlags;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
@@ -124,4 +124,18 @@ pub fn bytes_of(floats: &[f32]) -> Vec<u8> {
 /// The f32 array in some bytes.
 pub fn floats_of(bytes: &[u8]) -> Vec<f32> {
     bytes.chunks_exact(4).map(|x| f32::from_ne_bytes([x[0], x[1], x[2], x[3]])).collect()
+}
+
+/// Bytes in device memory.
+pub fn put(device: &CpuDevice, bytes: &[u8]) -> DeviceBuffer {
+    let buffer = device.allocate(bytes.len() as u64).unwrap();
+    device.upload(Stream::Compute, bytes, buffer.range()).unwrap();
+    buffer
+}
+
+/// Device memory as bytes.
+pub fn get(device: &CpuDevice, range: DeviceRange) -> Vec<u8> {
+    let mut bytes = vec![0; range.bytes as usize];
+    device.download(Stream::Compute, range, &mut bytes).unwrap();
+    bytes
 }

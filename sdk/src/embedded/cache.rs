@@ -1,7 +1,7 @@
 //! [`KvCache`] over the embedded tiers.
 
 use cache_core::chain::Link;
-use cache_core::form::{Accept, Form, Lineage};
+use cache_core::form::{Accept, Form, Lineage, Provenance};
 use cache_core::hash::Namespace;
 use cache_core::key::CopyKey;
 use cache_core::manager::{Below, CopyState, EntryId, Event};
@@ -17,7 +17,7 @@ use crate::cache::{
 };
 use crate::embedded::disk::Disk;
 use crate::embedded::driver::{Answer, Driver};
-use crate::embedded::state::{Block, State, owner, unknown};
+use crate::embedded::state::{Block, Sequence, State, owner, unknown};
 use crate::embedded::{Embedded, explain};
 
 impl Embedded {
@@ -76,8 +76,8 @@ impl Embedded {
         if want.blocks.is_empty() {
             return Ok(Grant::Granted);
         }
-        let namespace = state.sequence(want.sequence)?.namespace;
-        let keys = want.blocks.iter().map(|link| link.and_then(|link| self.key_of(namespace, link))).collect();
+        let sequence = state.sequence(want.sequence)?;
+        let keys = want.blocks.iter().map(|link| link.and_then(|link| self.key_of(sequence, &link))).collect();
         self.grant(state, want.sequence, keys, None)
     }
 
@@ -87,6 +87,12 @@ impl Embedded {
         let namespace = sequence_now.namespace;
         let keep = (blocks as usize).min(sequence_now.blocks.len());
         let dropped = sequence_now.blocks.split_off(keep);
+        self.drop_blocks(state, namespace, sequence, dropped);
+        Ok(())
+    }
+
+    /// Lets go of blocks that are not a sequence's any more.
+    fn drop_blocks(&self, state: &mut State, namespace: Namespace, sequence: SequenceId, dropped: Vec<Block>) {
         let mut entries = Vec::new();
         for block in dropped {
             let (opened_for, held) = match block {
@@ -94,6 +100,7 @@ impl Embedded {
                     entries.push(entry);
                     continue;
                 }
+                Block::Absent { .. } => continue,
                 Block::Open { opened_for, held, .. } => (opened_for, held),
                 Block::Private { .. } => (None, None),
             };
@@ -102,7 +109,6 @@ impl Embedded {
             self.tell(state, namespace, event);
         }
         self.tell(state, namespace, Event::Release { entries: &entries });
-        Ok(())
     }
 
     /// Where a cache entry is. Copies that turn out to be gone are reported to the shard on the way.
@@ -140,23 +146,26 @@ impl Embedded {
         }
     }
 
-    /// What the disk's index says of each link.
-    fn below(&self, namespace: Namespace, links: &[Link]) -> Vec<Below> {
+    /// What the disk's index says of each key.
+    fn below(&self, keys: &[CopyKey]) -> Vec<Below> {
         let Some(disk) = self.tiers.disk.as_ref().filter(|_| publishes(&self.shape)) else {
             return Vec::new();
         };
-        let find = |link: &Link| disk.tier().find(&CopyKey::exact(namespace, link.hash)).map(|_| ());
-        links.iter().map(find).collect()
+        keys.iter().map(|key| disk.tier().find(key).map(|_| ())).collect()
     }
 
-    fn key_of(&self, namespace: Namespace, link: Link) -> Option<CopyKey> {
-        publishes(&self.shape).then(|| CopyKey::exact(namespace, link.hash))
+    fn keys_of(&self, sequence: &Sequence, links: &[Link]) -> Vec<CopyKey> {
+        links.iter().map(|link| sequence.key(self.shape.form_map(), link)).collect()
+    }
+
+    fn key_of(&self, sequence: &Sequence, link: &Link) -> Option<CopyKey> {
+        publishes(&self.shape).then(|| sequence.key(self.shape.form_map(), link))
     }
 }
 
 /// raw32 is never published.
 fn publishes(shape: &BlockShape) -> bool {
-    shape.form == Form::Raw16
+    shape.form != Form::Raw32
 }
 
 impl KvCache for Embedded {
@@ -168,6 +177,16 @@ impl KvCache for Embedded {
         self.state().open(namespace)
     }
 
+    fn taint(&self, sequence: SequenceId, from: u32, provenance: Provenance) -> Result<(), CacheError> {
+        let mut state = self.state();
+        let sequence_now = state.sequence_mut(sequence)?;
+        if (from as usize) < sequence_now.blocks.len() {
+            return Err(CacheError::Unknown { what: format!("a taint of block {from} of sequence {}", sequence.0) });
+        }
+        sequence_now.taint(from, provenance);
+        Ok(())
+    }
+
     fn close(&self, sequence: SequenceId) {
         let mut state = self.state();
         if self.shorten(&mut state, sequence, 0).is_ok() {
@@ -176,25 +195,43 @@ impl KvCache for Embedded {
     }
 
     fn lookup(&self, namespace: Namespace, links: &[Link], accept: Accept) -> Acquired {
-        let below = self.below(namespace, links);
-        let (tiers, miss) = self.state().shard().peek(namespace, links, &below, accept);
+        let keys = self.keys_of(&Sequence::new(namespace), links);
+        let below = self.below(&keys);
+        let (tiers, miss) = self.state().shard().peek(&keys, &below, accept);
         Acquired { tiers, miss }
     }
 
     fn acquire(&self, sequence: SequenceId, links: &[Link], accept: Accept) -> Result<Acquired, CacheError> {
         let mut state = self.state();
-        let namespace = state.sequence(sequence)?.namespace;
-        let below = self.below(namespace, links);
-        let event = Event::Acquire { namespace, links, below: &below, accept };
+        let known = state.sequence(sequence)?;
+        let (namespace, keys) = (known.namespace, self.keys_of(known, links));
+        let below = self.below(&keys);
+        let event = Event::Acquire { keys: &keys, links, below: &below, accept };
         let (answer, _) = self.drive(&mut state, namespace, event);
         let Some(Answer::Acquired(hits, miss)) = answer else {
             unreachable!("{answer:?} to an acquire");
         };
-        let blocks = &mut state.sequence_mut(sequence)?.blocks;
-        for ((entry, _), link) in hits.iter().zip(links) {
-            blocks.push(Block::Held { entry: *entry, key: CopyKey::exact(namespace, link.hash) });
+        for (entry, _) in &hits {
+            let key = state.shard().entry(*entry).expect("it was made live just now").key;
+            state.sequence_mut(sequence)?.blocks.push(Block::Held { entry: *entry, key });
         }
         Ok(Acquired { tiers: hits.into_iter().map(|(_, tier)| tier).collect(), miss })
+    }
+
+    fn skip(&self, sequence: SequenceId, link: Option<Link>) -> Result<(), CacheError> {
+        let absent = Block::Absent { hash: link.map(|link| link.hash) };
+        self.state().sequence_mut(sequence)?.blocks.push(absent);
+        Ok(())
+    }
+
+    fn release(&self, sequence: SequenceId, block: u32) -> Result<(), CacheError> {
+        let mut state = self.state();
+        let known = state.sequence_mut(sequence)?;
+        let hash = known.hash_of(block)?;
+        let dropped = std::mem::replace(&mut known.blocks[block as usize], Block::Absent { hash });
+        let namespace = known.namespace;
+        self.drop_blocks(&mut state, namespace, sequence, vec![dropped]);
+        Ok(())
     }
 
     fn reserve(&self, wants: &[Want]) -> Result<Vec<Grant>, CacheError> {
@@ -254,6 +291,7 @@ impl KvCache for Embedded {
                     BlockPlace::Device(self.tiers.device.range(slot.place()), stamp)
                 }
                 Block::Held { entry, key } => self.locate(&mut state, namespace, entry, key),
+                Block::Absent { .. } => BlockPlace::Absent,
             });
         }
         Ok(places)
@@ -263,7 +301,7 @@ impl KvCache for Embedded {
         let lease = match place {
             BlockPlace::Device(_, stamp) => return self.tiers.device.is_at(stamp.slot, stamp.generation),
             // What was read from the disk was verified when it came.
-            BlockPlace::Disk => return true,
+            BlockPlace::Disk | BlockPlace::Absent => return true,
             BlockPlace::Lost(_) => return false,
             BlockPlace::Host(_, lease) => lease,
         };
@@ -291,7 +329,7 @@ impl KvCache for Embedded {
         let Block::Open { opened_for, held, .. } = *state.sequence(sequence)?.block(block)? else {
             return Err(CacheError::Unknown { what: format!("open block {block} of sequence {}", sequence.0) });
         };
-        let Some(key) = self.key_of(namespace, link) else {
+        let Some(key) = self.key_of(state.sequence(sequence)?, &link) else {
             state.sequence_mut(sequence)?.make_private(block);
             return Ok(Committed::Inserted);
         };
@@ -300,7 +338,7 @@ impl KvCache for Embedded {
         if reopened_for_another || link.depth != block || before.is_some_and(|hash| link.parent != hash) {
             return Err(CacheError::Unknown { what: format!("{link:?} as block {block} of sequence {}", sequence.0) });
         }
-        let sealed = Sealed { key, lineage: Lineage(key.form), link };
+        let sealed = Sealed { key, lineage: Lineage::of(key.form), link };
         let event = Event::Commit { owner: owner(sequence), opened_for, key, link, held: held.is_some() };
         let (Some(Answer::Committed(entry, how)), _) = self.drive(&mut state, namespace, event) else {
             unreachable!("a commit is answered at once");

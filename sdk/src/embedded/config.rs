@@ -11,7 +11,7 @@ use host_tier::{HostConfig, HostError, HostTier};
 
 use crate::cache::CacheError;
 use crate::embedded::Host;
-use crate::embedded::disk::{Aside, DiskSettings};
+use crate::embedded::disk::{Aside, DiskSettings, record_bytes};
 use crate::embedded::extents::ArenaExtent;
 
 /// Settings of [`crate::embedded::Embedded`].
@@ -58,7 +58,7 @@ impl HostPlan {
             host_bytes: config.host_bytes,
             below_entries: disk.map_or(0, |disk| disk.live_blocks),
             disk_index_bytes: disk
-                .map_or(0, |disk| disk.budget_bytes / config.shape.slot_bytes() * DiskTier::index_record_bytes()),
+                .map_or(0, |disk| disk.store.budget_bytes() / record_bytes(&config.shape) * DiskTier::index_record_bytes()),
         }
     }
 

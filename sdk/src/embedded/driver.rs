@@ -1,8 +1,9 @@
 //! Performs the shard's actions on the tiers, in order, and feeds their ends back until nothing is left to do.
 //!
-//! Copies are enqueued as they come and awaited together: one event for all demotions, one for all promotions of a round. A demotion is
-//! `reserve` in the host, copy out of the whole slot image, `commit` in the host (which verifies what arrived); the device copy goes when
-//! the shard says so, after that. A promotion is the same the other way round, under a host lease that is validated after the copy.
+//! Copies are enqueued as they come. A demotion is `reserve` in the host, copy out of the whole slot image, `commit` in the host (which
+//! verifies what arrived); the device copy goes when the shard says so, after that. A promotion is the same the other way round, under a
+//! host lease that is validated after the copy. Demotions of a round are awaited together. Promotions are awaited one by one, and only when
+//! the disk has brought nothing: a block that it brings follows the copies that are under way.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use cache_core::store::{Lease, Lend, Lookup, Resident, Sealed, Slot, StoreError}
 use cache_core::units::{Now, Tier};
 use gpu_tier::DeviceError;
 use gpu_tier::attention::Attention;
-use gpu_tier::device::{CopyPiece, HostRange, Stream};
+use gpu_tier::device::{CopyPiece, Event as DeviceEvent, HostRange, Stream};
 
 use crate::cache::{Committed, NoRoom};
 use crate::embedded::state::State;
@@ -43,6 +44,8 @@ struct Promotion {
     sealed: Sealed,
     slot: Slot,
     lease: Lease,
+    /// Done when the bytes have arrived.
+    copied: DeviceEvent,
 }
 
 /// One run of the driver: lives as long as the state lock is held.
@@ -54,7 +57,8 @@ pub(crate) struct Driver<'a> {
     now: Now,
     queue: VecDeque<Action>,
     demotions: Vec<Demotion>,
-    promotions: Vec<Promotion>,
+    /// In the order of their copies.
+    promotions: VecDeque<Promotion>,
     answer: Option<Answer>,
     /// The first device error of the run.
     failure: Option<DeviceError>,
@@ -74,7 +78,7 @@ impl<'a> Driver<'a> {
             now,
             queue: VecDeque::new(),
             demotions: Vec::new(),
-            promotions: Vec::new(),
+            promotions: VecDeque::new(),
             answer: None,
             failure: None,
         }
@@ -120,11 +124,14 @@ impl<'a> Driver<'a> {
             while let Some(action) = self.queue.pop_front() {
                 self.perform(action);
             }
-            if self.demotions.is_empty() && self.promotions.is_empty() {
+            if self.is_settled() {
                 return;
             }
             self.finish_demotions();
-            self.finish_promotions();
+            let brought = !self.state.disk.loads.is_empty() && self.collect_disk();
+            if !brought && self.queue.is_empty() {
+                self.finish_promotion();
+            }
         }
     }
 
@@ -159,7 +166,7 @@ impl<'a> Driver<'a> {
                 Err(end) => self.feed(Event::Demoted { entry, end }),
             },
             Action::Promote { entry, key } => match self.start_promotion(entry, key) {
-                Ok(promotion) => self.promotions.push(promotion),
+                Ok(promotion) => self.promotions.push_back(promotion),
                 Err(end) => self.feed(Event::Onboarded { entry, end }),
             },
             Action::Store { key, spill, .. } => self.store(key, spill),
@@ -209,13 +216,14 @@ impl<'a> Driver<'a> {
         let slot = self.tiers.device.reserve(key).map_err(|error| end_of(&error))?;
         let piece = CopyPiece { host: host.range(lease.place()), device: self.tiers.device.range(slot.place()) };
         self.enqueue(Stream::CopyIn, piece)?;
-        Ok(Promotion { entry, sealed, slot, lease })
+        let copied = self.device.record(Stream::CopyIn).map_err(|error| self.failed(error))?;
+        Ok(Promotion { entry, sealed, slot, lease, copied })
     }
 
     /// What the writer states about a copy that is moved: copies are never re-encoded on the way.
     pub(in crate::embedded) fn sealed(&self, entry: EntryId, key: CopyKey) -> Result<Sealed, CopyEnd> {
         let view = self.state.shard().entry(entry).ok_or(CopyEnd::SourceLost)?;
-        Ok(Sealed { key, lineage: Lineage(key.form), link: view.link })
+        Ok(Sealed { key, lineage: Lineage::of(key.form), link: view.link })
     }
 
     /// Copies start after the kernels enqueued so far: the target slot may have been read, the source slot written by one.
@@ -255,24 +263,22 @@ impl<'a> Driver<'a> {
         }
     }
 
-    fn finish_promotions(&mut self) {
-        let promotions = std::mem::take(&mut self.promotions);
-        if promotions.is_empty() {
+    /// Waits for the oldest promotion.
+    fn finish_promotion(&mut self) {
+        let Some(Promotion { entry, sealed, slot, lease, copied }) = self.promotions.pop_front() else {
             return;
-        }
-        let copied = self.wait(Stream::CopyIn);
-        for Promotion { entry, sealed, slot, lease } in promotions {
-            let current = self.tiers.host.as_ref().is_some_and(|host| host.tier.is_current(&lease));
-            let end = match copied {
-                Err(end) => end,
-                Ok(()) if !current => CopyEnd::SourceLost,
-                Ok(()) => match slot.commit(&sealed) {
-                    Ok(()) => CopyEnd::Done,
-                    Err((_, error)) => end_of(&error),
-                },
-            };
-            self.feed(Event::Onboarded { entry, end });
-        }
+        };
+        let copied = self.device.synchronize(copied).map_err(|error| self.failed(error));
+        let current = self.tiers.host.as_ref().is_some_and(|host| host.tier.is_current(&lease));
+        let end = match copied {
+            Err(end) => end,
+            Ok(()) if !current => CopyEnd::SourceLost,
+            Ok(()) => match slot.commit(&sealed) {
+                Ok(()) => CopyEnd::Done,
+                Err((_, error)) => end_of(&error),
+            },
+        };
+        self.feed(Event::Onboarded { entry, end });
     }
 }
 

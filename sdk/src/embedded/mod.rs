@@ -51,7 +51,7 @@ use crate::embedded::driver::Driver;
 use crate::embedded::state::State;
 
 pub use config::EmbeddedConfig;
-pub use disk::{DiskSettings, DiskStatus};
+pub use disk::{DiskSettings, DiskStatus, DiskStore, SharedStore, StoreSettings, Writes};
 pub use disk_tier::io::IoChoice;
 pub use disk_tier::{Admission, Damage, DiskError, DiskState, DiskTier, VerifyReport, bench};
 
@@ -87,7 +87,7 @@ impl Embedded {
     /// Opens the tiers. Errors: [`CacheError::Budget`] when a budget does not hold one block with its metadata; whatever the device or
     /// the kernel refuses.
     pub fn open(config: EmbeddedConfig) -> Result<Embedded, CacheError> {
-        Embedded::open_with(config, &|settings, config| DiskTier::open(&settings.directory, config))
+        Embedded::open_with(config, &|store, config| DiskTier::open(&store.directory, config))
     }
 
     fn open_with(config: EmbeddedConfig, open_tier: &OpenTier<'_>) -> Result<Embedded, CacheError> {
@@ -138,6 +138,12 @@ impl Embedded {
         }
     }
 
+    /// The store, for a second cache in this process; `None` when none is open. It is closed through the cache that opened it, after the
+    /// others have drained theirs.
+    pub fn share_store(&self) -> Option<SharedStore> {
+        self.tiers.disk.as_ref().map(|disk| SharedStore(disk.port()))
+    }
+
     /// The disk tier, if it is open.
     pub fn disk_tier(&self) -> Option<&DiskTier> {
         self.tiers.disk.as_ref().map(Disk::tier)
@@ -146,13 +152,24 @@ impl Embedded {
     /// An orderly end of the disk tier: what waits to be written is written, the index is saved, both within the limit. The cache goes on
     /// without the disk. True when everything was written.
     pub fn close_disk(&self, limit: Duration) -> bool {
+        let until = Instant::now() + limit;
+        let written = self.drain_disk(limit);
+        if let Some(disk) = &self.tiers.disk {
+            let left = until.saturating_duration_since(Instant::now());
+            // A third of the time, at the least, is for the index.
+            disk.tier().close(u64::try_from(left.max(limit / 3).as_millis()).unwrap_or(u64::MAX));
+        }
+        written
+    }
+
+    /// Writes what waits to be written, within the limit; true when that was everything.
+    pub fn drain_disk(&self, limit: Duration) -> bool {
         let Some(disk) = &self.tiers.disk else {
             return true;
         };
         let until = Instant::now() + limit;
-        let left = || u64::try_from(until.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(u64::MAX);
         let mut written = false;
-        while !written && left() > 0 {
+        while !written && Instant::now() < until {
             let mut state = self.state();
             Driver::new(self, &mut state, Namespace([0; 32])).tend_disk();
             written = state.disk.is_idle();
@@ -161,8 +178,6 @@ impl Embedded {
                 disk.tier().wait(10);
             }
         }
-        // A third of the time, at the least, is for the index.
-        disk.tier().close(left().max(limit.as_millis() as u64 / 3));
         written
     }
 

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use cache_core::chain::Link;
+use cache_core::form::{FormMapId, Provenance};
 use cache_core::hash::{BlockHash, Namespace};
 use cache_core::key::CopyKey;
 use cache_core::manager::{Budgets, CacheManager, EntryId, Owner, Shard, Ticket};
@@ -25,6 +27,8 @@ pub(crate) enum Block {
     Held { entry: EntryId, key: CopyKey },
     /// Full, never published (raw32): the sequence's own.
     Private { slot: Slot },
+    /// Not held here. The hash is that of the block, if its tokens were known.
+    Absent { hash: Option<BlockHash> },
 }
 
 /// A running sequence.
@@ -32,23 +36,46 @@ pub(crate) enum Block {
 pub(crate) struct Sequence {
     pub(crate) namespace: Namespace,
     pub(crate) blocks: Vec<Block>,
+    /// From which block on blocks are computed after what, ascending; exact before the first.
+    taints: Vec<(u32, Provenance)>,
 }
 
 impl Sequence {
+    pub(crate) fn new(namespace: Namespace) -> Sequence {
+        Sequence { namespace, blocks: Vec::new(), taints: Vec::new() }
+    }
+
+    pub(crate) fn taint(&mut self, from: u32, provenance: Provenance) {
+        self.taints.retain(|(earlier, _)| *earlier < from);
+        self.taints.push((from, provenance));
+    }
+
+    /// The copy of a block that this sequence would make itself.
+    pub(crate) fn key(&self, form: FormMapId, link: &Link) -> CopyKey {
+        let taint = self.taints.iter().rev().find(|(from, _)| *from <= link.depth);
+        let provenance = taint.map_or(Provenance::EXACT, |(_, provenance)| *provenance);
+        CopyKey { form, provenance, ..CopyKey::exact(self.namespace, link.hash) }
+    }
     pub(crate) fn block(&self, index: u32) -> Result<&Block, CacheError> {
         self.blocks
             .get(index as usize)
             .ok_or_else(|| CacheError::Unknown { what: format!("block {index} of a sequence") })
     }
 
+    /// The hash of a block, as far as its tokens were known.
+    pub(crate) fn hash_of(&self, block: u32) -> Result<Option<BlockHash>, CacheError> {
+        Ok(match self.block(block)? {
+            Block::Held { key, .. } | Block::Open { opened_for: Some(key), .. } => Some(key.hash),
+            Block::Absent { hash } => *hash,
+            Block::Open { opened_for: None, .. } | Block::Private { .. } => None,
+        })
+    }
+
     /// What the parent of `block` must be, `Some(None)` for block 0; `None` where the block before has no known key.
     pub(crate) fn hash_before(&self, block: u32) -> Option<Option<BlockHash>> {
-        let Some(before) = block.checked_sub(1) else {
-            return Some(None);
-        };
-        match self.blocks.get(before as usize)? {
-            Block::Held { key, .. } | Block::Open { opened_for: Some(key), .. } => Some(Some(key.hash)),
-            Block::Open { opened_for: None, .. } | Block::Private { .. } => None,
+        match block.checked_sub(1) {
+            None => Some(None),
+            Some(before) => self.hash_of(before).ok()?.map(Some),
         }
     }
 
@@ -102,7 +129,7 @@ impl State {
 
     pub(crate) fn open(&mut self, namespace: Namespace) -> SequenceId {
         let id = SequenceId(self.number());
-        self.sequences.insert(id, Sequence { namespace, blocks: Vec::new() });
+        self.sequences.insert(id, Sequence::new(namespace));
         id
     }
 
@@ -127,9 +154,9 @@ impl State {
                 Block::Held { entry, .. } | Block::Open { held: Some(entry), .. } => {
                     *readers.entry(*entry).or_default() += 1
                 }
-                Block::Open { .. } | Block::Private { .. } => {}
+                Block::Open { .. } | Block::Private { .. } | Block::Absent { .. } => {}
             }
-            open += u32::from(!matches!(block, Block::Held { .. }));
+            open += u32::from(matches!(block, Block::Open { .. } | Block::Private { .. }));
         }
         if self.shard().open_slots() != open {
             return Err(format!("{open} blocks are open, the shard counts {}", self.shard().open_slots()));

@@ -138,7 +138,7 @@ impl Rig {
                 self.device.download(Stream::CopyIn, bounce.range().slice(from, to - from), &mut bytes).unwrap();
                 Some(bytes)
             }
-            BlockPlace::Disk | BlockPlace::Lost(_) => None,
+            BlockPlace::Disk | BlockPlace::Lost(_) | BlockPlace::Absent => None,
         }
     }
 

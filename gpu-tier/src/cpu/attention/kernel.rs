@@ -281,7 +281,7 @@ unsafe fn dots<V: Lanes, E: Stored, const R: usize, const P: usize>(
 
 /// Turns the first `n` of 64 scores into probabilities (the others of their piece into 0) and gives (m, l).
 #[inline(always)]
-pub(super) unsafe fn softmax<V: Lanes>(scores: *mut f32, n: usize) -> (f32, f32) {
+unsafe fn softmax<V: Lanes>(scores: *mut f32, n: usize) -> (f32, f32) {
     // SAFETY: 64 scores of our own scratch.
     unsafe {
         if n == SPAN {

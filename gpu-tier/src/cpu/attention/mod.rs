@@ -2,12 +2,13 @@
 //! they compute is in [`crate::attention`].
 //!
 //! # Safety
-//! Everything unsafe below this module works on addresses that `views.rs` resolved under `Memory::pin`: ranges were
+//! Everything unsafe below this module works on addresses that `views.rs` and `encode.rs` resolved under `Memory::pin`: ranges were
 //! checked against live allocations or registered extents, and pins keep the allocations until the call ends. Contents
 //! of KV blocks are data only: no length or index is read from them.
 
 mod append;
 mod closed;
+mod encode;
 #[cfg(target_arch = "x86_64")]
 mod finish;
 #[cfg(target_arch = "x86_64")]
@@ -24,13 +25,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub(crate) use unit::Scratch;
 
+use super::codec::Simd;
 use super::device::CpuDevice;
 use super::isa::Isa;
-use crate::attention::closed::{AttendMixed, Closed};
+use crate::attention::closed::{AttendMixed, Closed, Encode};
 use crate::attention::{Append, Attend, Attention, Finish, Geometry};
 use crate::device::Stream;
 use crate::error::DeviceError;
 use closed::places::Task;
+use encode::EncodeWork;
 
 impl Attention for CpuDevice {
     fn append(&self, stream: Stream, geometry: &Geometry, jobs: &[Append<'_>]) -> Result<(), DeviceError> {
@@ -55,6 +58,23 @@ impl Attention for CpuDevice {
         jobs: &[AttendMixed<'_>],
     ) -> Result<(), DeviceError> {
         self.attend_forms(stream, geometry, Some(closed), jobs)
+    }
+
+    fn encode(&self, stream: Stream, geometry: &Geometry, closed: Closed, jobs: &[Encode]) -> Result<(), DeviceError> {
+        views::check_launch("encode", stream, geometry)?;
+        let (work, pinned) = self.memory.pin(|access| EncodeWork::resolve(self, access, geometry, closed, jobs))?;
+        let _running = self.start_compute()?;
+        // SAFETY: the words' addresses are checked and pinned.
+        unsafe { work.clear_verdicts() };
+        let (codec, parts) = (Simd::new(self.isa), work.parts());
+        let batch = (parts / (self.workers.count() * 4)).clamp(2, 32);
+        self.share(parts, batch, &|i, claim| {
+            let mut scratch = self.scratch[claim.worker].lock().unwrap_or_else(PoisonError::into_inner);
+            // SAFETY: all addresses are checked and pinned, and each part has targets of its own.
+            unsafe { work.run(i, &codec, &mut scratch) };
+        });
+        drop(pinned);
+        Ok(())
     }
 
     fn finish(&self, stream: Stream, geometry: &Geometry, jobs: &[Finish]) -> Result<(), DeviceError> {

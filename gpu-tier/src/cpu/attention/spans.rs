@@ -40,18 +40,18 @@ impl Span {
         let place = job.closed.get(block).copied().flatten();
         let block_end = (block as i64 + 1) * block_tokens as i64;
         let closed_from = match work.closed {
-            None => i64::MAX,
             // Whoever sees all of it.
             Some(_) if place.is_some() && job.exact.get(block).copied().flatten().is_none() => block_end - 1,
-            Some(_) if block >= 1 => block_end + i64::from(job.window),
-            Some(_) => i64::MAX,
+            Some(_) if place.is_some() && block >= 1 => block_end + i64::from(job.window),
+            _ => i64::MAX,
         };
         let mut resolved = Span { index: span, pieces: NOWHERE, closed: None, closed_from };
         if first_row.max(first) < closed_from {
             resolved.pieces = span_pieces(device, access, work, job, span)?;
         }
-        if let Some(forms) = work.closed.filter(|_| closed_from < end) {
-            let place = place.ok_or_else(|| missing("attend", block))?;
+        if let (Some(forms), Some(place)) = (work.closed, place)
+            && closed_from < end
+        {
             let (sections, in_host) = closed_sections(device, access, &work.geometry, forms, place, block)?;
             resolved.closed = Some(places::span(&work.geometry, forms, sections, in_block / SPAN));
             let bytes = places::span_bytes(&work.geometry, forms);
@@ -85,7 +85,7 @@ fn span_pieces(
             _ => {
                 let place = job.exact.get(block).copied().flatten().ok_or_else(|| missing("attend", block))?;
                 let (bytes, alignment) = (geometry.section_bytes(), geometry.element.bytes());
-                section_address(device, access, place, block, bytes, alignment)?
+                section_address(device, access, "attend", place, block, (bytes, alignment))?
             }
         };
         known = Some((block, section, in_host));
@@ -110,7 +110,8 @@ fn closed_sections(
     block: usize,
 ) -> Result<(Sections, bool), DeviceError> {
     let kv_heads = u64::from(geometry.kv_heads);
-    let mut address = |place, bytes: u64| section_address(device, access, place, block, kv_heads * bytes, 2);
+    let mut address =
+        |place, bytes: u64| section_address(device, access, "attend", place, block, (kv_heads * bytes, 2));
     let (codes, in_host) = address(place.codes, forms.code_bytes(geometry))?;
     let (scale, _) = address(place.scale, forms.scale_bytes(geometry))?;
     let header_bytes = forms.header_bytes(geometry);
@@ -122,26 +123,26 @@ fn closed_sections(
     Ok((Sections { header, scale, codes }, in_host))
 }
 
-/// Address of a section and whether it is in the host arena.
-fn section_address(
+/// Address of a section of given bytes and alignment, and whether it is in the host arena.
+pub(super) fn section_address(
     device: &CpuDevice,
     access: &mut Access<'_>,
+    what: &'static str,
     place: SectionPlace,
     block: usize,
-    bytes: u64,
-    alignment: u64,
+    (bytes, alignment): (u64, u64),
 ) -> Result<(*const u8, bool), DeviceError> {
     use crate::device::Device as _;
     match place {
         SectionPlace::Device(range) => {
-            check_section("attend", block, (range.offset, range.bytes), bytes, alignment)?;
+            check_section(what, block, (range.offset, range.bytes), bytes, alignment)?;
             Ok((access.address(range)?.cast_const(), false))
         }
         SectionPlace::Host(range) => {
             if !device.info().in_place {
                 return Err(DeviceError::NotResident { section: block });
             }
-            check_section("attend", block, (range.offset, range.bytes), bytes, alignment)?;
+            check_section(what, block, (range.offset, range.bytes), bytes, alignment)?;
             Ok((device.host_address(range, true)?.cast_const(), true))
         }
     }

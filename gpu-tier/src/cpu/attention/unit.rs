@@ -125,13 +125,22 @@ pub(super) struct Parts {
 }
 
 impl Scratch {
+    /// Room for `count` bf16, valid until the scratch is asked again.
+    pub(super) fn words(&mut self, count: usize) -> *mut u16 {
+        self.grow(count.div_ceil(2));
+        self.lines.as_mut_ptr().cast()
+    }
+
+    fn grow(&mut self, floats: usize) {
+        if self.lines.len() * 16 < floats {
+            self.lines.resize(floats.div_ceil(16), Line([0.0; 16]));
+        }
+    }
+
     /// The parts for a head size, valid until the scratch is asked again.
     pub(super) fn parts(&mut self, head_dim: usize) -> Parts {
         let sizes = [head_dim * SPAN, head_dim * SPAN, TILE * SPAN, TILE * head_dim];
-        let floats: usize = sizes.iter().sum();
-        if self.lines.len() * 16 < floats {
-            self.lines.resize(floats / 16, Line([0.0; 16]));
-        }
+        self.grow(sizes.iter().sum());
         let start: *mut f32 = self.lines.as_mut_ptr().cast();
         let [keys, values, scores, _] = sizes;
         Parts {

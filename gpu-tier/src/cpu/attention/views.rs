@@ -40,6 +40,14 @@ pub(super) fn check_launch(what: &'static str, stream: Stream, geometry: &Geomet
     Ok(())
 }
 
+/// Checks what closed blocks need besides. Errors: [`DeviceError::Shape`].
+pub(super) fn check_closed(what: &'static str, geometry: &Geometry) -> Result<(), DeviceError> {
+    if !geometry.block_tokens.is_multiple_of(SPAN as u32) {
+        return Err(shape(what, format!("closed blocks of {} tokens", geometry.block_tokens)));
+    }
+    Ok(())
+}
+
 /// Address of an f32 array of at least `floats` elements. Errors: shape or range.
 fn array(
     access: &mut Access<'_>,
@@ -68,7 +76,7 @@ pub(super) fn check_section(
 }
 
 /// Refuses a launch in which two workers would write the same bytes. Errors: shape.
-fn check_disjoint(what: &'static str, mut targets: Vec<DeviceRange>) -> Result<(), DeviceError> {
+pub(super) fn check_disjoint(what: &'static str, mut targets: Vec<DeviceRange>) -> Result<(), DeviceError> {
     targets.sort_unstable_by_key(|range| (range.buffer, range.offset));
     let overlap = |pair: &&[DeviceRange]| {
         pair[0].buffer == pair[1].buffer && pair[0].offset + pair[0].bytes > pair[1].offset && pair[1].bytes > 0
@@ -210,8 +218,8 @@ pub(super) fn attend_work(
     closed: Option<Closed>,
     jobs: &[AttendMixed<'_>],
 ) -> Result<Work, DeviceError> {
-    if closed.is_some() && !geometry.block_tokens.is_multiple_of(SPAN as u32) {
-        return Err(shape("attend", format!("closed blocks of {} tokens", geometry.block_tokens)));
+    if closed.is_some() {
+        check_closed("attend", geometry)?;
     }
     let mut work = Work {
         geometry: *geometry,

@@ -24,6 +24,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cache_core::form::Form;
 use cache_core::payload::BlockShape;
 use cache_core::store::{Slot, SlotPlace};
 use disk_tier::io::{IoChoice, Region};
@@ -39,9 +40,60 @@ pub(crate) use books::Books;
 use bounce::{Pool, Span};
 use port::Port;
 
-/// Settings of the disk tier.
+/// The disk tier under a cache.
 #[derive(Clone, Debug)]
 pub struct DiskSettings {
+    /// Which store.
+    pub store: DiskStore,
+    /// Live blocks that may be on the disk only, at most.
+    pub live_blocks: u32,
+    /// Pieces of bounce memory that sections of one step need at least.
+    pub pieces_min: u32,
+    /// Which published blocks are written behind.
+    pub writes: Writes,
+}
+
+/// Which store a cache writes to.
+#[derive(Clone, Debug)]
+pub enum DiskStore {
+    /// One of its own.
+    Own(StoreSettings),
+    /// That of another cache in this process, whose budget holds the blocks of both.
+    Shared(SharedStore),
+}
+
+impl DiskStore {
+    /// What this store adds to the bytes on the disk.
+    pub(crate) fn budget_bytes(&self) -> u64 {
+        match self {
+            DiskStore::Own(settings) => settings.budget_bytes,
+            DiskStore::Shared(_) => 0,
+        }
+    }
+}
+
+/// An open store, for a second cache: see [`crate::embedded::Embedded::share_store`].
+#[derive(Clone)]
+pub struct SharedStore(pub(crate) Arc<Port>);
+
+impl std::fmt::Debug for SharedStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SharedStore")
+    }
+}
+
+/// Which published blocks are written behind. A live block's way out of memory is open to all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writes {
+    /// All.
+    All,
+    /// Those with nothing lossy before them: the others are stored in another form.
+    Untainted,
+}
+
+/// Settings of a store.
+#[derive(Clone, Debug)]
+pub struct StoreSettings {
     /// The store's directory; made when it is not there.
     pub directory: PathBuf,
     /// Hard limit in bytes of everything in it.
@@ -52,10 +104,6 @@ pub struct DiskSettings {
     pub write_limit_bytes_s: Option<u64>,
     /// Which way to the disk.
     pub io: IoChoice,
-    /// Live blocks that may be on the disk only, at most.
-    pub live_blocks: u32,
-    /// Pieces of bounce memory that sections of one step need at least.
-    pub pieces_min: u32,
 }
 
 /// What became of the disk tier.
@@ -80,6 +128,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// An open disk tier with its bounce memory.
 pub(crate) struct Disk {
     shape: BlockShape,
+    writes: Writes,
     port: Arc<Port>,
     /// Whole images.
     images: Arc<Pool>,
@@ -89,8 +138,8 @@ pub(crate) struct Disk {
     regions: Vec<Arc<dyn Region>>,
 }
 
-/// How the tier is opened: over the settings' directory, or, in tests, over any medium.
-pub(crate) type OpenTier<'a> = dyn Fn(&DiskSettings, DiskConfig) -> Result<DiskTier, DiskError> + 'a;
+/// How a store is opened: in the settings' directory, or, in tests, over any medium.
+pub(crate) type OpenTier<'a> = dyn Fn(&StoreSettings, DiskConfig) -> Result<DiskTier, DiskError> + 'a;
 
 /// Host slots that are set aside as bounce memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,6 +160,12 @@ impl Aside {
     pub(crate) fn slots(&self) -> u32 {
         self.images + self.pieces
     }
+}
+
+/// The smallest usual record of such blocks in any form: a store's division follows from it, and is to be the same whichever form its
+/// first cache keeps.
+pub(crate) fn record_bytes(shape: &BlockShape) -> u64 {
+    shape.slot_bytes().min(shape.with_form(Form::Kc4vt4).slot_bytes())
 }
 
 /// Bytes of the pages around any section of this shape.
@@ -139,16 +194,23 @@ impl Disk {
             registered += region.bytes();
             registered <= REGISTERED_BYTES_MAX
         };
-        let config = DiskConfig {
-            admission: settings.admission,
-            write_limit_bytes_s: settings.write_limit_bytes_s,
-            io: settings.io,
-            regions: regions.iter().take_while(within).cloned().collect(),
-            record_bytes: shape.slot_bytes(),
-            ..DiskConfig::new(settings.budget_bytes)
+        let open = |store: &StoreSettings| {
+            let config = DiskConfig {
+                admission: store.admission,
+                write_limit_bytes_s: store.write_limit_bytes_s,
+                io: store.io,
+                regions: regions.iter().take_while(within).cloned().collect(),
+                record_bytes: record_bytes(&shape),
+                ..DiskConfig::new(store.budget_bytes)
+            };
+            open_tier(store, config).map(|tier| Arc::new(Port::new(tier)))
         };
-        let tier = match open_tier(settings, config) {
-            Ok(tier) => tier,
+        let opened = match &settings.store {
+            DiskStore::Own(store) => open(store),
+            DiskStore::Shared(SharedStore(port)) => Ok(Arc::clone(port)),
+        };
+        let port = match opened {
+            Ok(port) => port,
             Err(DiskError::Budget { found_bytes, minimum_bytes }) => {
                 return Err(CacheError::Budget { what: "a disk tier", budget_bytes: found_bytes, minimum_bytes });
             }
@@ -170,7 +232,8 @@ impl Disk {
         let parts = pieces.iter().flat_map(cut).map(|(place, offset)| span(place, offset, bytes)).collect();
         Ok(Ok(Disk {
             shape,
-            port: Arc::new(Port::new(tier)),
+            writes: settings.writes,
+            port,
             images: Pool::new(whole, images),
             pieces: Pool::new(parts, pieces),
             regions,
@@ -179,6 +242,10 @@ impl Disk {
 
     pub(crate) fn tier(&self) -> &DiskTier {
         self.port.tier()
+    }
+
+    pub(crate) fn port(&self) -> Arc<Port> {
+        Arc::clone(&self.port)
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use cache_core::form::Provenance;
 use cache_core::key::CopyKey;
 use cache_core::manager::{CopyEnd, EntryId, Event};
 use cache_core::miss::MissReason;
@@ -15,7 +16,7 @@ use disk_tier::{DiskDone, DiskEnd, DiskOk, WriteRequest};
 use gpu_tier::device::{CopyPiece, Stream};
 
 use crate::embedded::disk::books::{Load, WAITING_MAX, Waiting};
-use crate::embedded::disk::{Disk, PATIENCE};
+use crate::embedded::disk::{Disk, PATIENCE, Writes};
 use crate::embedded::driver::{Driver, end_of};
 
 /// How long a device copy that must go waits for bounce memory, before it goes without having been stored.
@@ -38,8 +39,11 @@ impl<'a> Driver<'a> {
     }
 
     pub(in crate::embedded) fn store(&mut self, key: CopyKey, spill: bool) {
+        let is_kept_out = self.disk().writes == Writes::Untainted && key.provenance != Provenance::EXACT;
         let books = &mut self.state.disk;
-        if spill {
+        if is_kept_out && !spill {
+            self.feed(Event::Stored { key, spill, end: CopyEnd::Full });
+        } else if spill {
             books.waiting.push_front(Waiting { key, is_live: true });
             self.copy_out_waiting(PATIENCE);
         } else if books.waiting.len() < WAITING_MAX {

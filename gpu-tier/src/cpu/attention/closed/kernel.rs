@@ -7,10 +7,10 @@
 
 #![expect(clippy::needless_range_loop, reason = "register tiles are indexed in two arrays at once; plain loops unroll")]
 
-use super::super::kernel::{fold, prefetch, softmax};
+use super::super::kernel::{fold, prefetch};
 use super::super::lanes::{Kernel, Lanes};
-use super::super::unit::{Parts, SPAN, Scratch, TILE};
-use super::{ClosedSpan, ClosedUnit, LEAST_MAGNITUDE, QUANTISED_MAX, worth};
+use super::super::unit::{Parts, SPAN, Scratch, TILE, Unit};
+use super::{ClosedSpan, ClosedUnit, LEAST_MAGNITUDE, QUANTISED_MAX};
 use crate::attention::closed::Codes;
 
 /// Most query vectors at once where there are 16 registers.
@@ -209,23 +209,9 @@ impl<K: Packed, W: Packed, const R: usize> Kernel for Tile<'_, K, W, R> {
         let (space, unit) = (tiles.space, &tiles.closed.unit);
         // SAFETY: module header.
         unsafe {
-            let mut worth = Worth { unit: [0.0; R], base: [0.0; R] };
-            for r in 0..R {
-                let pairs = space.query_pairs.add(r * unit.head_dim / 2);
-                let scales = (K::CODES == Codes::Rows4).then_some(space.key_scales.cast_const());
-                (worth.unit[r], worth.base[r]) =
-                    quantise::<V, K>(unit.query(i + r), unit.head_dim, scales, K::CODES == Codes::Rows4, pairs);
-            }
+            let worth = quantise_queries::<V, K, R>(&space, unit, i);
             scores::<V, K, W, R>(tiles, &worth);
-            let (mut m, mut l) = ([0.0f32; 16], [0.0f32; 16]);
-            for r in 0..R {
-                let probabilities = space.scores.add(r * SPAN);
-                (m[r], l[r]) = softmax::<V>(probabilities, SPAN);
-                let pairs = space.weight_pairs.add(r * SPAN / 2);
-                let scales = Some(space.value_scales.cast_const());
-                (worth.unit[r], worth.base[r]) =
-                    quantise::<V, W>(probabilities, SPAN, scales, W::CODES == Codes::Rows4, pairs);
-            }
+            let (m, l, worth) = weigh::<V, W, R>(&space);
             let sums: [*mut f32; R] = std::array::from_fn(|r| {
                 if unit.fold { space.sums.add(r * unit.head_dim) } else { unit.target(i + r).add(2) }
             });
@@ -243,40 +229,98 @@ impl<K: Packed, W: Packed, const R: usize> Kernel for Tile<'_, K, W, R> {
     }
 }
 
-/// Writes `n` weights (times their scales) as pairs of integers and gives the worth of one, and the sum of weights times the
-/// lowest values, which stand `n` floats after the scales.
+/// Writes the queries of `R` vectors from `i` on (times the channels' half-ranges) as pairs of integers. Like [`weigh`] it does
+/// a step for all vectors before the next step, so that none waits for another's horizontal sums.
 #[inline(always)]
-unsafe fn quantise<V: Lanes, P: Packed>(
-    weights: *const f32,
-    n: usize,
-    scales: Option<*const f32>,
-    has_lowest: bool,
-    pairs: *mut i32,
-) -> (f32, f32) {
+unsafe fn quantise_queries<V: Lanes, K: Packed, const R: usize>(space: &Space, unit: &Unit, i: usize) -> Worth<R> {
+    let (head_dim, rows4) = (unit.head_dim, K::CODES == Codes::Rows4);
+    let queries: [*const f32; R] = std::array::from_fn(|r| unit.query(i + r));
     // SAFETY: module header.
     unsafe {
-        let (mut most, mut sum) = (V::splat(0.0), V::splat(0.0));
-        for i in (0..n).step_by(16) {
-            let weight = V::load(weights.add(i));
-            let Some(scales) = scales else {
-                most = weight.magnitude(most);
-                continue;
-            };
-            most = weight.mul(V::load(scales.add(i))).magnitude(most);
-            if has_lowest {
-                sum = weight.fma(V::load(scales.add(n + i)), sum);
+        let (mut most, mut base) = ([V::splat(0.0); R], [V::splat(0.0); R]);
+        for d in (0..head_dim).step_by(16) {
+            for r in 0..R {
+                let query = V::load(queries[r].add(d));
+                if rows4 {
+                    most[r] = query.mul(V::load(space.key_scales.add(d))).magnitude(most[r]);
+                    base[r] = query.fma(V::load(space.key_scales.add(head_dim + d)), base[r]);
+                } else {
+                    most[r] = query.magnitude(most[r]);
+                }
             }
         }
-        let (most, base) = (most.max_lane(), if has_lowest { sum.sum_lanes() } else { 0.0 });
-        let (unit, inverse) =
-            if most < LEAST_MAGNITUDE { (0.0, 0.0) } else { (most * const { worth(P::CODES) }, QUANTISED_MAX / most) };
-        let inverse = V::splat(inverse);
-        for i in (0..n).step_by(16) {
-            let weight = V::load(weights.add(i));
-            let weight = scales.map_or(weight, |scales| weight.mul(V::load(scales.add(i))));
-            P::pairs::<V>(weight.mul(inverse), pairs.add(i / 2));
+        let (worth, inverse) = Worth::of::<V, K>(most, rows4.then_some(base));
+        for d in (0..head_dim).step_by(16) {
+            for r in 0..R {
+                let query = V::load(queries[r].add(d));
+                let weight = if rows4 { query.mul(V::load(space.key_scales.add(d))) } else { query };
+                K::pairs::<V>(weight.mul(V::splat(inverse[r])), space.query_pairs.add((r * head_dim + d) / 2));
+            }
         }
-        (unit, base)
+        worth
+    }
+}
+
+/// Turns the scores of `R` vectors into probabilities, and these (times the tokens' factors) into pairs of integers. Gives m
+/// and l of each. What is left where the scores were means nothing.
+#[inline(always)]
+unsafe fn weigh<V: Lanes, W: Packed, const R: usize>(space: &Space) -> ([f32; 16], [f32; 16], Worth<R>) {
+    let (mut m, mut l) = ([0.0f32; 16], [0.0f32; 16]);
+    let rows4 = W::CODES == Codes::Rows4;
+    // SAFETY: module header.
+    unsafe {
+        for r in 0..R {
+            let mut most = V::splat(f32::NEG_INFINITY);
+            for t in (0..SPAN).step_by(16) {
+                most = V::load(space.scores.add(r * SPAN + t)).max(most);
+            }
+            // Of two zeros either may have won; the sum makes both the positive one.
+            m[r] = most.max_lane() + 0.0;
+        }
+        let (mut most, mut base) = ([V::splat(0.0); R], [V::splat(0.0); R]);
+        let mut sums = [V::splat(0.0); R];
+        for r in 0..R {
+            for t in (0..SPAN).step_by(16) {
+                let at = space.scores.add(r * SPAN + t);
+                let probability = V::load(at).sub(V::splat(m[r])).exp();
+                sums[r] = sums[r].add(probability);
+                let weight = probability.mul(V::load(space.value_scales.add(t)));
+                weight.store(at);
+                most[r] = weight.magnitude(most[r]);
+                if rows4 {
+                    base[r] = probability.fma(V::load(space.value_scales.add(SPAN + t)), base[r]);
+                }
+            }
+        }
+        let (worth, inverse) = Worth::of::<V, W>(most, rows4.then_some(base));
+        for r in 0..R {
+            l[r] = sums[r].sum_lanes();
+            for t in (0..SPAN).step_by(16) {
+                let weight = V::load(space.scores.add(r * SPAN + t)).mul(V::splat(inverse[r]));
+                W::pairs::<V>(weight, space.weight_pairs.add((r * SPAN + t) / 2));
+            }
+        }
+        (m, l, worth)
+    }
+}
+
+impl<const R: usize> Worth<R> {
+    /// From the lanes' largest magnitudes and sums over lowest values; and what a weight is multiplied with.
+    #[inline(always)]
+    unsafe fn of<V: Lanes, P: Packed>(most: [V; R], base: Option<[V; R]>) -> (Worth<R>, [f32; R]) {
+        let (mut worth, mut inverse) = (Worth { unit: [0.0; R], base: [0.0; R] }, [0.0; R]);
+        for r in 0..R {
+            // SAFETY: inside `Lanes::run`.
+            let most = unsafe { most[r].max_lane() };
+            if most >= LEAST_MAGNITUDE {
+                (worth.unit[r], inverse[r]) = (most * const { super::worth(P::CODES) }, QUANTISED_MAX / most);
+            }
+            if let Some(base) = base {
+                // SAFETY: as above.
+                worth.base[r] = unsafe { base[r].sum_lanes() };
+            }
+        }
+        (worth, inverse)
     }
 }
 

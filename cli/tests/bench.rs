@@ -1,0 +1,140 @@
+//! `kvtier bench forms` and `kvtier bench decode`: what scripts read, and that the decoded tokens are those of `kvtier run`.
+
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+const TEXT: &str = include_str!("../assets/moby-dick.txt");
+
+fn kvtier(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_kvtier")).args(args).output().expect("the binary runs")
+}
+
+/// Lines of stdout.
+fn lines(args: &[&str]) -> Vec<String> {
+    let output = kvtier(args);
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("UTF-8").lines().map(str::to_owned).collect()
+}
+
+fn objects(args: &[&str]) -> Vec<Value> {
+    lines(args).iter().map(|line| serde_json::from_str(line).expect("one object a line")).collect()
+}
+
+fn number(object: &Value, field: &str) -> f64 {
+    let value = object[field].as_f64().unwrap_or_else(|| panic!("no number {field}: {object}"));
+    assert!(value.is_finite() && value > 0.0, "{field}: {value}");
+    value
+}
+
+#[test]
+fn forms_gives_one_object_a_form() {
+    let objects = objects(&["bench", "forms", "--json", "--rounds", "1", "--ctx", "512"]);
+    let forms: Vec<&str> = objects.iter().map(|object| object["form"].as_str().expect("a form")).collect();
+    assert_eq!(forms, ["raw16", "sx12", "i8h", "kc4vt4"]);
+    // As the table of docs/forms.md: bits per value at 64 tokens and 64 channels.
+    for (object, bits) in objects.iter().zip([16.0, 12.03, 8.25, 4.5]) {
+        assert!((number(object, "ratio") - 16.0 / bits).abs() < 1e-3, "{object}");
+        for way in ["encode", "decode"] {
+            let range = object[format!("{way}_vs_memcpy_range")].as_array().expect("a pair");
+            let median = number(object, &format!("{way}_vs_memcpy"));
+            assert_eq!([range[0].as_f64(), range[1].as_f64()], [Some(median); 2], "one round has no spread");
+            number(object, &format!("{way}_vs_memcpy_1mib"));
+        }
+        for field in ["gb_s", "encode_gb_s", "memcpy_gb_s", "gb_s_1mib", "encode_gb_s_1mib", "memcpy_gb_s_1mib"] {
+            number(object, field);
+        }
+        // Speeds are of one round, so the ratio is their quotient.
+        let quotient = number(object, "gb_s") / number(object, "memcpy_gb_s");
+        assert!((quotient / number(object, "decode_vs_memcpy") - 1.0).abs() < 1e-9, "{object}");
+        assert_eq!(object["lz4"].is_object(), object["form"] == "sx12");
+        assert_eq!(object["attention_vs_exact"].is_number(), object["form"] == "i8h" || object["form"] == "kc4vt4");
+    }
+    for field in ["ratio", "gb_s", "encode_vs_memcpy", "decode_vs_memcpy_1mib"] {
+        number(&objects[1]["lz4"], field);
+    }
+}
+
+#[test]
+fn forms_shows_people_a_table() {
+    let lines = lines(&["bench", "forms", "--rounds", "1", "--ctx", "256"]);
+    let names: Vec<&str> = lines.iter().filter_map(|line| line.split_whitespace().next()).collect();
+    assert!(names.ends_with(&["raw16", "sx12", "lz4", "i8h", "kc4vt4"]), "{names:?}");
+}
+
+#[test]
+fn decode_gives_the_logits_of_run() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let document = folder.path().join("doc.txt");
+    std::fs::write(&document, &TEXT[..1500]).expect("a document");
+    let document = document.to_str().expect("UTF-8");
+    let prompt = ["--file", document, "--ask", "Who speaks?", "--max-tokens", "5", "--json"];
+    let mut digests = Vec::new();
+    // Keys and values of 30 layers, 3 heads and 64 channels in two bytes.
+    let token_bytes = 2.0 * 2.0 * 30.0 * 3.0 * 64.0;
+    for (form, threads) in [("raw16", "1"), ("raw16", "2"), ("kc4vt4", "2")] {
+        let form_args = ["--form", form, "--threads", threads];
+        let run = objects(&[&["run", "--ignore-eos"][..], &form_args, &prompt].concat()).remove(0);
+        let found = objects(&[&["bench", "decode"][..], &form_args, &prompt].concat());
+        let [found] = &found[..] else { panic!("one object: {found:?}") };
+        assert_eq!(found["logits_digest"], run["logits_digest"]);
+        assert_eq!((&found["ctx"], &found["form"]), (&run["prompt_tokens"], &Value::from(form)));
+        assert_eq!((&found["threads"].to_string()[..], &found["tokens"]), (threads, &Value::from(5)));
+        let (bytes, kv) = (number(found, "bytes_per_token"), number(found, "kv_bytes_per_token"));
+        let exact = token_bytes * number(found, "ctx");
+        // Exact keys are read 16 tokens at a time. Of these few blocks the first and the latest stay exact.
+        let expected = if form == "raw16" { exact..exact + token_bytes * 21.0 } else { 0.4 * exact..0.8 * exact };
+        assert!(expected.contains(&kv), "{form}: {kv} of {exact}");
+        let floor = bytes / number(found, "read_gb_s") / 1e6;
+        assert!((number(found, "floor_ms") / floor - 1.0).abs() < 1e-9 && bytes > kv);
+        number(found, "ms_per_token");
+        digests.push(found["logits_digest"].clone());
+    }
+    assert!(digests[0] == digests[1] && digests[0] != digests[2], "{digests:?}");
+    let other =
+        objects(&["bench", "decode", "--ctx", "300", "--file", document, "--max-tokens", "5", "--json"]).remove(0);
+    assert_ne!(other["logits_digest"], digests[0]);
+    assert_eq!(other["ctx"], 300);
+}
+
+/// A document that is shorter than the context is read again from its start; without one the built-in text is taken.
+#[test]
+fn decode_fills_the_context_it_is_asked_for() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let digest = |text: &str, ctx: &str| {
+        let document = folder.path().join("doc.txt");
+        std::fs::write(&document, text).expect("a document");
+        let file = ["--file", document.to_str().expect("UTF-8")];
+        objects(&[&["bench", "decode", "--ctx", ctx, "--max-tokens", "2", "--json"][..], &file].concat()).remove(0)
+    };
+    let once = digest(" sea sea sea sea", "16");
+    assert_eq!(once["ctx"], 16);
+    assert_eq!(once["logits_digest"], digest(&" sea".repeat(16), "16")["logits_digest"]);
+    let built_in = objects(&["bench", "decode", "--ctx", "16", "--max-tokens", "2", "--json"]).remove(0);
+    assert_eq!(built_in["logits_digest"], digest(TEXT, "16")["logits_digest"]);
+}
+
+#[test]
+fn bad_input_is_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let empty = folder.path().join("empty.txt");
+    std::fs::write(&empty, "").expect("a document");
+    let empty = empty.to_str().expect("UTF-8");
+    for (args, named) in [
+        (&["bench", "forms", "--ctx", "100"][..], "multiple of 64"),
+        (&["bench", "forms", "--rounds", "0"], "--rounds"),
+        (&["bench", "decode"], "--ctx"),
+        (&["bench", "decode", "--ask", "what?"], "--file"),
+        (&["bench", "decode", "--ctx", "9", "--file", empty], "empty.txt"),
+        (&["bench", "decode", "--ctx", "9", "--threads", "0"], "--threads"),
+        (&["bench", "decode", "--ctx", "9", "--form", "q4_0"], "--form"),
+        (&["bench", "decode", "--ctx", "9", "--max-tokens", "1"], "--max-tokens"),
+        (&["bench", "decode", "--ctx", "9000"], "8192"),
+    ] {
+        let output = kvtier(args);
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {message}");
+        assert!(output.stdout.is_empty() && message.contains(named), "{args:?}: {message}");
+        assert!((1..=4).contains(&message.lines().count()), "{args:?}: {message}");
+    }
+}

@@ -1,0 +1,4 @@
+//! What this machine's ceilings are measured with.
+
+pub use gpu_tier::cpu::bandwidth;
+pub use gpu_tier::cpu::codec::{Simd, bench as forms, bench_attention as attention};
