@@ -232,11 +232,16 @@ impl Log {
                 self.quarantine(&job.fingerprint, job.location);
                 Err(DiskEnd::Miss(MissReason::NeverStored))
             }
-            Err(_) => {
-                self.counters.failed_checks += 1;
-                self.quarantine(&job.fingerprint, job.location);
-                Err(DiskEnd::Miss(MissReason::FailedCheck))
-            }
+            Err(_) => match self.lookup(&job.fingerprint) {
+                Ok(known) if known.location == job.location => {
+                    self.counters.failed_checks += 1;
+                    self.quarantine(&job.fingerprint, job.location);
+                    Err(DiskEnd::Miss(MissReason::FailedCheck))
+                }
+                // It was deleted while the bytes were on their way: nothing is wrong with the disk.
+                Ok(_) => Err(DiskEnd::Miss(MissReason::Evicted)),
+                Err(reason) => Err(DiskEnd::Miss(reason)),
+            },
         };
         self.finish(job.op, job.key, memory, end);
     }

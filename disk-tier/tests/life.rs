@@ -225,7 +225,7 @@ fn a_segment_is_not_reused_under_its_readers() {
     };
     assert_eq!(run(None), Ok(DiskOk::Read), "its bytes were still there");
     let missed = run(Some(PlantedBug::ReuseUnderReaders));
-    assert_eq!(missed, Err(DiskEnd::Miss(MissReason::FailedCheck)), "reused: not its bytes, and noticed by its place");
+    assert_eq!(missed, Err(DiskEnd::Miss(MissReason::Evicted)), "reused: not its bytes, and noticed by its place");
 }
 
 #[test]

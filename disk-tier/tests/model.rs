@@ -9,14 +9,16 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::Thread;
 
 use cache_core::buffer::Buffer;
 use cache_core::contract::SHAPE;
 use cache_core::hash::Namespace;
+use cache_core::store::OpId;
 use disk_tier::io::rig::{Completion, CrashMedium, Image, MemoryMedium, SplitMix64};
 use disk_tier::io::{Medium, Memory};
 use disk_tier::testing::PlantedBug;
-use disk_tier::{DiskEnd, DiskOk, DiskState, DiskTier, Pin, WriteRequest};
+use disk_tier::{DiskDone, DiskEnd, DiskOk, DiskState, DiskTier, Pin, WriteRequest};
 use support::*;
 
 const SEGMENTS: u64 = 6;
@@ -186,6 +188,50 @@ fn planted_bugs_are_caught() {
     assert!(over.is_err(), "TooManySegments was not noticed");
 }
 
+/// One thread polls for all and wakes whoever waits for what has ended.
+#[derive(Default)]
+struct Mailbox {
+    letters: Mutex<HashMap<u64, Letter>>,
+    /// Threads that wait for nothing more.
+    leavers: AtomicU64,
+}
+
+enum Letter {
+    Awaited(Thread),
+    Ended(DiskDone),
+}
+
+impl Mailbox {
+    fn wait(&self, op: OpId) -> DiskDone {
+        loop {
+            let mut letters = self.letters.lock().unwrap();
+            if let Some(Letter::Ended(done)) = letters.remove(&op.0) {
+                return done;
+            }
+            letters.insert(op.0, Letter::Awaited(std::thread::current()));
+            drop(letters);
+            std::thread::park();
+        }
+    }
+
+    fn serve(&self, tier: &DiskTier, threads: u64) {
+        let mut ended = Vec::new();
+        while self.leavers.load(Ordering::SeqCst) < threads {
+            tier.poll(&mut ended);
+            if ended.is_empty() {
+                tier.wait(5);
+            }
+            for done in ended.drain(..) {
+                let op = done.op.0;
+                let awaited = self.letters.lock().unwrap().insert(op, Letter::Ended(done));
+                if let Some(Letter::Awaited(thread)) = awaited {
+                    thread.unpark();
+                }
+            }
+        }
+    }
+}
+
 /// What has happened to one key, by a clock that all threads share.
 #[derive(Default)]
 struct History {
@@ -197,6 +243,14 @@ struct History {
 }
 
 impl History {
+    /// Forgets what no operation that began at `oldest` or later can be judged by: versions that were deleted before it, and then deletions
+    /// that lie before every version that is left.
+    fn forget_before(&mut self, oldest: u64) {
+        let History { writes, deletions, .. } = self;
+        writes.retain(|(_, _, written)| !deletions.iter().any(|(from, to)| from > written && *to < oldest));
+        deletions.retain(|(from, _)| writes.iter().any(|(_, _, written)| written < from));
+    }
+
     /// A value of a version read between `begin` and `end`: its write began before, and no deletion lies wholly between the two.
     fn allows(&self, version: u32, begin: u64, end: u64) -> bool {
         self.writes.iter().filter(|(found, ..)| *found == version).any(|(_, wrote, written)| {
@@ -212,6 +266,9 @@ fn many_threads_see_one_cache() {
     let clock = AtomicU64::new(0);
     let tick = || clock.fetch_add(1, Ordering::SeqCst);
     let histories: Vec<Mutex<History>> = (0..THREAD_KEYS).map(|_| Mutex::default()).collect();
+    // When each thread's operation under way began.
+    let began: Vec<AtomicU64> = (0..threads).map(|_| AtomicU64::new(u64::MAX)).collect();
+    let oldest = || began.iter().map(|began| began.load(Ordering::SeqCst)).min().unwrap_or(u64::MAX);
     let mut image = Image::new();
     let (hits, wrong) = (AtomicU64::new(0), AtomicU64::new(0));
     let rounds = 4;
@@ -219,27 +276,21 @@ fn many_threads_see_one_cache() {
         let medium = MemoryMedium::over(image, Completion::Threads { threads: 4, deadline_millis: 0 });
         let tier = open(Arc::clone(&medium) as Arc<dyn Medium>, SEGMENTS, threaded(None)).unwrap();
         assert_eq!(tier.state(), DiskState::Ready);
-        // One polls for all.
-        let mailbox: Mutex<HashMap<u64, disk_tier::DiskDone>> = Mutex::default();
-        let wait = |op: cache_core::store::OpId| loop {
-            if let Some(done) = mailbox.lock().unwrap().remove(&op.0) {
-                return done;
-            }
-            let mut done = Vec::new();
-            tier.poll(&mut done);
-            if done.is_empty() {
-                tier.wait(1);
-            }
-            mailbox.lock().unwrap().extend(done.into_iter().map(|done| (done.op.0, done)));
-        };
+        let mailbox = Mailbox::default();
+        let wait = |op| mailbox.wait(op);
         std::thread::scope(|scope| {
+            scope.spawn(|| mailbox.serve(&tier, threads));
             for thread in 0..threads {
-                let (tier, histories, hits, wrong, wait, tick) = (&tier, &histories, &hits, &wrong, &wait, &tick);
+                let (tier, mailbox, histories, hits, wrong, wait, tick) =
+                    (&tier, &mailbox, &histories, &hits, &wrong, &wait, &tick);
+                let (began, oldest) = (&began[thread as usize], &oldest);
                 scope.spawn(move || {
                     let mut random = SplitMix64::new(1000 * round + thread);
                     for _ in 0..operations / rounds {
                         let number = random.below(u64::from(THREAD_KEYS)) as u32;
                         let history = &histories[number as usize];
+                        // A moment too early is on the safe side.
+                        began.store(tick(), Ordering::SeqCst);
                         match random.below(10) {
                             0..4 => {
                                 // A key's versions are written one at a time, each after a deletion of the last.
@@ -257,6 +308,7 @@ fn many_threads_see_one_cache() {
                                     history.writes.push((version, begin, tick()));
                                     history.next += 1;
                                 }
+                                history.forget_before(oldest());
                             }
                             4 => {
                                 let begin = tick();
@@ -271,7 +323,10 @@ fn many_threads_see_one_cache() {
                                 let memory = Memory::Owned(Buffer::zeroed(SHAPE.slot_bytes() as usize));
                                 let done = wait(tier.read(key(number), SHAPE, memory));
                                 let ended = tick();
-                                let (Ok(_), Some(Memory::Owned(found))) = (done.result, done.memory) else { continue };
+                                let (Ok(_), Some(Memory::Owned(found))) = (done.result, done.memory) else {
+                                    began.store(u64::MAX, Ordering::SeqCst);
+                                    continue;
+                                };
                                 hits.fetch_add(1, Ordering::Relaxed);
                                 let history = history.lock().unwrap();
                                 // A write still under way when this was read is of the next version.
@@ -282,7 +337,9 @@ fn many_threads_see_one_cache() {
                                 wrong.fetch_add(u64::from(!right), Ordering::Relaxed);
                             }
                         }
+                        began.store(u64::MAX, Ordering::SeqCst);
                     }
+                    mailbox.leavers.fetch_add(1, Ordering::SeqCst);
                 });
             }
         });
@@ -290,7 +347,9 @@ fn many_threads_see_one_cache() {
             tier.close(5000);
         }
         assert!(medium.image().allocated_bytes() <= tier.capacity().budget_bytes);
-        println!("round {round}: {:?}", tier.counters());
+        let counters = tier.counters();
+        println!("round {round}: {counters:?}");
+        assert_eq!(counters.failed_checks, 0, "a record that was deleted under its reader is no damage");
         drop(tier);
         image = medium.image();
     }
