@@ -38,7 +38,8 @@ const HIT_PIECES_FULL: usize = 16;
 const STORE_BYTES: u64 = 1 << 30;
 /// What `--retrieval` asks, and what `--full` does.
 const GRIDS: [Grid; 2] = [Grid { tokens: 2048, depths: 11, seeds: 2 }, Grid { tokens: 8192, depths: 5, seeds: 1 }];
-const GRIDS_FULL: [Grid; 2] = [Grid { tokens: 2048, depths: 11, seeds: 4 }, Grid { tokens: 8192, depths: 11, seeds: 2 }];
+const GRIDS_FULL: [Grid; 2] =
+    [Grid { tokens: 2048, depths: 11, seeds: 4 }, Grid { tokens: 8192, depths: 11, seeds: 2 }];
 
 /// Everything that was measured of one form.
 struct Report {
@@ -61,7 +62,8 @@ pub fn run(args: &QualityArgs) -> Result<(), Failure> {
     let pieces = pieces(&tokens, args, loaded.model.config.context_tokens)?;
     let options = load::open(&loaded, &args.engine, None, false)?.options().clone();
     let io = disk::io()?;
-    let open = |form: Form, store: Option<&Path>| open(&loaded, &options, args, form, store.map(|folder| stored(folder, io)));
+    let open =
+        |form: Form, store: Option<&Path>| open(&loaded, &options, args, form, store.map(|folder| stored(folder, io)));
     let reports = measure(&open, &forms, &pieces, &loaded, args)?;
     reports.iter().try_for_each(check_finite)?;
     if let Some(path) = &args.html {
@@ -105,7 +107,9 @@ fn check_target(path: &Path) -> Result<(), Failure> {
 fn pieces<'a>(tokens: &'a [u32], args: &QualityArgs, context: u32) -> Result<Vec<&'a [u32]>, Failure> {
     let (length, wanted) = (args.tokens, args.chunks);
     if length > context {
-        return Err(Failure::input(format!("--tokens is {length}, but the model's context holds {context}; give less")));
+        return Err(Failure::input(format!(
+            "--tokens is {length}, but the model's context holds {context}; give less"
+        )));
     }
     let pieces: Vec<&[u32]> = tokens.chunks_exact(length as usize).take(wanted as usize).collect();
     if pieces.len() < wanted as usize {
@@ -160,9 +164,8 @@ fn measure(
     let asked = grids.iter().filter(|grid| (args.full || args.retrieval) && grid.tokens <= context as usize);
     let mut retrieved: Vec<Retrieval> = Vec::new();
     for grid in asked {
-        retrieved.extend(with_bar("retrieving", |watch| {
-            retrieval::measure(open, forms, *grid, &loaded.tokenizer, watch)
-        })?);
+        retrieved
+            .extend(with_bar("retrieving", |watch| retrieval::measure(open, forms, *grid, &loaded.tokenizer, watch))?);
     }
     let reports = compared.into_iter().zip(after_hit).zip(greedy).map(|((divergence, after_hit), greedy)| Report {
         after_hit,
@@ -301,6 +304,7 @@ struct Table {
 fn tables(reports: &[Report]) -> Vec<Table> {
     let kl = |value: f64| if value == 0.0 { "0".to_owned() } else { format!("{value:.2e}") };
     let percent = |value: f64| format!("{:.2} %", 100.0 * value);
+    let plus_minus = |error: Option<String>| error.map_or(String::new(), |error| format!(" +- {error}"));
     let mut tables = Vec::new();
     let mut add = |title, head: &[&str], rows: Vec<Vec<String>>| {
         if !rows.is_empty() {
@@ -313,12 +317,16 @@ fn tables(reports: &[Report]) -> Vec<Table> {
         vec![
             form.name().to_owned(),
             format!("{bits_per_value:.2}"),
-            format!("{} +- {}", kl(summary.kl_mean), kl(summary.kl_mean_error)),
+            format!("{}{}", kl(summary.kl_mean), plus_minus(summary.kl_mean_error.map(kl))),
             kl(summary.kl_median),
             kl(summary.kl_p99),
             kl(summary.kl_max),
             percent(summary.top1),
-            format!("{:+.2} +- {:.2} %", 100.0 * (summary.ppl_ratio - 1.0), 100.0 * summary.ppl_ratio_error),
+            format!(
+                "{:+.2}{} %",
+                100.0 * (summary.ppl_ratio - 1.0),
+                plus_minus(summary.ppl_ratio_error.map(|error| format!("{:.2}", 100.0 * error)))
+            ),
             kl(*floor_kl),
             summary.positions.to_string(),
         ]
@@ -354,11 +362,7 @@ fn tables(reports: &[Report]) -> Vec<Table> {
         ];
         Some([vec![report.divergence.form.name().to_owned()], cells.to_vec()].concat())
     });
-    add(
-        "Greedy continuations",
-        &["form", "identical", "tokens before a difference", "tokens"],
-        greedy.collect(),
-    );
+    add("Greedy continuations", &["form", "identical", "tokens before a difference", "tokens"], greedy.collect());
     let retrieval = reports.iter().flat_map(|report| &report.retrieval).map(|row| {
         let Interval { mean, low, high } = row.difference;
         let form = if row.is_usable() { row.form.name() } else { "not usable" };
@@ -388,7 +392,8 @@ mod tests {
     fn prompts_do_not_overlap_and_fit_the_context() {
         let tokens: Vec<u32> = (0..4096).collect();
         let pieces: Vec<&[u32]> = tokens.chunks_exact(2048).collect();
-        let firsts = |most, context| prompts(&pieces, context, most).iter().map(|prompt| prompt[0]).collect::<Vec<u32>>();
+        let firsts =
+            |most, context| prompts(&pieces, context, most).iter().map(|prompt| prompt[0]).collect::<Vec<u32>>();
         assert_eq!(firsts(8, 8192), [0, 512, 1024, 1536, 2048, 2560, 3072, 3584]);
         assert_eq!(firsts(3, 576), [0, 512, 1024]);
         assert!(firsts(8, 575).is_empty());

@@ -1,7 +1,6 @@
 //! One page without anything outside it: plots as SVG, the tables beside them. Colours stand in the SVG as for light paper; the style sheet
 //! replaces them where the reader prefers dark.
 
-use plotters::coord::types::RangedCoordf64;
 use plotters::element::ErrorBar;
 use plotters::prelude::*;
 
@@ -42,10 +41,13 @@ svg{width:100%;height:auto}.key span{display:inline-block;margin-right:1.2rem}\
 .key i{display:inline-block;width:1.2rem;height:.25rem;margin-right:.4rem;vertical-align:middle}\
 code{font-size:.9em}";
 
-/// A line of a plot: form by form, `[x, y]` with the error of y.
+/// x, y, and the standard error of y.
+type Point = (f64, f64, f64);
+
+/// One form's line in a plot.
 struct Line {
     colour: RGBColor,
-    points: Vec<(f64, f64, f64)>,
+    points: Vec<Point>,
 }
 
 /// The whole page.
@@ -76,7 +78,9 @@ pub fn page(reports: &[Report], args: &QualityArgs) -> String {
 fn dark() -> String {
     let rule = |(light, dark): &(RGBColor, &str)| {
         let light = hex(*light);
-        format!("svg [fill=\"{light}\"]{{fill:{dark}}}svg [stroke=\"{light}\"]{{stroke:{dark}}}i[data-colour=\"{light}\"]{{background:{dark}!important}}")
+        format!(
+            "svg [fill=\"{light}\"]{{fill:{dark}}}svg [stroke=\"{light}\"]{{stroke:{dark}}}i[data-colour=\"{light}\"]{{background:{dark}!important}}"
+        )
     };
     let rules: String = DARK.iter().map(rule).collect();
     format!(
@@ -113,7 +117,7 @@ fn table(table: &Table) -> String {
 }
 
 fn plots(reports: &[Report]) -> Vec<(String, String)> {
-    let lines = |points: &dyn Fn(&Report) -> Vec<(f64, f64, f64)>| -> Vec<Line> {
+    let lines = |points: &dyn Fn(&Report) -> Vec<Point>| -> Vec<Line> {
         let line = |(index, report)| Line { colour: colour(index), points: points(report) };
         reports.iter().enumerate().map(line).collect()
     };
@@ -121,22 +125,21 @@ fn plots(reports: &[Report]) -> Vec<(String, String)> {
         let parts = report.divergence.parts.iter();
         parts.map(|part| ((part.from + part.to) as f64 / 2.0, part.summary.kl_mean, 0.0)).collect()
     });
-    let bits = lines(&|report| {
-        vec![(report.divergence.bits_per_value, report.divergence.summary.kl_mean, report.divergence.summary.kl_mean_error)]
-    });
+    let bits = lines(&|report| vec![(report.divergence.bits_per_value, report.divergence.summary.kl_mean, 0.0)]);
     let floor = reports.first().map(|report| report.divergence.floor_kl);
     let mut plots = vec![
         ("KL by position".to_owned(), logarithmic(&position, floor, "position", "mean KL, nats")),
         ("KL by size".to_owned(), logarithmic(&bits, floor, "stored bits per value", "mean KL, nats")),
     ];
-    let mut lengths: Vec<usize> = reports.iter().flat_map(|report| &report.retrieval).map(|row| row.grid.tokens).collect();
+    let mut lengths: Vec<usize> =
+        reports.iter().flat_map(|report| &report.retrieval).map(|row| row.grid.tokens).collect();
     lengths.sort_unstable();
     lengths.dedup();
     for (length, task) in lengths.iter().flat_map(|length| Task::ALL.map(|task| (*length, task))) {
         let of = |row: &&Retrieval| row.grid.tokens == length && row.task == task && row.is_usable();
         let depth = lines(&|report| {
             let rows = report.retrieval.iter().filter(of).flat_map(|row| &row.depths);
-            rows.map(|depth| (depth.depth, depth.form - depth.exact, depth.error)).collect()
+            rows.map(|depth| (depth.depth, depth.form - depth.exact, depth.error.unwrap_or(0.0))).collect()
         });
         if depth.iter().any(|line| !line.points.is_empty()) {
             let title = format!("Retrieval by depth: {}, {length} tokens", task.name());
@@ -148,61 +151,57 @@ fn plots(reports: &[Report]) -> Vec<(String, String)> {
 
 /// Positive values on a logarithmic axis; others have no place on it. `floor`: a level that is drawn across.
 fn logarithmic(lines: &[Line], floor: Option<f64>, x: &str, y: &str) -> String {
-    let shown: Vec<Line> = lines
-        .iter()
-        .map(|line| Line { colour: line.colour, points: line.points.iter().copied().filter(|point| point.1 > 0.0).collect() })
-        .collect();
-    let floor = floor.filter(|floor| *floor > 0.0);
-    let values = || shown.iter().flat_map(|line| &line.points).map(|point| point.1).chain(floor);
-    let Some((low, high)) = bounds(values()) else {
-        return "<p>Every row is exact: there is nothing to draw.</p>".to_owned();
+    let power = |line: &Line| {
+        let points = line.points.iter().filter(|point| point.1 > 0.0);
+        Line { colour: line.colour, points: points.map(|(x, y, _)| (*x, y.log10(), 0.0)).collect() }
     };
-    let across = bounds(shown.iter().flat_map(|line| &line.points).map(|point| point.0)).unwrap_or((0.0, 1.0));
-    let (from, to) = widened(across);
+    let lines: Vec<Line> = lines.iter().map(power).collect();
+    if lines.iter().all(|line| line.points.is_empty()) {
+        return "<p>Every row is exact: there is nothing to draw.</p>".to_owned();
+    }
+    let level = floor.filter(|floor| *floor > 0.0).map(|floor| (floor.log10(), "floor"));
+    plot(&lines, level, [x, y], &|value| format!("{:.1e}", 10f64.powf(*value)))
+}
+
+/// Values with their standard errors on a linear axis that shows 0.
+fn linear(lines: &[Line], x: &str, y: &str) -> String {
+    plot(lines, Some((0.0, "")), [x, y], &|value| format!("{value:.2}"))
+}
+
+/// Lines with error bars. `level`: a height with its name, drawn across.
+fn plot(lines: &[Line], level: Option<(f64, &str)>, names: [&str; 2], format: &dyn Fn(&f64) -> String) -> String {
+    let points = || lines.iter().flat_map(|line| &line.points);
+    let ends = points().flat_map(|(_, value, error)| [value - error, value + error]);
+    let vertical = widened(bounds(ends.chain(level.map(|(height, _)| height))));
+    let (from, to) = widened(bounds(points().map(|point| point.0)));
     draw(|root| {
-        let mut chart = framed(root).build_cartesian_2d(from..to, (low / 2.0..high * 2.0).log_scale()).ok()?;
+        let mut chart = ChartBuilder::on(root);
+        chart.margin(12).x_label_area_size(44).y_label_area_size(84);
+        let mut chart = chart.build_cartesian_2d(from..to, vertical.0..vertical.1).ok()?;
         chart
             .configure_mesh()
-            .x_desc(x)
-            .y_desc(y)
+            .x_desc(names[0])
+            .y_desc(names[1])
             .axis_desc_style(label())
             .axis_style(INK)
             .bold_line_style(GRID)
             .light_line_style(TRANSPARENT)
             .label_style(label())
-            .y_label_formatter(&|value| format!("{value:.0e}"))
+            .x_label_formatter(&|value| format!("{value:.1}").trim_end_matches(".0").to_owned())
+            .y_label_formatter(format)
             .draw()
             .ok()?;
-        if let Some(floor) = floor {
-            chart.draw_series(LineSeries::new([(from, floor), (to, floor)], INK.stroke_width(1))).ok()?;
-            let label = Text::new("floor", (from, floor * 1.1), label());
-            chart.draw_series([label]).ok()?;
+        if let Some((height, name)) = level {
+            chart.draw_series(LineSeries::new([(from, height), (to, height)], INK.stroke_width(1))).ok()?;
+            chart.draw_series([Text::new(name.to_owned(), (from, height), label())]).ok()?;
         }
-        for line in &shown {
-            let points = || line.points.iter().map(|point| (point.0, point.1));
-            chart.draw_series(LineSeries::new(points(), line.colour.stroke_width(2))).ok()?;
-            chart.draw_series(points().map(|point| Circle::new(point, 3, line.colour.filled()))).ok()?;
-        }
-        Some(())
-    })
-}
-
-/// Values with their standard errors on a linear axis that shows 0.
-fn linear(lines: &[Line], x: &str, y: &str) -> String {
-    let points = || lines.iter().flat_map(|line| &line.points);
-    let ends = points().flat_map(|(_, value, error)| [value - error, value + error]);
-    let vertical = widened(bounds(ends.chain([0.0])).unwrap_or((0.0, 1.0)));
-    let (from, to) = widened(bounds(points().map(|point| point.0)).unwrap_or((0.0, 1.0)));
-    draw(|root| {
-        let mut chart = framed(root).build_cartesian_2d(from..to, vertical.0..vertical.1).ok()?;
-        mesh(&mut chart, x, y)?;
-        chart.draw_series(LineSeries::new([(from, 0.0), (to, 0.0)], INK.stroke_width(1))).ok()?;
-        for line in lines {
-            let values = line.points.iter().map(|(x, y, _)| (*x, *y));
-            chart.draw_series(LineSeries::new(values, line.colour.stroke_width(2))).ok()?;
-            let bars = line.points.iter().map(|(x, y, error)| {
-                ErrorBar::new_vertical(*x, y - error, *y, y + error, line.colour.stroke_width(1), 6)
-            });
+        for Line { colour, points } in lines {
+            let values = || points.iter().map(|(x, y, _)| (*x, *y));
+            chart.draw_series(LineSeries::new(values(), colour.stroke_width(2))).ok()?;
+            chart.draw_series(values().map(|point| Circle::new(point, 3, colour.filled()))).ok()?;
+            let errors = points.iter().filter(|point| point.2 > 0.0);
+            let bars = errors
+                .map(|(x, y, error)| ErrorBar::new_vertical(*x, y - error, *y, y + error, colour.stroke_width(1), 6));
             chart.draw_series(bars).ok()?;
         }
         Some(())
@@ -210,30 +209,9 @@ fn linear(lines: &[Line], x: &str, y: &str) -> String {
 }
 
 type Root<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
-type Plane<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
-
-fn mesh(chart: &mut Plane<'_, '_>, x: &str, y: &str) -> Option<()> {
-    chart
-        .configure_mesh()
-        .x_desc(x)
-        .y_desc(y)
-        .axis_desc_style(label())
-        .axis_style(INK)
-        .bold_line_style(GRID)
-        .light_line_style(TRANSPARENT)
-        .label_style(label())
-        .draw()
-        .ok()
-}
 
 fn label() -> TextStyle<'static> {
     ("sans-serif", 14).into_font().color(&INK)
-}
-
-fn framed<'a, 'b>(root: &'a Root<'b>) -> ChartBuilder<'a, 'b, SVGBackend<'b>> {
-    let mut chart = ChartBuilder::on(root);
-    chart.margin(12).x_label_area_size(44).y_label_area_size(72);
-    chart
 }
 
 /// An SVG. Writing into a string does not fail, so a plot that cannot be drawn is told apart by its text alone.
@@ -260,7 +238,8 @@ fn bounds(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
 }
 
 /// A little more on both sides, and something where there is nothing between them.
-fn widened((low, high): (f64, f64)) -> (f64, f64) {
+fn widened(bounds: Option<(f64, f64)>) -> (f64, f64) {
+    let (low, high) = bounds.unwrap_or((0.0, 0.0));
     let margin = if high > low { (high - low) * 0.05 } else { 1.0 };
     (low - margin, high + margin)
 }

@@ -52,7 +52,9 @@ pub fn measure(
 ) -> Result<Vec<Divergence>, EngineError> {
     let length = sequences.first().map_or(0, |sequence| sequence.len());
     if length < 4 || sequences.iter().any(|sequence| sequence.len() != length) {
-        return Err(EngineError::Request("quality is measured on sequences of one length, at least 4 tokens".to_owned()));
+        return Err(EngineError::Request(
+            "quality is measured on sequences of one length, at least 4 tokens".to_owned(),
+        ));
     }
     let mut compared: Vec<Form> = vec![FLOOR];
     compared.extend(forms.iter().filter(|form| **form != FLOOR));

@@ -64,8 +64,8 @@ pub struct Depth {
     pub exact_right: f64,
     /// Over the form.
     pub form_right: f64,
-    /// Standard error of the mean of form - exact.
-    pub error: f64,
+    /// Standard error of the mean of form - exact; `None` for one question.
+    pub error: Option<f64>,
 }
 
 /// How one engine did on one question.
@@ -117,7 +117,8 @@ pub fn measure(
             done += trial.tokens.len();
         }
         let (exact, of_forms) = answered.split_first().expect("exact KV is asked too");
-        results.extend(forms.iter().zip(of_forms).map(|(form, answered)| retrieval(*form, task, grid, exact, answered)));
+        results
+            .extend(forms.iter().zip(of_forms).map(|(form, answered)| retrieval(*form, task, grid, exact, answered)));
     }
     Ok(results)
 }
@@ -141,13 +142,15 @@ fn ask(
 }
 
 fn retrieval(form: Form, task: Task, grid: Grid, exact: &[Answered], answered: &[Answered]) -> Retrieval {
-    let share = |answers: &[Answered]| answers.iter().filter(|answer| answer.right).count() as f64 / answers.len() as f64;
+    let share =
+        |answers: &[Answered]| answers.iter().filter(|answer| answer.right).count() as f64 / answers.len() as f64;
     let mean = |answers: &[Answered]| answers.iter().map(|answer| answer.logprob).sum::<f64>() / answers.len() as f64;
     let differences = |exact: &[Answered], form: &[Answered]| -> Vec<Vec<f64>> {
         exact.iter().zip(form).map(|(exact, form)| vec![form.logprob - exact.logprob]).collect()
     };
     let depths = (0..grid.depths).map(|depth| {
-        let at = |all: &[Answered]| all.iter().filter(|answer| answer.depth == depth).copied().collect::<Vec<Answered>>();
+        let at =
+            |all: &[Answered]| all.iter().filter(|answer| answer.depth == depth).copied().collect::<Vec<Answered>>();
         let (exact, form) = (at(exact), at(answered));
         Depth {
             depth: depth as f64 / (grid.depths - 1).max(1) as f64,

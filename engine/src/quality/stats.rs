@@ -10,8 +10,8 @@ pub const CLUSTER: usize = 64;
 pub struct Summary {
     /// Mean KL(exact || form) in nats.
     pub kl_mean: f64,
-    /// Its standard error.
-    pub kl_mean_error: f64,
+    /// Its standard error; `None` for one run of neighbours, which has none to be compared with.
+    pub kl_mean_error: Option<f64>,
     /// Median.
     pub kl_median: f64,
     /// 99th percentile.
@@ -23,7 +23,7 @@ pub struct Summary {
     /// Perplexity under the form over exact perplexity: exp(mean(nll_form - nll_exact)).
     pub ppl_ratio: f64,
     /// Its standard error.
-    pub ppl_ratio_error: f64,
+    pub ppl_ratio_error: Option<f64>,
     /// Rows.
     pub positions: usize,
 }
@@ -54,7 +54,7 @@ impl Summary {
             kl_max,
             top1: rows.iter().filter(|row| row.same_top).count() as f64 / rows.len() as f64,
             ppl_ratio,
-            ppl_ratio_error: ppl_ratio * log_error,
+            ppl_ratio_error: log_error.map(|error| ppl_ratio * error),
             positions: rows.len(),
         })
     }
@@ -68,16 +68,16 @@ pub fn quantile(sorted: &[f64], q: f64) -> f64 {
 
 /// Mean of all values, and its standard error when the values of a cluster may depend on each other and those of two do not:
 /// sqrt(c / (c - 1) x sum over clusters of (sum in it - its size x mean)^2) / n, for c clusters with n values. With clusters of one value
-/// this is the usual s / sqrt(n). Source: Cochran, Sampling Techniques, ratio estimator over clusters (section 11.8). 0 for one cluster.
-pub fn mean_and_error(clusters: &[Vec<f64>]) -> (f64, f64) {
+/// this is the usual s / sqrt(n). Source: Cochran, Sampling Techniques, ratio estimator over clusters (section 11.8). `None` for one cluster.
+pub fn mean_and_error(clusters: &[Vec<f64>]) -> (f64, Option<f64>) {
     let count = clusters.iter().map(Vec::len).sum::<usize>() as f64;
     let mean = clusters.iter().flatten().sum::<f64>() / count;
     if clusters.len() < 2 {
-        return (mean, 0.0);
+        return (mean, None);
     }
     let squares: f64 = clusters.iter().map(|values| values.iter().map(|value| value - mean).sum::<f64>().powi(2)).sum();
     let many = clusters.len() as f64;
-    (mean, (many / (many - 1.0) * squares).sqrt() / count)
+    (mean, Some((many / (many - 1.0) * squares).sqrt() / count))
 }
 
 /// Mean of paired differences with its 95 % interval.
@@ -95,9 +95,8 @@ impl Interval {
     /// Mean +- t x error over clusters, t from Student's distribution with one degree of freedom less than there are clusters. `None` for
     /// fewer than 2 clusters.
     pub fn of(clusters: &[Vec<f64>]) -> Option<Interval> {
-        let freedom = clusters.len().checked_sub(2)? + 1;
         let (mean, error) = mean_and_error(clusters);
-        let reach = student_975(freedom) * error;
+        let reach = student_975(clusters.len() - 1) * error?;
         Some(Interval { mean, low: mean - reach, high: mean + reach })
     }
 }
@@ -137,10 +136,10 @@ mod tests {
         let alone: Vec<Vec<f64>> = [1.0, 2.0, 3.0, 6.0].iter().map(|value| vec![*value]).collect();
         let (mean, error) = mean_and_error(&alone);
         assert_eq!(mean, 3.0);
-        assert!((error - (14.0f64 / 12.0).sqrt()).abs() < 1e-12);
+        assert!((error.unwrap() - (14.0f64 / 12.0).sqrt()).abs() < 1e-12);
         // In pairs: sums of deviations -3 and 3, sqrt(2 / 1 x 18) / 4 = 1.5.
-        assert_eq!(mean_and_error(&[vec![1.0, 2.0], vec![3.0, 6.0]]), (3.0, 1.5));
-        assert_eq!(mean_and_error(&[vec![1.0, 2.0]]), (1.5, 0.0));
+        assert_eq!(mean_and_error(&[vec![1.0, 2.0], vec![3.0, 6.0]]), (3.0, Some(1.5)));
+        assert_eq!(mean_and_error(&[vec![1.0, 2.0]]), (1.5, None));
     }
 
     /// Rows that repeat each other 64 times say no more than one of them.
@@ -149,8 +148,8 @@ mod tests {
         let distinct = [0.1, 0.5, 0.2, 0.9, 0.4];
         let alone: Vec<Vec<f64>> = distinct.iter().map(|value| vec![*value]).collect();
         let runs = [distinct.iter().flat_map(|kl| vec![row(*kl, true, 1.0, 1.0); CLUSTER]).collect()];
-        let (_, expected) = mean_and_error(&alone);
-        assert!((Summary::of(&runs).unwrap().kl_mean_error - expected).abs() < 1e-12);
+        let expected = mean_and_error(&alone).1.unwrap();
+        assert!((Summary::of(&runs).unwrap().kl_mean_error.unwrap() - expected).abs() < 1e-12);
     }
 
     #[test]
@@ -161,7 +160,7 @@ mod tests {
         assert_eq!((summary.kl_median, summary.kl_p99, summary.kl_max, summary.positions), (0.2, 0.4, 0.4, 3));
         // Differences 0.5 | -0.1, 0.2: mean 0.2; sums of deviations 0.3, -0.3; error sqrt(2 x 0.18) / 3 = 0.2.
         assert!((summary.ppl_ratio - 0.2f64.exp()).abs() < 1e-12);
-        assert!((summary.ppl_ratio_error - 0.2 * 0.2f64.exp()).abs() < 1e-12);
+        assert!((summary.ppl_ratio_error.unwrap() - 0.2 * 0.2f64.exp()).abs() < 1e-12);
         assert_eq!(Summary::of(&[Vec::new()]), None);
     }
 

@@ -147,12 +147,11 @@ impl Draw<'_> {
         let names = self.words(KEYS)?;
         let fact = |name: &u32| {
             let value = self.digits(5);
-            let lead = [self.text(" The number of the")?, vec![*name], self.text(" is ")?].concat();
+            // The number follows the name at once: with anything common between them, a small model takes one number for another.
+            let lead = [self.text("\n")?, vec![*name]].concat();
             let answer = self.text(&value)?;
-            let end = self.text(".")?;
-            let statement = [&lead, &answer, &end, &lead, &answer, &end].map(Vec::as_slice).concat();
-            let question = [self.text("\nWhat is the number of the")?, vec![*name], self.text("?")?, lead].concat();
-            Ok(Fact { statement, question, answer })
+            let statement = [&lead, &answer, &lead, &answer].map(Vec::as_slice).concat();
+            Ok(Fact { statement, question: lead, answer })
         };
         names.iter().map(fact).collect()
     }

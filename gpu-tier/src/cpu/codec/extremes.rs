@@ -5,12 +5,6 @@
 
 use std::arch::x86_64::*;
 
-/// Bits of the least and the largest element; of zeros, the negative one is less.
-pub(super) struct Extremes {
-    pub(super) min: u16,
-    pub(super) max: u16,
-}
-
 /// Bits to integers in the order of the numbers, and back.
 #[inline]
 #[target_feature(enable = "avx2")]
@@ -18,17 +12,34 @@ fn ordered(x: __m256i) -> __m256i {
     _mm256_xor_si256(x, _mm256_and_si256(_mm256_srai_epi16::<15>(x), _mm256_set1_epi16(0x7fff)))
 }
 
-fn bits(ordered: i16) -> u16 {
-    (ordered ^ (ordered >> 15 & 0x7fff)) as u16
+/// Least and largest element of each of eight rows; of zeros, the negative one is less. `None` when one is not finite.
+///
+/// # Safety
+/// Eight rows of `lanes` elements can be read, a multiple of 8; the processor has AVX2.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn row_extremes(rows: *const u16, lanes: usize) -> Option<(__m256, __m256)> {
+    let (mut least, mut most) = ([_mm_setzero_si128(); 8], [_mm_setzero_si128(); 8]);
+    for i in 0..8 {
+        // SAFETY: the caller's promise.
+        (least[i], most[i]) = unsafe { row_candidates(rows.add(i * lanes), lanes) };
+    }
+    let min = halve(least, |a, b| _mm_min_epi16(a, b));
+    let max = halve(most, |a, b| _mm_max_epi16(a, b));
+    let infinite = _mm_or_si128(
+        _mm_cmpgt_epi16(max, _mm_set1_epi16(0x7f7f)),
+        _mm_cmpgt_epi16(_mm_set1_epi16(bits_of_negative_infinity() + 1), min),
+    );
+    (_mm_movemask_epi8(infinite) == 0).then(|| (floats_of(min), floats_of(max)))
 }
 
-/// Extremes of a row of `lanes` elements; `None` when one is not finite.
+/// Eight elements among which is the least of a row, and eight with the largest, in the order of the numbers.
 ///
 /// # Safety
 /// `lanes` elements can be read, a multiple of 8; the processor has AVX2.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) unsafe fn row_extremes(row: *const u16, lanes: usize) -> Option<Extremes> {
+unsafe fn row_candidates(row: *const u16, lanes: usize) -> (__m128i, __m128i) {
     // SAFETY: the caller's promise.
     unsafe {
         let first = _mm_loadu_si128(row.cast());
@@ -49,13 +60,25 @@ pub(super) unsafe fn row_extremes(row: *const u16, lanes: usize) -> Option<Extre
         }
         let min = _mm_min_epi16(_mm256_castsi256_si128(min), _mm256_extracti128_si256::<1>(min));
         let max = _mm_max_epi16(_mm256_castsi256_si128(max), _mm256_extracti128_si256::<1>(max));
-        // Horizontal minima of unsigned words.
-        let min = _mm_minpos_epu16(_mm_xor_si128(min, _mm_set1_epi16(i16::MIN)));
-        let max = _mm_minpos_epu16(_mm_xor_si128(max, _mm_set1_epi16(i16::MAX)));
-        let min = _mm_extract_epi16::<0>(min) as u16 as i16 ^ i16::MIN;
-        let max = _mm_extract_epi16::<0>(max) as u16 as i16 ^ i16::MAX;
-        (max < 0x7f80 && min > bits_of_negative_infinity()).then(|| Extremes { min: bits(min), max: bits(max) })
+        (min, max)
     }
+}
+
+/// Lane `i`: what `choose` leaves of all lanes of `rows[i]`. Each level interleaves the lanes of two rows.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn halve(rows: [__m128i; 8], choose: impl Fn(__m128i, __m128i) -> __m128i) -> __m128i {
+    let pair = |a: __m128i, b: __m128i| choose(_mm_unpacklo_epi16(a, b), _mm_unpackhi_epi16(a, b));
+    let [a, b, c, d, e, f, g, h] = rows;
+    pair(pair(pair(a, e), pair(c, g)), pair(pair(b, f), pair(d, h)))
+}
+
+/// Ordered integers as the numbers that they stand for.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn floats_of(ordered: __m128i) -> __m256 {
+    let bits = _mm_xor_si128(ordered, _mm_and_si128(_mm_srai_epi16::<15>(ordered), _mm_set1_epi16(0x7fff)));
+    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(bits)))
 }
 
 /// What negative infinity is in the order of the numbers.

@@ -9,7 +9,7 @@ use std::arch::x86_64::*;
 use cache_core::codec::kc4vt4::{HALF, ROWS};
 use cache_core::codec::{Grid, StaysRaw};
 
-use super::extremes::{Extremes, row_extremes};
+use super::extremes::row_extremes;
 use super::lanes::{Kernel, Lanes};
 
 /// Encodes a grid.
@@ -83,17 +83,9 @@ unsafe fn header_of(
     centres: *mut u8,
     half_ranges: *mut u8,
 ) -> Result<Rows, StaysRaw> {
-    let (mut least, mut most) = ([0u32; ROWS], [0u32; ROWS]);
-    for i in 0..ROWS {
-        // SAFETY: the caller's promise.
-        let Extremes { min, max } = unsafe { row_extremes(values.add(i * lanes), lanes) }.ok_or(StaysRaw::NonFinite)?;
-        least[i] = u32::from(min) << 16;
-        most[i] = u32::from(max) << 16;
-    }
-    // SAFETY: arrays of eight; eight f16 of each header.
+    // SAFETY: the caller's promise; eight f16 of each header, arrays of eight.
     unsafe {
-        let min = _mm256_loadu_ps(least.as_ptr().cast());
-        let max = _mm256_loadu_ps(most.as_ptr().cast());
+        let (min, max) = row_extremes(values, lanes).ok_or(StaysRaw::NonFinite)?;
         let middle = _mm256_mul_ps(_mm256_add_ps(min, max), _mm256_set1_ps(0.5));
         let centre = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm256_add_ps(middle, _mm256_setzero_ps()));
         let c = _mm256_cvtph_ps(centre);
