@@ -352,10 +352,10 @@ pub struct QualityArgs {
     /// Pieces, one after the other from the start of the text [standard: 16 of 2048, and 4 of 8192]
     #[arg(long, value_name = "C", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub chunks: u32,
-    /// Also retrieval by depth, on passkey, induction and key=value tasks of 2048 and 8192 tokens: a quarter of an hour per form
+    /// Also retrieval by depth, on passkey, induction and key=value tasks of 2048 and 8192 tokens: minutes per form
     #[arg(long)]
     pub retrieval: bool,
-    /// More of everything, retrieval too: an hour per form
+    /// More of everything, retrieval too: tens of minutes per form
     #[arg(long)]
     pub full: bool,
     /// Writes one page with plots and tables

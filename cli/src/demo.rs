@@ -119,11 +119,17 @@ pub fn run(args: &DemoArgs) -> Result<(), Failure> {
         }
     }
     stage.say("\nThe last question once more without any cache, everything in memory:")?;
-    let plain = EngineArgs { device_mem: None, ..engine_args };
+    let plain = EngineArgs { device_mem: None, ..engine_args.clone() };
     let mut plain = Session::open(&loaded, &plain, None, false, &signals)?;
     let without = answer(&mut plain, &loaded, &document, &last, &stage)?;
+    drop(plain);
+    stage.say("\nAnd once with --form kc4vt4: all blocks but the first and the latest in 4.5 bits a value, in the same budgets:")?;
+    let closing = EngineArgs { form: Some(FormArg::Kc4vt4), ..engine_args };
+    let mut closing = Session::open(&loaded, &closing, None, true, &signals)?;
+    let closed = answer(&mut closing, &loaded, &document, &last, &stage)?;
+    stage.say(&beside(&last, &closed, &without, closing.engine()))?;
     if !args.json {
-        table(&answers, &without)?;
+        table(&answers, &without, &closed)?;
     }
     stage.say(&moved)?;
     compare(answers.last().expect("there are answers"), &without, &stage)?;
@@ -145,6 +151,20 @@ fn compare(with: &Shown, without: &Shown, stage: &Stage) -> Result<(), Failure> 
     } else {
         Err(Failure { code: 3, message: "the cached answer's logits differ from the uncached ones".to_owned() })
     }
+}
+
+/// A lossy answer beside the exact one.
+fn beside(task: &Task, closed: &Shown, exact: &Shown, engine: &Engine) -> String {
+    let same = if closed.text == exact.text { "the same text as the exact answer" } else { "another text than the exact answer" };
+    let plan = engine.plan();
+    format!(
+        "{}\n  {same}, other bits ({}); device: {} closed blocks and {} lossless ones, {:.0} MiB over the link",
+        verdict(task, closed),
+        &closed.logits_digest[..16],
+        plan.closed_slots,
+        plan.block_slots,
+        engine.traffic().copied_in_bytes as f64 / (1 << 20) as f64
+    )
 }
 
 fn moved(engine: &Engine) -> String {
@@ -279,11 +299,11 @@ fn first_token(shown: &Shown) -> Duration {
     Duration::from_secs_f64(shown.ttft_ms.max(0.0) / 1e3)
 }
 
-fn table(answers: &[Shown], without: &Shown) -> Result<(), Failure> {
+fn table(answers: &[Shown], without: &Shown, closed: &Shown) -> Result<(), Failure> {
     let head = ["", "prompt", "from device", "from host", "from disk", "computed", "first token", "decode"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     let named = answers.iter().map(|shown| (shown.request_id.as_str(), shown));
-    for (name, shown) in named.chain([("without a cache", without)]) {
+    for (name, shown) in named.chain([("without a cache", without), ("with --form kc4vt4", closed)]) {
         let Cached { device, host, disk } = &shown.cached_tokens;
         rows.push(vec![
             name.to_owned(),

@@ -28,22 +28,38 @@ struct Options {
 const DECODED: u32 = 64;
 /// Room for the chat template and the question in a prompt of a wanted length.
 const TEMPLATE_TOKENS: u32 = 36;
-/// Wanted prompt lengths, and how many times llama.cpp's fastest rate ours must reach: decode, prefill.
-const DEPTHS: [(u32, Option<f64>, Option<f64>); 3] =
-    [(128, Some(0.6), None), (2048, None, Some(0.7)), (8064, Some(1.2), None)];
-/// llama.cpp's settings: its fastest at depth on CPUs, and its default.
-const FLASH: [&str; 2] = ["off", "auto"];
+/// Our forms of keys and values.
+const FORMS: [&str; 3] = ["raw16", "i8h", "kc4vt4"];
+/// llama.cpp's settings: name, `-fa`, type of keys and values. Quantised values need flash attention.
+const SETTINGS: [(&str, &str, &str); 4] =
+    [("f16, -fa off", "off", "f16"), ("f16, -fa auto", "auto", "f16"), ("q8_0", "on", "q8_0"), ("q4_0", "on", "q4_0")];
+
+/// A wanted prompt length, and how many times llama.cpp's fastest rate ours must reach.
+struct Depth {
+    tokens: u32,
+    /// Of each form.
+    decode: [Option<f64>; FORMS.len()],
+    /// Of `raw16`.
+    prefill: Option<f64>,
+}
+
+const DEPTHS: [Depth; 4] = [
+    Depth { tokens: 128, decode: [Some(0.6), None, None], prefill: None },
+    Depth { tokens: 2048, decode: [None; 3], prefill: Some(0.7) },
+    Depth { tokens: 4096, decode: [None; 3], prefill: None },
+    Depth { tokens: 8064, decode: [Some(1.2), None, Some(1.5)], prefill: None },
+];
 
 /// Load average up to which a machine counts as quiet. On a busy one llama.cpp's spinning barriers lose most, so such
 /// figures flatter us.
 const QUIET: f64 = 0.5;
 
-/// One kind of figure at one depth: ours and both of llama.cpp's settings, in tokens per second.
+/// One kind of figure at one depth, in tokens per second: ours by form, and llama.cpp's by setting.
 struct Row {
     what: String,
-    ours: Vec<f64>,
-    theirs: [Vec<f64>; 2],
-    bar: Option<f64>,
+    ours: [Vec<f64>; FORMS.len()],
+    theirs: [Vec<f64>; SETTINGS.len()],
+    bars: [Option<f64>; FORMS.len()],
 }
 
 /// Where the programs and files of one comparison are.
@@ -61,21 +77,22 @@ pub fn run(rest: &[String]) -> Result<(), String> {
     let busy = load().parse().is_ok_and(|load: f64| load > QUIET);
     print_machine(&bench);
     let mut rows = Vec::new();
-    for (depth, decode_bar, prefill_bar) in DEPTHS {
-        if !(bench.options.short && depth > 4096) {
-            rows.extend(bench.depth(depth, decode_bar, prefill_bar)?);
+    for depth in &DEPTHS {
+        if !(bench.options.short && depth.tokens > 4096) {
+            rows.extend(bench.depth(depth)?);
         }
     }
-    println!("\n| | kvtier tok/s | llama.cpp `-fa off` | llama.cpp default | kvtier / fastest | bar |");
-    println!("|---|---|---|---|---|---|");
+    let settings = SETTINGS.map(|(name, ..)| format!(" llama.cpp {name} |")).concat();
+    println!("\n| | form | kvtier tok/s |{settings} kvtier / fastest | bar |");
+    println!("|---|---|---|{}---|---|", "---|".repeat(SETTINGS.len()));
     let mut missed = Vec::new();
-    for row in &rows {
-        let ratio = row.ratio();
-        let bar = row.bar.map_or("-".into(), |bar| format!("{bar:.1}x"));
-        let cells = [&row.ours, &row.theirs[0], &row.theirs[1]].map(|values| spread(values));
-        println!("| {} | {} | {} | {} | {ratio:.2}x | {bar} |", row.what, cells[0], cells[1], cells[2]);
-        if row.bar.is_some_and(|bar| ratio < bar) {
-            missed.push(format!("{}: {ratio:.2}x is under the bar of {bar}", row.what));
+    for (row, form) in rows.iter().flat_map(|row| (0..FORMS.len()).map(move |form| (row, form))) {
+        let Some(ratio) = row.ratio(form) else { continue };
+        let bar = row.bars[form].map_or("-".into(), |bar| format!("{bar:.1}x"));
+        let theirs = row.theirs.iter().map(|values| format!(" {} |", spread(values))).collect::<String>();
+        println!("| {} | {} | {} |{theirs} {ratio:.2}x | {bar} |", row.what, FORMS[form], spread(&row.ours[form]));
+        if row.bars[form].is_some_and(|bar| ratio < bar) {
+            missed.push(format!("{} ({}): {ratio:.2}x is under {bar}", row.what, FORMS[form]));
         }
     }
     println!("\nMedian (lowest to highest) of {} rounds. Load at the end: {}", bench.options.rounds, load());
@@ -97,29 +114,31 @@ fn prepare(options: Options) -> Result<Bench, String> {
 }
 
 impl Bench {
-    /// Decode and, where it has a bar, prefill at a prompt of about `depth` tokens; llama.cpp gets exactly the length
-    /// that ours had.
-    fn depth(&self, depth: u32, decode_bar: Option<f64>, prefill_bar: Option<f64>) -> Result<Vec<Row>, String> {
-        let document = self.document(depth - TEMPLATE_TOKENS)?;
-        let empty = |what: String, bar| Row { what, ours: vec![], theirs: [vec![], vec![]], bar };
-        let mut decode = empty(String::new(), decode_bar);
-        let mut prefill = empty(String::new(), prefill_bar);
+    /// Decode and, where it has a bar, prefill at a prompt of about so many tokens; llama.cpp gets exactly the length that ours had.
+    fn depth(&self, depth: &Depth) -> Result<Vec<Row>, String> {
+        let document = self.document(depth.tokens - TEMPLATE_TOKENS)?;
+        let empty = |bars| Row { what: String::new(), ours: Default::default(), theirs: Default::default(), bars };
+        let mut decode = empty(depth.decode);
+        let mut prefill = empty([depth.prefill, None, None]);
         for round in 1..=self.options.rounds {
-            let ours = self.ours(&document)?;
-            let tokens = ours["prompt_tokens"].as_u64().ok_or("kvtier's JSON has no prompt_tokens")?;
+            let mut tokens = 0;
+            for (index, form) in FORMS.into_iter().enumerate() {
+                let ours = self.ours(&document, form)?;
+                tokens = ours["prompt_tokens"].as_u64().ok_or("kvtier's JSON has no prompt_tokens")?;
+                decode.ours[index].push(number(&ours, "decode_tok_s")?);
+                prefill.ours[index].push(number(&ours, "prefill_tok_s")?);
+            }
             decode.what = format!("decode after {tokens} tokens");
             prefill.what = format!("prefill of {tokens} tokens");
-            decode.ours.push(number(&ours, "decode_tok_s")?);
-            prefill.ours.push(number(&ours, "prefill_tok_s")?);
-            for (setting, flash) in FLASH.iter().enumerate() {
-                decode.theirs[setting].push(self.theirs(flash, 0, DECODED, tokens)?);
-                if prefill_bar.is_some() {
-                    prefill.theirs[setting].push(self.theirs(flash, tokens, 0, 0)?);
+            for (index, setting) in SETTINGS.iter().enumerate() {
+                decode.theirs[index].push(self.theirs(setting, 0, DECODED, tokens)?);
+                if depth.prefill.is_some() {
+                    prefill.theirs[index].push(self.theirs(setting, tokens, 0, 0)?);
                 }
             }
             eprintln!("{} of {}: {}, load {}", round, self.options.rounds, decode.what, load());
         }
-        Ok(if prefill_bar.is_some() { vec![prefill, decode] } else { vec![decode] })
+        Ok(if depth.prefill.is_some() { vec![prefill, decode] } else { vec![decode] })
     }
 
     /// A file whose text is `tokens` tokens long or a few less: the demo's document, twice over, cut at a space.
@@ -147,17 +166,24 @@ impl Bench {
         Ok(ids.matches(',').count() as u32 + 1)
     }
 
-    fn ours(&self, document: &Path) -> Result<Value, String> {
+    fn ours(&self, document: &Path, form: &str) -> Result<Value, String> {
         let mut command = Command::new(&self.kvtier);
         command.args(["run", "--json", "--ignore-eos", "--ask", "What happens here?", "--file"]).arg(document);
         command.args(["--threads", &self.options.threads.to_string(), "--max-tokens", &(DECODED + 1).to_string()]);
+        command.args(["--form", form]);
         let line = read(command.arg("--model").arg(&self.model))?;
         serde_json::from_str(line.trim()).map_err(|error| format!("kvtier's JSON: {error}"))
     }
 
-    fn theirs(&self, flash: &str, prompt: u64, generate: u32, depth: u64) -> Result<f64, String> {
+    fn theirs(
+        &self,
+        (_, flash, kv): &(&str, &str, &str),
+        prompt: u64,
+        generate: u32,
+        depth: u64,
+    ) -> Result<f64, String> {
         let mut command = Command::new(self.peer.join("llama-bench"));
-        command.arg("-m").arg(&self.model).args(["-o", "json", "-r", "1", "-fa", flash]);
+        command.arg("-m").arg(&self.model).args(["-o", "json", "-r", "1", "-fa", flash, "-ctk", kv, "-ctv", kv]);
         command.args(["-t", &self.options.threads.to_string(), "-p", &prompt.to_string()]);
         command.args(["-n", &generate.to_string(), "-d", &depth.to_string()]);
         let found: Value =
@@ -167,10 +193,10 @@ impl Bench {
 }
 
 impl Row {
-    /// Median of ours over the median of llama.cpp's faster setting.
-    fn ratio(&self) -> f64 {
+    /// Median of ours in a form over the median of llama.cpp's fastest setting; `None` where the form was not measured.
+    fn ratio(&self, form: usize) -> Option<f64> {
         let fastest = self.theirs.iter().map(|values| median(values)).fold(f64::MIN, f64::max);
-        median(&self.ours) / fastest
+        (!self.ours[form].is_empty()).then(|| median(&self.ours[form]) / fastest)
     }
 }
 
@@ -182,8 +208,8 @@ fn print_machine(bench: &Bench) {
     let sets: Vec<_> = sets.into_iter().filter(|set| flags.split(' ').any(|flag| flag == *set)).collect();
     println!("CPU: {}; {}", field("model name").map_or("unknown", |(_, name)| name), sets.join(" "));
     println!("Load at the start: {}; {} threads on every side", load(), bench.options.threads);
-    println!("kvtier: int16 activations, bf16 KV; AVX-512 kernels where F, BW, VL and VNNI are there, else AVX2");
-    println!("llama.cpp: int8 activations, f16 KV; built with -march=native");
+    println!("kvtier: int16 activations; AVX-512 kernels where F, BW, VL and VNNI are there, else AVX2");
+    println!("llama.cpp: int8 activations; built with -march=native");
     let version = Command::new(bench.peer.join("llama-bench")).arg("--version").output();
     let version = version.map(|output| [output.stdout, output.stderr].concat()).unwrap_or_default();
     let version = String::from_utf8_lossy(&version);
@@ -230,10 +256,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_ratio_is_of_medians_and_to_the_faster_setting() {
-        let theirs = [vec![10.0, 30.0, 20.0], vec![5.0, 1.0]];
-        let row = Row { what: String::new(), ours: vec![90.0, 10.0, 24.0], theirs, bar: None };
-        assert_eq!(row.ratio(), 24.0 / 20.0);
+    fn the_ratio_is_of_medians_and_to_the_fastest_setting() {
+        let theirs = [vec![10.0, 30.0, 20.0], vec![5.0, 1.0], vec![1.0], vec![2.0]];
+        let ours = [vec![90.0, 10.0, 24.0], vec![], vec![40.0]];
+        let row = Row { what: String::new(), ours, theirs, bars: [None; 3] };
+        assert_eq!([0, 1, 2].map(|form| row.ratio(form)), [Some(24.0 / 20.0), None, Some(2.0)]);
         assert_eq!(spread(&row.theirs[1]), "3.0 (1.0 to 5.0)");
     }
 }
