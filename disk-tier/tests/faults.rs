@@ -129,10 +129,9 @@ fn come_back(tier: &DiskTier) {
     }
 }
 
-/// Reads a block that was said to be written, once the tier is there. `Ok`: it is there and whole, or its read has failed. Errors: how it
-/// ended.
-fn read_back(tier: &DiskTier, number: u32) -> Result<(), DiskEnd> {
-    let io_errors = tier.counters().io_errors;
+/// Reads a block that was said to be written, once the tier is there. `Ok`: it is there and whole, or an operation has failed since its
+/// write began (there were `io_errors` then): its read, or one that cost the segment. Errors: how it ended.
+fn read_back(tier: &DiskTier, number: u32, io_errors: u64) -> Result<(), DiskEnd> {
     come_back(tier);
     match read(tier, number) {
         Err(end) if tier.counters().io_errors == io_errors => Err(end),
@@ -149,10 +148,11 @@ fn live(tier: &DiskTier, known: &mut HashMap<u32, Known>) -> Vec<String> {
     let mut lies = Vec::new();
     for number in 0..NUMBERS {
         come_back(tier);
+        let io_errors = tier.counters().io_errors;
         let end = write(tier, number, 0);
         let state = match end {
             Ok(DiskOk::Written) => {
-                if let Err(end) = read_back(tier, number) {
+                if let Err(end) = read_back(tier, number, io_errors) {
                     lies.push(format!("block {number} was written, and its read ended as {end:?}"));
                 }
                 Known::Written

@@ -1,10 +1,16 @@
 //! Lossy closing on the real model: which bits an answer depends on, and which copies a reader may take.
 
 use std::path::Path;
+use std::sync::Arc;
 
+use cache_core::chain::Chain;
+use cache_core::form::{FormMapId, Provenance};
+use cache_core::key::CopyKey;
+use kvtier_engine::EngineError;
 use kvtier_engine::run::Form;
-use kvtier_engine::run::engine::EngineOptions;
-use kvtier_engine::run::request::{Answer, Request};
+use kvtier_engine::run::closing::Closing;
+use kvtier_engine::run::engine::{Engine, EngineOptions};
+use kvtier_engine::run::request::{Answer, Progress, Request};
 use kvtier_tests::disk::{self, with_disk};
 use kvtier_tests::{STRICT, ask, ask_together, fixture, options, plain, request, turn};
 
@@ -140,5 +146,57 @@ fn an_exact_request_takes_nothing_tainted_and_finds_its_own_blocks_again() {
         assert_eq!(second.logits_digest, first.logits_digest, "{form:?}");
         let lossy_again = ask(&mut engine, &prompt, 256);
         assert_eq!(lossy_again.tokens, lossy.tokens, "{form:?}");
+    }
+}
+
+/// `options` with the least device budget.
+fn least_device(options: EngineOptions) -> EngineOptions {
+    let tiny = EngineOptions { device_bytes: 4096, ..options.clone() };
+    let (model, weights) = (Arc::clone(&fixture().model), fixture().weights);
+    let Err(EngineError::Budget { minimum_bytes, .. }) = Engine::open(model, weights, tiny) else {
+        panic!("a page is no budget")
+    };
+    EngineOptions { device_bytes: minimum_bytes, ..options }
+}
+
+/// A closed block's only copy is taken away between two tokens.
+fn lose_a_closed_block(form: Form, chunk: u32, prompt: &[u32]) -> Answer {
+    let options = EngineOptions { chunk, host_bytes: 64 << 20, ..closing(form) };
+    let mut engine = fixture().engine(least_device(options));
+    assert!(engine.plan().closed_slots <= 2, "nearly all closed blocks are in the host arena");
+    let policy = Closing::into_form(form, 64).unwrap();
+    let namespace = engine.namespace(None);
+    let link = Chain::over(namespace, 64, prompt).links()[3];
+    assert_eq!(policy.first_tainted(), 3);
+    let form = FormMapId::uniform(form);
+    let key = CopyKey { form, provenance: policy.provenance(), ..CopyKey::exact(namespace, link.hash) };
+    assert_ne!(key.provenance, Provenance::EXACT);
+    let cache = Arc::clone(engine.closed_cache().expect("blocks are closed"));
+    let mut tokens = 0;
+    let mut watch = |progress| {
+        if let Progress::Token { .. } = progress {
+            tokens += 1;
+            if tokens == 6 {
+                assert!(cache.overwrite_host_copy(&key), "the copy was in the host arena");
+            }
+        }
+    };
+    let answer = engine.generate(vec![request(prompt, 12)], &mut watch).pop().unwrap().expect("an answer");
+    cache.audit().unwrap();
+    engine.cache().audit().unwrap();
+    answer
+}
+
+#[test]
+fn a_lost_closed_block_takes_the_sequence_back_and_is_told() {
+    let _turn = turn();
+    let prompt = fixture().prompt(1700, 420);
+    for form in FORMS {
+        let [answer, other] = [64, 9].map(|chunk| lose_a_closed_block(form, chunk, &prompt));
+        assert_eq!(answer.clamped_at, [192], "{form:?}");
+        assert_eq!(answer.recomputed_tokens, 420 + 5 - 192, "{form:?}");
+        assert_eq!(answer.misses.iter().sum::<u64>(), 2, "{form:?}: nothing was there before, and one block was lost");
+        assert_eq!(answer.tokens.len(), 12);
+        assert_eq!((other.logits_digest, other.clamped_at), (answer.logits_digest, answer.clamped_at), "{form:?}");
     }
 }

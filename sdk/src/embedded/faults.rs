@@ -48,15 +48,19 @@ impl Embedded {
     /// Fault hook: as [`Embedded::revoke_host`], and the slot's bytes are overwritten at once, as its next tenant would. Whoever reads
     /// it now reads other bytes and must notice.
     pub fn overwrite_host(&self, namespace: Namespace, link: Link) -> bool {
-        let key = CopyKey::exact(namespace, link.hash);
+        self.overwrite_host_copy(&CopyKey::exact(namespace, link.hash))
+    }
+
+    /// Fault hook: [`Embedded::overwrite_host`] for a copy of any form and provenance.
+    pub fn overwrite_host_copy(&self, key: &CopyKey) -> bool {
         let Some(host) = &self.tiers.host else {
             return false;
         };
         // The lease makes the slot rest, so that nobody else writes it meanwhile.
-        let Lookup::Hit(lease) = host.tier.lookup(&key) else {
+        let Lookup::Hit(lease) = host.tier.lookup(key) else {
             return false;
         };
-        host.tier.revoke(&key);
+        host.tier.revoke(key);
         let place = lease.place();
         extents::overwrite(&host.tier.extents()[place.extent as usize], place);
         true
