@@ -3,10 +3,12 @@
 pub mod disk;
 pub mod golden;
 pub mod kill;
+pub mod spoilt;
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Instant;
 
+use gpu_tier::attention::Attention;
 use kvtier_engine::gguf::GgufFile;
 use kvtier_engine::model::identity::DigestCache;
 use kvtier_engine::model::{Model, Path};
@@ -16,6 +18,8 @@ use kvtier_engine::run::request::{Answer, Request};
 use kvtier_engine::run::sampler::Sampling;
 use kvtier_engine::run::{Form, Isa, Link, WeightsId};
 use kvtier_engine::tokenizer::{SpecialTokens, Tokenizer};
+
+use crate::spoilt::{Spoil, Spoilt};
 
 /// The demo's document: prompts are cut from it.
 pub const DOCUMENT: &str = include_str!("../../cli/assets/moby-dick.txt");
@@ -59,6 +63,12 @@ pub fn turn() -> MutexGuard<'static, ()> {
 }
 
 impl Fixture {
+    /// An engine over the fast path whose device makes a mistake.
+    pub fn spoilt_engine(&self, options: EngineOptions, spoil: Spoil) -> Engine {
+        let wrap = |device| Arc::new(Spoilt { device, spoil }) as Arc<dyn Attention>;
+        Engine::open_over(Arc::clone(&self.model), self.weights, options, &wrap).expect("an engine")
+    }
+
     /// `length` tokens of the document from `start` on.
     pub fn prompt(&self, start: usize, length: usize) -> Vec<u32> {
         self.tokens[start..start + length].to_vec()

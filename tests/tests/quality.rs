@@ -10,6 +10,7 @@ use kvtier_engine::quality::{divergence, greedy, hit};
 use kvtier_engine::run::Form;
 use kvtier_engine::run::engine::{Engine, EngineOptions};
 use kvtier_tests::disk::with_disk;
+use kvtier_tests::spoilt::Spoil;
 use kvtier_tests::{fixture, options, plain, turn};
 
 fn open(form: Form, store: Option<&Path>) -> Result<Engine, EngineError> {
@@ -80,6 +81,28 @@ fn the_gate_catches_an_engine_with_another_form() {
     let measured = divergence::measure(&wide, &[Form::I8h], &[&fixture().tokens[..512]], &mut quiet).unwrap();
     let findings = gate.findings(&measured[0], 64);
     assert!(findings.len() == 1 && findings[0].contains("Some(320)"), "{findings:?}");
+}
+
+/// Mistakes in the codec and in the rule of the window turn the gate red, each where it shows.
+#[test]
+fn the_gate_catches_each_planted_fault() {
+    let _turn = turn();
+    for under_test in [Form::I8h, Form::Kc4vt4] {
+        for (spoil, finding) in [
+            (Spoil::ScaleOff, "mean KL"),
+            (Spoil::HeadsSwapped, "mean KL"),
+            (Spoil::WindowOffByOne, "logits differ from position Some(193)"),
+        ] {
+            let spoilt = |form: Form, store: Option<&Path>| {
+                if form != under_test {
+                    return open(form, store);
+                }
+                Ok(fixture().spoilt_engine(EngineOptions { form, ..plain() }, spoil))
+            };
+            let findings = Gate::of(under_test).unwrap().check(&spoilt, &fixture().tokens).unwrap();
+            assert!(findings.iter().any(|found| found.contains(finding)), "{under_test:?}, {spoil:?}: {findings:?}");
+        }
+    }
 }
 
 #[test]

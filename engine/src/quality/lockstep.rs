@@ -27,9 +27,14 @@ impl<'a> Runner<'a> {
         runner.engine.acquire_forced(&mut runner.forced, prefix).map(|()| runner)
     }
 
-    /// Positions that were found.
+    /// Positions that were found and taken.
     pub(super) fn done(&self) -> usize {
         self.forced.done()
+    }
+
+    /// Positions that were found too, and are computed again for the exact window of what follows.
+    pub(super) fn computed_again(&self) -> usize {
+        if self.forced.clamped_at().is_empty() { 0 } else { self.engine.options().block_tokens as usize }
     }
 }
 

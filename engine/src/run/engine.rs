@@ -88,6 +88,16 @@ impl Engine {
     ///
     /// Errors: [`EngineError::Request`] for options that make no sense, [`EngineError::Budget`] for budgets under the minimum.
     pub fn open(model: Arc<Model>, weights: WeightsId, options: EngineOptions) -> Result<Engine, EngineError> {
+        Engine::open_over(model, weights, options, &|device| device)
+    }
+
+    /// As [`Engine::open`], with all work on the device going through what `wrap` makes of it: something that watches, or that spoils.
+    pub fn open_over(
+        model: Arc<Model>,
+        weights: WeightsId,
+        options: EngineOptions,
+        wrap: &dyn Fn(Arc<CpuDevice>) -> Arc<dyn Attention>,
+    ) -> Result<Engine, EngineError> {
         check_options(&options)?;
         let config = &model.config;
         let geometry = Geometry {
@@ -126,7 +136,7 @@ impl Engine {
         });
         let device = Arc::new(device.map_err(|error| unavailable("--device-mem", options.device_bytes, &error))?);
         let area = device.allocate(plan.area_bytes)?;
-        let on_device = Arc::clone(&device) as Arc<dyn Attention>;
+        let on_device = wrap(Arc::clone(&device));
         let openings = Openings { options: &options, device: &on_device, plan: &plan, geometry: &geometry };
         let (cache, closed) = openings.caches(shape, closed_shape)?;
         let activations = match model.path {
