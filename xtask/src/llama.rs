@@ -7,6 +7,7 @@ use std::process::Command;
 use clap::Parser;
 use serde_json::Value;
 
+use crate::measure::{is_busy, load, median, number, processor, read, spread};
 use crate::{peer, stage};
 
 /// Side by side with llama.cpp.
@@ -50,10 +51,6 @@ const DEPTHS: [Depth; 4] = [
     Depth { tokens: 8064, decode: [Some(1.2), None, Some(1.5)], prefill: None },
 ];
 
-/// Load average up to which a machine counts as quiet. On a busy one llama.cpp's spinning barriers lose most, so such
-/// figures flatter us.
-const QUIET: f64 = 0.5;
-
 /// One kind of figure at one depth, in tokens per second: ours by form, and llama.cpp's by setting.
 struct Row {
     what: String,
@@ -74,7 +71,8 @@ struct Bench {
 /// Measures, prints a table, and fails when a ratio is under its bar.
 pub fn run(rest: &[String]) -> Result<(), String> {
     let bench = prepare(Options::parse_from(std::iter::once(&String::from("bars")).chain(rest)))?;
-    let busy = load().parse().is_ok_and(|load: f64| load > QUIET);
+    // On a busy machine llama.cpp's spinning barriers lose most, so such figures flatter us.
+    let busy = is_busy();
     print_machine(&bench);
     let mut rows = Vec::new();
     for depth in &DEPTHS {
@@ -201,12 +199,7 @@ impl Row {
 }
 
 fn print_machine(bench: &Bench) {
-    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let field = |name: &str| info.lines().find(|line| line.starts_with(name)).and_then(|line| line.split_once(": "));
-    let flags = field("flags").map_or("", |(_, flags)| flags);
-    let sets = ["avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "avx_vnni"];
-    let sets: Vec<_> = sets.into_iter().filter(|set| flags.split(' ').any(|flag| flag == *set)).collect();
-    println!("CPU: {}; {}", field("model name").map_or("unknown", |(_, name)| name), sets.join(" "));
+    println!("{}", processor());
     println!("Load at the start: {}; {} threads on every side", load(), bench.options.threads);
     println!("kvtier: int16 activations; AVX-512 kernels where F, BW, VL and VNNI are there, else AVX2");
     println!("llama.cpp: int8 activations; built with -march=native");
@@ -218,37 +211,6 @@ fn print_machine(bench: &Bench) {
         version.lines().next().unwrap_or("").trim_start_matches("version: "),
         bench.model.display()
     );
-}
-
-/// Standard output of a program that must exit with 0; its standard error is shown only when it does not.
-fn read(command: &mut Command) -> Result<String, String> {
-    let output = command.output().map_err(|error| format!("start {command:?}: {error}"))?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    Err(format!("{command:?}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim()))
-}
-
-fn number(value: &Value, name: &str) -> Result<f64, String> {
-    value[name].as_f64().ok_or_else(|| format!("no number {name} in {value}"))
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let half = sorted.len() / 2;
-    if sorted.len() % 2 == 1 { sorted[half] } else { f64::midpoint(sorted[half - 1], sorted[half]) }
-}
-
-fn spread(values: &[f64]) -> String {
-    let low = values.iter().copied().fold(f64::MAX, f64::min);
-    let high = values.iter().copied().fold(f64::MIN, f64::max);
-    format!("{:.1} ({low:.1} to {high:.1})", median(values))
-}
-
-fn load() -> String {
-    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    text.split(' ').next().unwrap_or_default().to_owned()
 }
 
 #[cfg(test)]

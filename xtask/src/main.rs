@@ -1,7 +1,9 @@
 //! Developer commands: `cargo xtask test | soak | bars | peer`.
 #![forbid(unsafe_code)]
 
+mod forms;
 mod llama;
+mod measure;
 mod peer;
 mod report;
 mod stage;

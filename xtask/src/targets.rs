@@ -4,7 +4,7 @@ use std::process::Stdio;
 
 use serde_json::Value;
 
-use crate::{llama, stage};
+use crate::{forms, llama, stage};
 
 /// A cargo target whose name starts with the wanted prefix.
 struct Target {
@@ -38,10 +38,15 @@ pub fn soak(name: Option<&str>, rest: &[String]) -> Result<(), String> {
     Ok(())
 }
 
-/// Runs the program `bars_<name>`; `llama` is part of xtask itself.
+/// Bars that are part of xtask itself: they run `kvtier` and its peers.
+const OWN_BARS: [(&str, Bars); 2] = [("forms", forms::run), ("llama", llama::run)];
+
+type Bars = fn(&[String]) -> Result<(), String>;
+
+/// Runs the program `bars_<name>`, or one of [`OWN_BARS`].
 pub fn bars(name: Option<&str>, rest: &[String]) -> Result<(), String> {
-    if name == Some("llama") {
-        return llama::run(rest);
+    if let Some((_, run)) = OWN_BARS.iter().find(|(own, _)| Some(*own) == name) {
+        return run(rest);
     }
     for target in find("bars", "bin", name)? {
         let mut command = stage::cargo();
@@ -56,7 +61,9 @@ pub fn bars(name: Option<&str>, rest: &[String]) -> Result<(), String> {
 fn find(prefix: &str, kind: &str, name: Option<&str>) -> Result<Vec<Target>, String> {
     let all = matching(&metadata()?, prefix, kind);
     let mut names: Vec<_> = all.iter().map(|target| target.name[prefix.len() + 1..].to_owned()).collect();
-    names.extend((prefix == "bars").then(|| "llama".to_owned()));
+    if prefix == "bars" {
+        names.extend(OWN_BARS.map(|(own, _)| own.to_owned()));
+    }
     names.sort();
     names.dedup();
     let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
