@@ -1,9 +1,19 @@
 //! Stored forms, what they may stand in for, and where a copy's bits came from.
 
+mod mixed;
+
+use std::fmt;
+use std::str::FromStr;
+
+use twox_hash::XxHash3_64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// How the elements of one (layer, K or V) are stored. Only forms that are built have an id here; ids are never reused.
-/// `docs/forms.md` gives every byte of each.
+pub use mixed::{Layers, Mixed};
+
+use crate::payload::Side;
+
+/// How the keys and the values of a block's layers are stored: alike in every layer, or by a map. Only forms that are built have an id here;
+/// ids are never reused. `docs/forms.md` gives every byte of each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Form {
@@ -17,44 +27,72 @@ pub enum Form {
     I8h,
     /// 4 bits, K per channel over the block and V per token, each row with an f16 centre and half-range.
     Kc4vt4,
+    /// 8 bits as in `i8h` or 4 bits as in `kc4vt4`, by layer and side.
+    Mixed(Mixed),
+}
+
+/// Why there is no such form.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FormError {
+    /// A name that is none.
+    #[error(
+        "read the form `{text}`: {fault}; forms are raw16, raw32, sx12, i8h, kc4vt4, and maps such as kc4vt4:k8=0-3+29:v8=0, \
+         with 8-bit keys in layers 0 to 3 and 29 and 8-bit values in layer 0"
+    )]
+    Name {
+        /// The name.
+        text: String,
+        /// What is wrong with it.
+        fault: String,
+    },
+    /// A map of a layer that the model lacks.
+    #[error("use the form: its map names layer {layer}, but the model has {layers} layers, from 0 on")]
+    OutsideModel {
+        /// The layer.
+        layer: u32,
+        /// Layers of the model.
+        layers: u32,
+    },
+    /// A map of a model with more layers than maps can tell apart.
+    #[error("use the form: the model has {layers} layers, maps are for at most {}; take i8h or kc4vt4", Layers::MOST)]
+    TooManyLayers {
+        /// Layers of the model.
+        layers: u32,
+    },
 }
 
 impl Form {
-    /// Every form, in the order of their ids.
+    /// Every uniform form, in the order of their ids.
     pub const ALL: [Form; 5] = [Form::Raw16, Form::Raw32, Form::Sx12, Form::I8h, Form::Kc4vt4];
 
-    /// Name on the command line and in JSON.
-    pub fn name(self) -> &'static str {
+    /// Name on the command line and in JSON; [`FromStr`] undoes it.
+    pub fn name(self) -> String {
+        self.to_string()
+    }
+
+    /// The uniform form of the keys or of the values of one layer.
+    pub fn at(self, layer: u32, side: Side) -> Form {
         match self {
-            Form::Raw16 => "raw16",
-            Form::Raw32 => "raw32",
-            Form::Sx12 => "sx12",
-            Form::I8h => "i8h",
-            Form::Kc4vt4 => "kc4vt4",
+            Form::Mixed(mixed) if mixed.eights(side).contains(layer) => Form::I8h,
+            Form::Mixed(_) => Form::Kc4vt4,
+            uniform => uniform,
         }
     }
 
-    /// The form of that name.
-    pub fn from_name(name: &str) -> Option<Form> {
-        Form::ALL.into_iter().find(|form| form.name() == name)
+    /// How many of the layers `0..end` have which uniform forms of keys and of values.
+    pub(crate) fn kinds(self, end: u32) -> [(Form, Form, u32); 4] {
+        match self {
+            Form::Mixed(mixed) => mixed.kinds(end),
+            uniform => [end, 0, 0, 0].map(|layers| (uniform, uniform, layers)),
+        }
     }
 
     /// Bytes of one element once it is decoded: f32 for `raw32`, else bf16.
     pub fn element_bytes(self) -> u64 {
         match self {
-            Form::Raw16 | Form::Sx12 | Form::I8h | Form::Kc4vt4 => 2,
+            Form::Raw16 | Form::Sx12 | Form::I8h | Form::Kc4vt4 | Form::Mixed(_) => 2,
             Form::Raw32 => 4,
-        }
-    }
-
-    /// Bits of one element in the code plane, headers and scales not counted.
-    pub fn code_bits(self) -> u64 {
-        match self {
-            Form::Raw16 => 16,
-            Form::Raw32 => 32,
-            Form::Sx12 => 12,
-            Form::I8h => 8,
-            Form::Kc4vt4 => 4,
         }
     }
 
@@ -63,20 +101,55 @@ impl Form {
         matches!(self, Form::Raw16 | Form::Sx12)
     }
 
-    /// True when a copy in this form may stand where `least` would do: the lossless forms are equals, then comes `i8h`, then `kc4vt4`.
-    /// `raw32` is never published and stands for nothing but itself.
+    /// True when a copy in this form may stand where `least` would do, entry by entry: the lossless forms are equals, then comes `i8h`, then
+    /// `kc4vt4`. `raw32` is never published and stands for nothing but itself.
     pub fn is_at_least(self, least: Form) -> bool {
-        let rank = |form| match form {
-            Form::Raw16 | Form::Sx12 => Some(0),
-            Form::I8h => Some(1),
-            Form::Kc4vt4 => Some(2),
-            Form::Raw32 => None,
+        let eights = |form| match form {
+            Form::I8h => Some((Layers::ALL, Layers::ALL)),
+            Form::Kc4vt4 => Some((Layers::NONE, Layers::NONE)),
+            Form::Mixed(mixed) => Some((mixed.eights(Side::Key), mixed.eights(Side::Value))),
+            Form::Raw16 | Form::Raw32 | Form::Sx12 => None,
         };
-        self == least || matches!((rank(self), rank(least)), (Some(rank), Some(least)) if rank <= least)
+        match (eights(self), eights(least)) {
+            _ if self == least => true,
+            (Some(own), Some(least)) => own.0.contains_all(least.0) && own.1.contains_all(least.1),
+            (Some(_), None) => false,
+            (None, _) => self.is_lossless() && least != Form::Raw32,
+        }
     }
 }
 
-/// Names a form map, (layer, K or V) -> form. A uniform form is the trivial map.
+impl fmt::Display for Form {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Form::Raw16 => "raw16",
+            Form::Raw32 => "raw32",
+            Form::Sx12 => "sx12",
+            Form::I8h => "i8h",
+            Form::Kc4vt4 => "kc4vt4",
+            Form::Mixed(mixed) => return mixed.fmt(f),
+        })
+    }
+}
+
+impl FromStr for Form {
+    type Err = FormError;
+
+    fn from_str(text: &str) -> Result<Form, FormError> {
+        if let Some(form) = Form::ALL.into_iter().find(|form| form.name() == text) {
+            return Ok(form);
+        }
+        let found = match text.split_once(':') {
+            Some(("kc4vt4", parts)) => mixed::parse_parts(parts),
+            Some((base, _)) => Err(format!("a map begins with kc4vt4, not with `{base}`")),
+            None => Err("there is none of that name".to_owned()),
+        };
+        found.map_err(|fault| FormError::Name { text: text.to_owned(), fault })
+    }
+}
+
+/// Names a form map, (layer, K or V) -> form. A uniform form is the trivial map and has a small number; any other map has a digest with the
+/// top bit set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct FormMapId(pub u32);
@@ -93,20 +166,24 @@ impl FormMapId {
     /// Every layer in `kc4vt4`.
     pub const KC4VT4: FormMapId = FormMapId(5);
 
-    /// The trivial map of a form.
-    pub fn uniform(form: Form) -> FormMapId {
+    /// The map of a form. A mixed one is [of its model](Form::in_model), else the same map would have two names.
+    pub fn of(form: Form) -> FormMapId {
         match form {
             Form::Raw16 => FormMapId::RAW16,
             Form::Raw32 => FormMapId::RAW32,
             Form::Sx12 => FormMapId::SX12,
             Form::I8h => FormMapId::I8H,
             Form::Kc4vt4 => FormMapId::KC4VT4,
+            Form::Mixed(mixed) => {
+                let digest = XxHash3_64::oneshot_with_seed(0x6b76_7469_6572_0003, &mixed.to_bytes());
+                FormMapId(1 << 31 | (digest >> 33) as u32)
+            }
         }
     }
 
-    /// The form of a trivial map; `None` for an id that is not known here.
+    /// The form of a trivial map; `None` for a digest and for an id that is not known here.
     pub fn form(self) -> Option<Form> {
-        Form::ALL.into_iter().find(|form| FormMapId::uniform(*form) == self)
+        Form::ALL.into_iter().find(|form| FormMapId::of(*form) == self)
     }
 
     /// True when decoding gives back the published bits.
@@ -143,8 +220,8 @@ impl Lineage {
 pub enum Accept {
     /// A lossless form and exact provenance.
     Exact,
-    /// This form or a better one, computed after just what the reader itself would have computed it after. A copy of another provenance will
-    /// not do, not even an exact one: what the reader computes would then depend on what happened to be there.
+    /// This form, or one whose name tells that no entry is worse, computed after just what the reader itself would have computed it after. A
+    /// copy of another provenance will not do, not even an exact one: what the reader computes would then depend on what happened to be there.
     AtLeast(Form),
 }
 
@@ -153,7 +230,10 @@ impl Accept {
     pub fn admits(self, form: FormMapId, provenance: Provenance, own: Provenance) -> bool {
         match self {
             Accept::Exact => form.is_lossless() && provenance == Provenance::EXACT,
-            Accept::AtLeast(least) => provenance == own && form.form().is_some_and(|form| form.is_at_least(least)),
+            Accept::AtLeast(least) => {
+                let is_at_least = |form: Form| form.is_at_least(least);
+                provenance == own && (form == FormMapId::of(least) || form.form().is_some_and(is_at_least))
+            }
         }
     }
 }
@@ -162,14 +242,98 @@ impl Accept {
 mod tests {
     use super::*;
 
+    fn form(name: &str) -> Form {
+        name.parse().unwrap_or_else(|error| panic!("{error}"))
+    }
+
     #[test]
     fn ids_are_distinct_and_names_are_found_again() {
         for (index, form) in Form::ALL.into_iter().enumerate() {
-            assert_eq!(FormMapId::uniform(form), FormMapId(index as u32 + 1));
-            assert_eq!(Form::from_name(form.name()), Some(form));
-            assert_eq!(FormMapId::uniform(form).is_lossless(), form.is_lossless());
+            assert_eq!(FormMapId::of(form), FormMapId(index as u32 + 1));
+            assert_eq!((form.name().parse(), FormMapId::of(form).form()), (Ok(form), Some(form)));
+            assert_eq!(FormMapId::of(form).is_lossless(), form.is_lossless());
         }
-        assert_eq!(Form::from_name("q4_0"), None);
+    }
+
+    /// Ids are stored: they must not change.
+    #[test]
+    fn maps_have_ids_of_their_own() {
+        let golden =
+            [("kc4vt4:k8=0-3+29:v8=0", 0xb13d_2039), ("kc4vt4:k8=0-29", 0xc7ff_64d3), ("kc4vt4:v8=0-29", 0xd70d_f5c3)];
+        for (name, id) in golden {
+            assert_eq!((FormMapId::of(form(name)), FormMapId(id).form()), (FormMapId(id), None), "{name}");
+        }
+        // Every map of 5 layers: none has another's id, a small one, or that of the same map with keys and values exchanged.
+        let sets = (0..32u32).map(|bits| (0..5).filter(move |layer| bits >> layer & 1 == 1));
+        let sets: Vec<Layers> =
+            sets.map(|layers| layers.fold(Layers::NONE, |set, layer| set.or(Layers::range(layer, layer)))).collect();
+        let maps =
+            sets.iter().flat_map(|keys| sets.iter().map(|values| Form::mixed(*keys, *values).in_model(5).unwrap()));
+        let ids: std::collections::BTreeSet<FormMapId> = maps.map(FormMapId::of).collect();
+        assert_eq!(ids.len(), 1 << 10);
+        assert!(ids.iter().all(|id| id.0 >> 31 == 1 || [FormMapId::I8H, FormMapId::KC4VT4].contains(id)));
+    }
+
+    #[test]
+    fn names_of_maps_are_found_again_and_equal_maps_are_equal() {
+        let names = ["kc4vt4:k8=0-3+29:v8=0", "kc4vt4:k8=all", "kc4vt4:k8=0-127:v8=127", "kc4vt4:v8=1+3+5-6"];
+        for name in names {
+            let expected = name.replace("k8=0-127", "k8=all");
+            assert_eq!(form(name).name(), expected);
+        }
+        assert_eq!(form("kc4vt4:v8=6+5+3+1+5-6:k8=2"), form("kc4vt4:k8=2:v8=1+3+5-6"));
+        for (name, layers, expected) in [
+            ("kc4vt4:k8=all:v8=all", 30, "i8h"),
+            ("kc4vt4:k8=0-29:v8=all", 30, "i8h"),
+            ("kc4vt4:k8=0-29:v8=all", 31, "kc4vt4:k8=0-29:v8=0-30"),
+            ("kc4vt4:k8=all", 30, "kc4vt4:k8=0-29"),
+            ("kc4vt4", 300, "kc4vt4"),
+        ] {
+            assert_eq!(form(name).in_model(layers).unwrap().name(), expected);
+        }
+        let outside = form("kc4vt4:k8=0-3+29:v8=0").in_model(29);
+        assert_eq!(outside, Err(FormError::OutsideModel { layer: 29, layers: 29 }));
+        assert_eq!(form("kc4vt4:k8=2").in_model(129), Err(FormError::TooManyLayers { layers: 129 }));
+    }
+
+    #[test]
+    fn names_that_are_none_are_told_with_an_example() {
+        for (name, fault) in [
+            ("q4_0", "there is none of that name"),
+            ("", "there is none of that name"),
+            ("i8h:k8=0", "a map begins with kc4vt4, not with `i8h`"),
+            ("kc4vt4:", "`` is neither k8= nor v8="),
+            ("kc4vt4:k4=0", "`k4=0` is neither k8= nor v8="),
+            ("kc4vt4:k8", "`` is no layer from 0 to 127"),
+            ("kc4vt4:k8=0,1", "`0,1` is no layer from 0 to 127"),
+            ("kc4vt4:k8=128", "`128` is no layer from 0 to 127"),
+            ("kc4vt4:k8=3-1", "`3-1` ends before it begins"),
+            ("kc4vt4:k8=1:k8=2", "k8= stands there twice"),
+        ] {
+            let error = name.parse::<Form>().unwrap_err();
+            assert_eq!(error, FormError::Name { text: name.to_owned(), fault: fault.to_owned() });
+            assert!(error.to_string().contains("such as kc4vt4:k8=0-3+29:v8=0,"), "{error}");
+        }
+    }
+
+    #[test]
+    fn maps_compare_entry_by_entry() {
+        let at_least = |better: &str, least: &str| {
+            let (better, least) = (form(better), form(least));
+            let admitted = Accept::AtLeast(least).admits(FormMapId::of(better), Provenance(1), Provenance(1));
+            // A digest does not tell its map, so of mixed copies only the very map that is asked for is admitted.
+            assert_eq!(admitted, better.is_at_least(least) && (!matches!(better, Form::Mixed(_)) || better == least));
+            better.is_at_least(least)
+        };
+        let order = ["raw16", "i8h", "kc4vt4:k8=0-3:v8=2+5", "kc4vt4:k8=1-2:v8=5", "kc4vt4:k8=1", "kc4vt4"];
+        for (index, least) in order.iter().enumerate() {
+            for (better, form) in order.iter().enumerate() {
+                assert_eq!(at_least(form, least), better <= index, "{form} for {least}");
+            }
+        }
+        for (a, b) in [("kc4vt4:k8=1", "kc4vt4:v8=1"), ("kc4vt4:k8=1+2", "kc4vt4:k8=2-3"), ("kc4vt4:k8=1", "raw32")] {
+            assert!(!at_least(a, b) && !at_least(b, a), "{a} and {b}");
+        }
     }
 
     #[test]
@@ -187,9 +351,11 @@ mod tests {
         let order = [Form::Raw16, Form::I8h, Form::Kc4vt4];
         for (index, least) in order.into_iter().enumerate() {
             for (better, form) in order.into_iter().enumerate() {
-                assert_eq!(admits(least, FormMapId::uniform(form)), better <= index, "{form:?} for {least:?}");
+                assert_eq!(admits(least, FormMapId::of(form)), better <= index, "{form:?} for {least:?}");
             }
-            assert!(admits(least, FormMapId::SX12) && !admits(least, FormMapId::RAW32) && !admits(least, FormMapId(99)));
+            assert!(
+                admits(least, FormMapId::SX12) && !admits(least, FormMapId::RAW32) && !admits(least, FormMapId(99))
+            );
         }
         for provenance in [Provenance::EXACT, Provenance(2)] {
             assert!(!Accept::AtLeast(Form::Kc4vt4).admits(FormMapId::KC4VT4, provenance, Provenance(1)));

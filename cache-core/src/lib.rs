@@ -9,6 +9,7 @@ pub mod codec;
 pub mod completions;
 #[cfg(feature = "testing")]
 pub mod contract;
+pub mod extent;
 pub mod form;
 pub mod hash;
 pub mod header;

@@ -5,7 +5,8 @@
 //! plane      = [layer][kv head][ K part | V part ]
 //! ```
 //! A **section** is one layer of one plane: the smallest unit that has a sum. Sections are numbered plane by plane in the
-//! order above, layer by layer inside a plane; planes that a form does not have take no number and no page.
+//! order above, layer by layer inside a plane; planes that a form does not have take no number and no page. Under a mixed form map a layer's
+//! sections have the lengths of the layer's own forms, and a layer that has nothing in a plane has no section there.
 //!
 //! `raw16` keys are channel-major `[head_dim][block_tokens]` and values token-major `[block_tokens][head_dim]`, so that
 //! attention runs over lanes without horizontal sums; its header and scale planes are empty. The parts of the other forms
@@ -15,6 +16,7 @@ use std::ops::Range;
 
 use crate::buffer::round_to_pages;
 use crate::codec::sx12;
+use crate::extent::{SectionExtent, lay_out};
 use crate::form::{Form, FormMapId};
 use crate::header;
 
@@ -48,7 +50,7 @@ impl Side {
     pub const ALL: [Side; 2] = [Side::Key, Side::Value];
 }
 
-/// Shape of a block of one `Full` group in one uniform form. Forms other than `raw16` and `raw32` need `head_dim` and
+/// Shape of a block of one `Full` group in one form map. Forms other than `raw16` and `raw32` need `head_dim` and
 /// `block_tokens` to be multiples of 8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct BlockShape {
@@ -60,7 +62,7 @@ pub struct BlockShape {
     pub head_dim: u32,
     /// Tokens of a block.
     pub block_tokens: u32,
-    /// Stored form.
+    /// Stored form; a mixed one [of so many layers](Form::in_model).
     pub form: Form,
 }
 
@@ -83,7 +85,7 @@ impl BlockShape {
 
     /// The form map of every copy of this shape.
     pub fn form_map(&self) -> FormMapId {
-        FormMapId::uniform(self.form)
+        FormMapId::of(self.form)
     }
 
     /// Elements of the keys, or of the values, of one layer and head.
@@ -92,11 +94,20 @@ impl BlockShape {
     }
 
     /// Bytes of a plane that the keys, or the values, of one layer and head take.
-    pub fn part_bytes(&self, plane: Plane, side: Side) -> u64 {
+    pub fn part_bytes(&self, plane: Plane, layer: u32, side: Side) -> u64 {
+        self.uniform_part_bytes(self.form.at(layer, side), plane, side)
+    }
+
+    fn uniform_part_bytes(&self, form: Form, plane: Plane, side: Side) -> u64 {
         let (elements, tokens, channels) =
             (self.side_elements(), u64::from(self.block_tokens), u64::from(self.head_dim));
-        match (plane, self.form, side) {
-            (Plane::Code, form, _) => elements * form.code_bits() / 8,
+        match (plane, form, side) {
+            (_, Form::Mixed(_), _) => unreachable!("one layer's keys, or values, have a uniform form"),
+            (Plane::Code, Form::Raw16, _) => 2 * elements,
+            (Plane::Code, Form::Raw32, _) => 4 * elements,
+            (Plane::Code, Form::Sx12, _) => elements * 3 / 2,
+            (Plane::Code, Form::I8h, _) => elements,
+            (Plane::Code, Form::Kc4vt4, _) => elements / 2,
             (Plane::Header, Form::Sx12, _) => sx12::header_bytes(elements),
             (Plane::Header, Form::Kc4vt4, Side::Key) => 4 * channels,
             (Plane::Scale, Form::Kc4vt4, Side::Value) => 4 * tokens,
@@ -105,14 +116,24 @@ impl BlockShape {
         }
     }
 
-    /// Bytes of one layer of a plane: of each of its sections. 0 when the form has no such plane.
-    pub fn layer_bytes(&self, plane: Plane) -> u64 {
-        u64::from(self.kv_heads) * (self.part_bytes(plane, Side::Key) + self.part_bytes(plane, Side::Value))
+    /// Bytes of one layer of a plane: of its section. 0 when the layer has nothing there.
+    pub fn layer_bytes(&self, plane: Plane, layer: u32) -> u64 {
+        let part = |side| self.part_bytes(plane, layer, side);
+        u64::from(self.kv_heads) * (part(Side::Key) + part(Side::Value))
     }
 
-    /// Bytes of one layer of the code plane.
-    pub fn section_bytes(&self) -> u64 {
-        self.layer_bytes(Plane::Code)
+    /// Sections of the layers `0..layer` of a plane, and their bytes.
+    fn before(&self, plane: Plane, layer: u32) -> (u32, u64) {
+        let (mut sections, mut bytes) = (0, 0);
+        for (keys, values, layers) in self.form.kinds(layer) {
+            if layers > 0 {
+                let part = |form, side| self.uniform_part_bytes(form, plane, side);
+                let each = u64::from(self.kv_heads) * (part(keys, Side::Key) + part(values, Side::Value));
+                sections += if each > 0 { layers } else { 0 };
+                bytes += u64::from(layers) * each;
+            }
+        }
+        (sections, bytes)
     }
 
     /// Number of sections, and so of sums.
@@ -122,7 +143,7 @@ impl BlockShape {
 
     /// Number of sections of one plane.
     pub fn plane_sections(&self, plane: Plane) -> u32 {
-        if self.layer_bytes(plane) == 0 { 0 } else { self.layers }
+        self.before(plane, self.layers).0
     }
 
     /// Bytes of the header pages before the planes.
@@ -132,7 +153,7 @@ impl BlockShape {
 
     /// Bytes of a plane, without the padding after it.
     pub fn plane_bytes(&self, plane: Plane) -> u64 {
-        u64::from(self.layers) * self.layer_bytes(plane)
+        self.before(plane, self.layers).1
     }
 
     /// First byte of a plane in the slot image, a page boundary.
@@ -141,13 +162,14 @@ impl BlockShape {
         self.header_bytes() + before.map(|each| round_to_pages(self.plane_bytes(each))).sum::<u64>()
     }
 
-    /// The section of `layer` in a plane; `None` when the form has no such plane. Panics when the group has no such layer.
+    /// The section of `layer` in a plane; `None` when the layer has nothing there. Panics when the group has no such layer.
     pub fn section(&self, plane: Plane, layer: u32) -> Option<Section> {
         assert!(layer < self.layers, "layer {layer} of {}", self.layers);
-        let bytes = self.layer_bytes(plane);
-        let before = Plane::ALL.into_iter().take_while(|each| *each < plane);
-        let index = before.map(|each| self.plane_sections(each)).sum::<u32>() + layer;
-        (bytes > 0).then(|| Section { index, offset: self.plane_offset(plane) + u64::from(layer) * bytes, bytes })
+        let bytes = self.layer_bytes(plane, layer);
+        let (sections, offset) = self.before(plane, layer);
+        let planes = Plane::ALL.into_iter().take_while(|each| *each < plane);
+        let index = planes.map(|each| self.plane_sections(each)).sum::<u32>() + sections;
+        (bytes > 0).then(|| Section { index, offset: self.plane_offset(plane) + offset, bytes })
     }
 
     /// The section of `layer` in the code plane. Panics when the group has no such layer.
@@ -155,21 +177,28 @@ impl BlockShape {
         self.section(Plane::Code, layer).expect("every form has a code plane")
     }
 
-    /// Where the keys or values of one head are in a section of a plane, counted from the section's start. `sx12`'s
+    /// Where the keys or values of one head are in a layer's section of a plane, counted from the section's start. `sx12`'s
     /// header plane is not split by head: see [`sx12`]. Panics when there is no such head.
-    pub fn part(&self, plane: Plane, kv_head: u32, side: Side) -> Range<usize> {
+    pub fn part(&self, plane: Plane, layer: u32, kv_head: u32, side: Side) -> Range<usize> {
         assert!(kv_head < self.kv_heads, "head {kv_head} of {}", self.kv_heads);
-        let (keys, values) = (self.part_bytes(plane, Side::Key), self.part_bytes(plane, Side::Value));
+        let [keys, values] = Side::ALL.map(|side| self.part_bytes(plane, layer, side));
         let first = u64::from(kv_head) * (keys + values) + if side == Side::Value { keys } else { 0 };
-        first as usize..(first + self.part_bytes(plane, side)) as usize
+        first as usize..(first + self.part_bytes(plane, layer, side)) as usize
+    }
+
+    /// Length of every section in the order of their sums. Panics when one has 2 GiB or more.
+    pub fn extents(&self) -> impl Iterator<Item = SectionExtent> + use<> {
+        let shape = *self;
+        Plane::ALL.into_iter().flat_map(move |plane| {
+            let lengths =
+                (0..shape.layers).map(move |layer| shape.layer_bytes(plane, layer)).filter(|bytes| *bytes > 0);
+            lengths.enumerate().map(|(number, bytes)| SectionExtent::new(bytes, number == 0))
+        })
     }
 
     /// All sections in the order of their sums.
     pub fn sections(&self) -> impl Iterator<Item = Section> + use<> {
-        let shape = *self;
-        Plane::ALL
-            .into_iter()
-            .flat_map(move |plane| (0..shape.layers).filter_map(move |layer| shape.section(plane, layer)))
+        lay_out(self.header_bytes(), self.extents())
     }
 
     /// Bytes of the slot image, whole pages: the one slot size of this (namespace, group, form).
@@ -197,16 +226,18 @@ impl BlockShape {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::form::Layers;
+    use proptest::strategy::Strategy;
 
     const RAW16: BlockShape = BlockShape { layers: 30, kv_heads: 3, head_dim: 64, block_tokens: 64, form: Form::Raw16 };
 
     #[test]
     fn smollm2_block_of_64() {
         let shape = RAW16;
-        assert_eq!(shape.section_bytes(), 48 * 1024);
+        assert_eq!(shape.code_section(0).bytes, 48 * 1024);
         assert_eq!(shape.header_bytes(), 4096);
         assert_eq!(shape.slot_bytes(), 4096 + 30 * 48 * 1024);
-        assert_eq!(shape.code_section(29).offset + shape.section_bytes(), shape.slot_bytes());
+        assert_eq!(shape.code_section(29).offset + shape.code_section(29).bytes, shape.slot_bytes());
         assert_eq!(shape.code_section(7).index, 7);
         assert_eq!(shape.section(Plane::Scale, 7), None);
     }
@@ -220,8 +251,13 @@ mod tests {
         assert!(bits[0] <= 12.03 && bits[1..] == [8.25, 4.5], "{bits:?}");
         assert_eq!(RAW16.with_form(Form::Kc4vt4).bytes_per_token(), 6592.0);
         // A code slice is one page.
-        assert_eq!(RAW16.with_form(Form::Kc4vt4).section_bytes(), 3 * 4096);
+        assert_eq!(RAW16.with_form(Form::Kc4vt4).code_section(0).bytes, 3 * 4096);
         assert_eq!(126 * slots[3] + 2 * slots[0], 56_115_200);
+        // Half of the entries in 8 bits.
+        for map in ["kc4vt4:k8=0-29", "kc4vt4:v8=0-29", "kc4vt4:k8=0-14:v8=0-14"] {
+            let shape = RAW16.with_form(map.parse().unwrap());
+            assert_eq!((shape.slot_bytes(), shape.bits_per_value()), (593_920, 6.375), "{map}");
+        }
     }
 
     #[test]
@@ -244,10 +280,79 @@ mod tests {
             assert_eq!(round_to_pages(end), shape.slot_bytes());
             for plane in Plane::ALL {
                 assert_eq!(shape.plane_offset(plane) % 4096, 0);
-                let last = shape.part(plane, shape.kv_heads - 1, Side::Value);
-                assert_eq!(last.end as u64, shape.layer_bytes(plane));
-                assert_eq!(shape.part(plane, 0, Side::Key).end, shape.part(plane, 0, Side::Value).start);
+                let last = shape.part(plane, 0, shape.kv_heads - 1, Side::Value);
+                assert_eq!(last.end as u64, shape.layer_bytes(plane, 0));
+                assert_eq!(shape.part(plane, 0, 0, Side::Key).end, shape.part(plane, 0, 0, Side::Value).start);
             }
+        }
+    }
+
+    /// The section of `docs/forms.md` on maps, walked plane by plane and layer by layer.
+    fn walked(shape: &BlockShape, is_eight: impl Fn(u32, Side) -> bool) -> ([Vec<Option<Section>>; 3], u64) {
+        let (tokens, channels) = (u64::from(shape.block_tokens), u64::from(shape.head_dim));
+        let part = |plane: usize, layer: u32, side: Side| match (plane, is_eight(layer, side), side) {
+            (0, false, Side::Key) => 4 * channels,
+            (0, ..) => 0,
+            (1, true, _) => 2 * tokens,
+            (1, false, Side::Key) => 0,
+            (1, false, Side::Value) => 4 * tokens,
+            (_, true, _) => tokens * channels,
+            (_, false, _) => tokens * channels / 2,
+        };
+        let bytes = |plane, layer| {
+            u64::from(shape.kv_heads) * Side::ALL.into_iter().map(|side| part(plane, layer, side)).sum::<u64>()
+        };
+        let (mut offset, mut index) = (shape.header_bytes(), 0);
+        let found = [0, 1, 2].map(|plane| {
+            let mut sections = Vec::new();
+            for layer in 0..shape.layers {
+                let bytes = bytes(plane, layer);
+                sections.push((bytes > 0).then_some(Section { index, offset, bytes }));
+                offset += bytes;
+                index += u32::from(bytes > 0);
+            }
+            offset = round_to_pages(offset);
+            sections
+        });
+        assert_eq!(shape.section_count(), index);
+        (found, offset)
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn sections_of_mixed_maps_are_where_a_walk_finds_them(
+            keys8 in proptest::prelude::any::<u128>(),
+            values8 in proptest::prelude::any::<u128>(),
+            layers in 1u32..=128,
+            kv_heads in 1u32..6,
+            head_dim in (1u32..20).prop_map(|eights| 8 * eights),
+            block_tokens in (1u32..20).prop_map(|eights| 8 * eights),
+        ) {
+            let is_eight = |layer: u32, side: Side| match side {
+                Side::Key => keys8 >> layer & 1 == 1,
+                Side::Value => values8 >> layer & 1 == 1,
+            };
+            let set = |side| {
+                let layers = (0..layers).filter(|layer| is_eight(*layer, side));
+                layers.fold(Layers::NONE, |set, layer| set.or(Layers::range(layer, layer)))
+            };
+            let form = Form::mixed(set(Side::Key), set(Side::Value)).in_model(layers).unwrap();
+            let shape = BlockShape { layers, kv_heads, head_dim, block_tokens, form };
+            let (expected, end) = walked(&shape, is_eight);
+            for (layer, plane) in (0..layers).flat_map(|layer| Plane::ALL.map(|plane| (layer, plane))) {
+                let expected = expected[plane as usize][layer as usize];
+                assert_eq!(shape.section(plane, layer), expected, "{plane:?} of layer {layer}");
+                assert_eq!(shape.layer_bytes(plane, layer), expected.map_or(0, |at| at.bytes));
+                let parts = (0..kv_heads).flat_map(|head| Side::ALL.map(|side| shape.part(plane, layer, head, side)));
+                let end = parts.fold(0, |end, part| {
+                    assert_eq!(part.start, end);
+                    part.end
+                });
+                assert_eq!(end as u64, shape.layer_bytes(plane, layer));
+            }
+            assert_eq!(shape.slot_bytes(), end);
+            assert_eq!(shape.payload_bytes(), shape.sections().map(|section| section.bytes).sum::<u64>());
+            assert!(shape.sections().eq(expected.into_iter().flatten().flatten()));
         }
     }
 }

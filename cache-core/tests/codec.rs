@@ -208,6 +208,44 @@ fn whole_blocks_go_there_and_back() {
     }
 }
 
+/// Each part of a mixed image is the part of the uniform image, and decodes as it does.
+#[test]
+fn parts_of_mixed_blocks_are_those_of_uniform_ones() {
+    let raw = block(&mut Random(0x5678), &SHAPE);
+    let image = |form: Form| {
+        let shape = SHAPE.with_form(form);
+        let (mut image, mut back) =
+            (Buffer::zeroed(shape.slot_bytes() as usize), Buffer::zeroed(SHAPE.slot_bytes() as usize));
+        image.as_mut_slice().fill(0xaa);
+        encode_block(&Scalar, &shape, raw.as_slice(), image.as_mut_slice()).unwrap();
+        decode_block(&Scalar, &shape, image.as_slice(), back.as_mut_slice()).unwrap();
+        (shape, image, back)
+    };
+    let part = |(shape, image, _): &(BlockShape, Buffer, Buffer), plane, layer, head, side| {
+        let section = shape.section(plane, layer)?;
+        let range = shape.part(plane, layer, head, side);
+        Some(image.as_slice()[section.offset as usize..][range].to_vec()).filter(|part| !part.is_empty())
+    };
+    let uniform = [Form::I8h, Form::Kc4vt4].map(image);
+    for name in ["kc4vt4:k8=0-1:v8=1-2", "kc4vt4:k8=all", "kc4vt4:v8=all", "kc4vt4:k8=3", "kc4vt4:k8=0-2:v8=all"] {
+        let form = name.parse::<Form>().unwrap().in_model(SHAPE.layers).unwrap();
+        let mixed = image(form);
+        for (layer, head) in (0..SHAPE.layers).flat_map(|layer| (0..SHAPE.kv_heads).map(move |head| (layer, head))) {
+            for side in Side::ALL {
+                let like = &uniform[usize::from(form.at(layer, side) == Form::Kc4vt4)];
+                for plane in Plane::ALL {
+                    let [found, expected] = [&mixed, like].map(|image| part(image, plane, layer, head, side));
+                    assert!(found == expected, "{name}: {plane:?} of {side:?} in layer {layer}, head {head}");
+                }
+                let section = SHAPE.code_section(layer).offset as usize;
+                let decoded =
+                    |back: &Buffer| back.as_slice()[section..][SHAPE.part(Plane::Code, layer, head, side)].to_vec();
+                assert!(decoded(&mixed.2) == decoded(&like.2), "{name}: {side:?} in layer {layer}, head {head}");
+            }
+        }
+    }
+}
+
 #[test]
 fn escape_areas_that_do_not_add_up_are_refused() {
     let mut raw = block(&mut Random(0x1234), &SHAPE);

@@ -173,7 +173,8 @@ def grids():
 
 def layouts():
     pages = lambda n: -(-n // PAGE) * PAGE
-    for layers, kv_heads, head_dim, tokens in [(30, 3, 64, 64), (3, 1, 16, 16), (32, 8, 128, 64), (4, 2, 80, 32)]:
+    shapes = [(30, 3, 64, 64), (3, 1, 16, 16), (32, 8, 128, 64), (4, 2, 80, 32), (120, 1, 16, 16)]
+    for layers, kv_heads, head_dim, tokens in shapes:
         n = head_dim * tokens
         per_head = {
             "raw16": (0, 0, 4 * n),
@@ -185,7 +186,7 @@ def layouts():
         for form in FORMS:
             planes = [kv_heads * each for each in per_head[form]]
             count = layers * sum(each > 0 for each in planes)
-            at = pages(232 + 8 * count + 8)
+            at = pages(176 + 12 * count + 8)
             offsets, indices, index = [], [], 0
             for each in planes:
                 offsets.append(at)

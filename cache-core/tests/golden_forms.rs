@@ -27,7 +27,7 @@ fn sha(bytes: &[u8]) -> String {
 #[test]
 fn layouts() {
     let entries = golden("layouts");
-    assert_eq!(entries.len(), 20);
+    assert_eq!(entries.len(), 25);
     for entry in entries {
         let of = |name: &str| number(&entry[name]) as u32;
         let shape = BlockShape {
@@ -35,10 +35,10 @@ fn layouts() {
             kv_heads: of("kv_heads"),
             head_dim: of("head_dim"),
             block_tokens: of("block_tokens"),
-            form: Form::from_name(entry["form"].as_str().unwrap()).unwrap(),
+            form: entry["form"].as_str().unwrap().parse::<Form>().unwrap(),
         };
         for (index, plane) in Plane::ALL.into_iter().enumerate() {
-            assert_eq!(shape.layer_bytes(plane), number(&entry["section_bytes"][index]), "{shape:?} {plane:?}");
+            assert_eq!(shape.layer_bytes(plane, 0), number(&entry["section_bytes"][index]), "{shape:?} {plane:?}");
             assert_eq!(shape.plane_offset(plane), number(&entry["plane_offsets"][index]), "{shape:?} {plane:?}");
             let first = shape.section(plane, 0);
             assert_eq!(first.map(|section| u64::from(section.index)), entry["first_sections"][index].as_u64());

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use kvtier_engine::run::Form;
 
 use crate::size::Size;
 
@@ -122,9 +123,9 @@ pub struct BenchDecodeArgs {
     /// Compute threads [default: all cores]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
-    /// Stored form of keys and values
-    #[arg(long, default_value = "raw16")]
-    pub form: FormArg,
+    /// Stored form of keys and values: raw16, i8h, kc4vt4, raw32, or a map of i8h and kc4vt4
+    #[arg(long, default_value = "raw16", value_parser = parse_form)]
+    pub form: Form,
     /// One JSON object on stdout
     #[arg(long)]
     pub json: bool,
@@ -170,21 +171,10 @@ pub enum ModelCommand {
 pub enum PathArg {
     /// 16-bit integer activations
     Fast,
+    /// 8-bit integer activations, for comparison
+    Int8,
     /// f32 activations, dequantised weights
     Reference,
-}
-
-/// How keys and values are kept.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum FormArg {
-    /// bf16
-    Raw16,
-    /// 8 bits, nearly exact
-    I8h,
-    /// 4 bits, recommended
-    Kc4vt4,
-    /// f32, for measurement
-    Raw32,
 }
 
 /// What an engine is opened with.
@@ -212,10 +202,11 @@ pub struct EngineArgs {
     /// Compute threads [default: all cores]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
-    /// Stored form of keys and values: raw16 is exact; i8h and kc4vt4 close all blocks but the first and the latest, at a small loss; raw32 is
-    /// for measurement [default: raw16, or raw32 with --path reference]
-    #[arg(long, alias = "kv")]
-    pub form: Option<FormArg>,
+    /// Stored form of keys and values: raw16 is exact; i8h and kc4vt4 close all blocks but the first and the latest, at a small loss, and so
+    /// does a map of both, kc4vt4:k8=0-3+29:v8=0 for 8-bit keys in layers 0 to 3 and 29 and 8-bit values in layer 0; raw32 is for measurement
+    /// [default: raw16, or raw32 with --path reference]
+    #[arg(long, alias = "kv", value_parser = parse_form)]
+    pub form: Option<Form>,
     /// Arithmetic of the matrices
     #[arg(long, default_value = "fast")]
     pub path: PathArg,
@@ -343,7 +334,7 @@ pub struct QualityArgs {
     /// The text; the longer the better
     #[arg(long, value_name = "DOC")]
     pub file: PathBuf,
-    /// Forms to measure, such as i8h,kc4vt4
+    /// Forms and maps to measure, such as i8h,kc4vt4,kc4vt4:k8=0-3+29
     #[arg(long, value_name = "FORM,...", value_delimiter = ',', required = true)]
     pub forms: Vec<String>,
     /// Tokens of a piece; its second half is scored
@@ -399,6 +390,14 @@ fn parse_link(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(rate) if rate == 0.0 || (1e-6..=1e6).contains(&rate) => Ok(rate),
         _ => Err("give a rate in 10^9 bytes/s from 0.000001 to 1000000, such as 8, or 0 for no limit".to_owned()),
+    }
+}
+
+/// A form that an engine can keep blocks in.
+fn parse_form(text: &str) -> Result<Form, String> {
+    match text.parse::<Form>() {
+        Ok(Form::Sx12) => Err("attention does not read it; give raw16, i8h, kc4vt4, raw32, or a map".to_owned()),
+        form => form.map_err(|error| error.to_string()),
     }
 }
 

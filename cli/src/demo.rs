@@ -7,13 +7,14 @@
 
 use std::time::{Duration, Instant};
 
+use kvtier_engine::run::Form;
 use kvtier_engine::run::engine::Engine;
 use kvtier_engine::run::request::Request;
 use kvtier_engine::run::sampler::Sampling;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::args::{DemoArgs, EngineArgs, FormArg, PathArg};
+use crate::args::{DemoArgs, EngineArgs, PathArg};
 use crate::disk;
 use crate::failure::Failure;
 use crate::load::{self, Loaded};
@@ -124,7 +125,7 @@ pub fn run(args: &DemoArgs) -> Result<(), Failure> {
     let without = answer(&mut plain, &loaded, &document, &last, &stage)?;
     drop(plain);
     stage.say("\nAnd once with --form kc4vt4: all blocks but the first and the latest in 4.5 bits a value, in the same budgets:")?;
-    let closing = EngineArgs { form: Some(FormArg::Kc4vt4), ..engine_args };
+    let closing = EngineArgs { form: Some(Form::Kc4vt4), ..engine_args };
     let mut closing = Session::open(&loaded, &closing, None, true, &signals)?;
     let closed = answer(&mut closing, &loaded, &document, &last, &stage)?;
     stage.say(&beside(&last, &closed, &without, closing.engine()))?;
@@ -155,7 +156,11 @@ fn compare(with: &Shown, without: &Shown, stage: &Stage) -> Result<(), Failure> 
 
 /// A lossy answer beside the exact one.
 fn beside(task: &Task, closed: &Shown, exact: &Shown, engine: &Engine) -> String {
-    let same = if closed.text == exact.text { "the same text as the exact answer" } else { "another text than the exact answer" };
+    let same = if closed.text == exact.text {
+        "the same text as the exact answer"
+    } else {
+        "another text than the exact answer"
+    };
     let plan = engine.plan();
     format!(
         "{}\n  {same}, other bits ({}); device: {} closed blocks and {} lossless ones, {:.0} MiB over the link",
@@ -184,7 +189,7 @@ fn engine_args(args: &DemoArgs) -> EngineArgs {
         block_tokens: 64,
         chunk: 512,
         threads: args.threads,
-        form: Some(FormArg::Raw16),
+        form: Some(Form::Raw16),
         path: PathArg::Fast,
     }
 }

@@ -13,7 +13,7 @@ use kvtier_engine::run::{Form, Isa, Link, WeightsId};
 use kvtier_engine::template::{ChatTemplate, TemplateError};
 use kvtier_engine::tokenizer::Tokenizer;
 
-use crate::args::{EngineArgs, FormArg, PathArg};
+use crate::args::{EngineArgs, PathArg};
 use crate::failure::Failure;
 
 /// A model with everything its text needs.
@@ -91,6 +91,7 @@ pub fn cache_folder() -> Option<PathBuf> {
 fn engine_path(path: PathArg) -> model::Path {
     match path {
         PathArg::Fast => model::Path::Fast,
+        PathArg::Int8 => model::Path::Int8,
         PathArg::Reference => model::Path::Reference,
     }
 }
@@ -103,8 +104,8 @@ pub fn open(loaded: &Loaded, args: &EngineArgs, disk: Option<DiskOptions>, use_c
 
 fn options(config: &ModelConfig, args: &EngineArgs, use_cache: bool) -> Result<EngineOptions, Failure> {
     let form = match (args.form, args.path) {
-        (Some(form), _) => form_of(form),
-        (None, PathArg::Fast) => Form::Raw16,
+        (Some(form), _) => form,
+        (None, PathArg::Fast | PathArg::Int8) => Form::Raw16,
         (None, PathArg::Reference) => Form::Raw32,
     };
     let threads = match args.threads {
@@ -137,16 +138,6 @@ fn options(config: &ModelConfig, args: &EngineArgs, use_cache: bool) -> Result<E
         use_cache,
         context_tokens: config.context_tokens,
     })
-}
-
-/// The form that an argument names.
-pub fn form_of(arg: FormArg) -> Form {
-    match arg {
-        FormArg::Raw16 => Form::Raw16,
-        FormArg::I8h => Form::I8h,
-        FormArg::Kc4vt4 => Form::Kc4vt4,
-        FormArg::Raw32 => Form::Raw32,
-    }
 }
 
 /// A budget that holds `context` bytes of keys and values whatever `--chunk` is: attention scratch takes at most a quarter of it, and

@@ -83,10 +83,7 @@ fn forms(args: &QualityArgs) -> Result<Vec<Form>, Failure> {
     }
     let mut forms = Vec::new();
     for name in &args.forms {
-        let form = Form::from_name(name).ok_or_else(|| {
-            let names: Vec<&str> = Form::ALL.iter().map(|form| form.name()).collect();
-            Failure::input(format!("`{name}` in --forms is no stored form; known are {}", names.join(", ")))
-        })?;
+        let form = name.parse::<Form>().map_err(|error| Failure::input(format!("--forms: {error}")))?;
         if !forms.contains(&form) {
             forms.push(form);
         }
@@ -365,11 +362,11 @@ fn tables(reports: &[Report]) -> Vec<Table> {
     add("Greedy continuations", &["form", "identical", "tokens before a difference", "tokens"], greedy.collect());
     let retrieval = reports.iter().flat_map(|report| &report.retrieval).map(|row| {
         let Interval { mean, low, high } = row.difference;
-        let form = if row.is_usable() { row.form.name() } else { "not usable" };
+        let form = if row.is_usable() { row.form.name() } else { "not usable".to_owned() };
         vec![
             row.task.name().to_owned(),
             row.grid.tokens.to_string(),
-            form.to_owned(),
+            form,
             percent(row.exact_right),
             percent(row.form_right),
             format!("{mean:+.3} ({low:+.3} to {high:+.3})"),

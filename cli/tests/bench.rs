@@ -72,7 +72,7 @@ fn decode_gives_the_logits_of_run() {
     let mut digests = Vec::new();
     // Keys and values of 30 layers, 3 heads and 64 channels in two bytes.
     let token_bytes = 2.0 * 2.0 * 30.0 * 3.0 * 64.0;
-    for (form, threads) in [("raw16", "1"), ("raw16", "2"), ("kc4vt4", "2")] {
+    for (form, threads) in [("raw16", "1"), ("raw16", "2"), ("kc4vt4:k8=0-3:v8=29", "2")] {
         let form_args = ["--form", form, "--threads", threads];
         let run = objects(&[&["run", "--ignore-eos"][..], &form_args, &prompt].concat()).remove(0);
         let found = objects(&[&["bench", "decode"][..], &form_args, &prompt].concat());
@@ -128,6 +128,9 @@ fn bad_input_is_named() {
         (&["bench", "decode", "--ctx", "9", "--file", empty], "empty.txt"),
         (&["bench", "decode", "--ctx", "9", "--threads", "0"], "--threads"),
         (&["bench", "decode", "--ctx", "9", "--form", "q4_0"], "--form"),
+        (&["bench", "decode", "--ctx", "9", "--form", "kc4vt4:k8=30"], "the model has 30 layers"),
+        (&["bench", "decode", "--ctx", "9", "--form", "kc4vt4:k8=0,1"], "`0,1` is no layer"),
+        (&["bench", "decode", "--ctx", "9", "--form", "sx12"], "attention does not read it"),
         (&["bench", "decode", "--ctx", "9", "--max-tokens", "1"], "--max-tokens"),
         (&["bench", "decode", "--ctx", "9000"], "8192"),
     ] {

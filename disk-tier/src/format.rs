@@ -6,7 +6,7 @@ use std::io::Read;
 use twox_hash::XxHash3_64;
 
 /// Version of the on-disk format. Every change of a byte table changes it.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Structures with a sum of their own kind, so that none is taken for another.
 #[derive(Clone, Copy, Debug)]
@@ -39,8 +39,13 @@ pub(crate) fn random_id() -> [u8; 16] {
 
 #[cfg(test)]
 mod tests {
+    use cache_core::chain::Link;
+    use cache_core::extent::SectionExtent;
+    use cache_core::form::Lineage;
     use cache_core::hash::{BlockHash, Namespace};
+    use cache_core::header::{RecordPlace, SealedSection, SlotHeader};
     use cache_core::key::CopyKey;
+    use cache_core::sum::SectionSum;
 
     use super::*;
     use crate::index::{Fingerprint, Known, Location, namespace_tag};
@@ -71,15 +76,30 @@ mod tests {
             segments: vec![SegmentState { segment: 4, is_sealed: true, generation: 3 << 32 | 5, epoch: 2 }],
             records: vec![Known { fingerprint, location, namespace: namespace_tag(&key.namespace), is_hit: true }],
         };
+        let place = RecordPlace { store_id, epoch: 2, segment_generation: 3 << 32 | 5, offset: 4 * (8 << 20) + 4096 };
+        let lengths = [(16, true), (16, false), (3000, true)];
+        let sections = (9..)
+            .zip(lengths)
+            .map(|(sum, (bytes, begins_plane))| SealedSection {
+                sum: SectionSum(sum),
+                extent: SectionExtent::new(bytes, begins_plane),
+            })
+            .collect();
+        let link = Link { hash: key.hash, parent: Some(BlockHash([3; 32])), depth: 6 };
+        let slot = SlotHeader { key, lineage: Lineage(key.form), link, image_pages: 3, place, sections };
+        let mut page = vec![0; slot.header_bytes() as usize];
+        slot.encode(&mut page);
         let seedless = |bytes: &[u8]| XxHash3_64::oneshot(bytes);
         let found = [
             seedless(&superblock.encode()),
             seedless(&header),
             seedless(&end),
             seedless(snapshot.encode().0.as_slice()),
+            seedless(&page),
         ];
         assert_eq!(found.map(|sum| format!("{sum:016x}")), GOLDEN);
     }
 
-    const GOLDEN: [&str; 4] = ["3482ede577a884a8", "cbaf20b4601a850d", "6e0676cac6611d9b", "97bb9d1e7329ba6d"];
+    const GOLDEN: [&str; 5] =
+        ["97edd3bc65044b63", "cb16db40d42549a8", "6e0676cac6611d9b", "9aab5d1638699a8c", "2767a647cf448e2d"];
 }

@@ -321,9 +321,7 @@ impl ReadJob {
             let image = self.memory.as_ref().map_or(&[][..], Memory::as_slice);
             let header = self.header(image, testing)?;
             if !testing.has(PlantedBug::IgnoreSums) {
-                for section in self.shape.sections() {
-                    verify_part(&header, &section, image, section.offset)?;
-                }
+                header.verify_sections(self.shape.sections(), image)?;
             }
             header
         };
@@ -345,14 +343,8 @@ impl ReadJob {
             (None, None) => return Err(CheckFailure::Header),
         };
         let span = self.memory.as_ref().map_or(&[][..], Memory::as_slice);
-        verify_part(header, section, span, section_span(*section).start)?;
+        let in_span = Section { offset: section_span(*section).start, ..*section };
+        header.verify_sections(std::iter::once(in_span), span)?;
         Ok(header.place.epoch)
     }
-}
-
-fn verify_part(header: &SlotHeader, section: &Section, bytes: &[u8], start: u64) -> Result<(), CheckFailure> {
-    let part = bytes
-        .get(start as usize..(start + section.bytes) as usize)
-        .ok_or(CheckFailure::Section { section: section.index })?;
-    header.verify_section(section.index, part)
 }

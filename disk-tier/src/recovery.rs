@@ -306,9 +306,8 @@ fn walk_chunk(
             offset: u64::from(owner.segment) * segment_bytes + start + at,
         };
         let image_bytes = u64::from(header.image_pages) * ALIGN_BYTES;
-        let is_ours = header.place == place
-            && image_bytes >= record::header_bytes(&header)
-            && start + at + image_bytes <= segment_bytes;
+        let is_ours =
+            header.place == place && image_bytes >= header.header_bytes() && start + at + image_bytes <= segment_bytes;
         if !is_ours {
             at += ALIGN_BYTES;
             continue;

@@ -206,7 +206,7 @@ impl Scrub {
             self.report.deleted_records += u64::from(is_deleted);
         }
         for page in &walked.torn_pages {
-            self.damage(Some(at), u64::from(*page) * ALIGN_BYTES, "a section's sum is wrong");
+            self.damage(Some(at), u64::from(*page) * ALIGN_BYTES, "a section's sum or length is wrong");
         }
         let Some(listed) = listed else { return };
         self.report.footers += 1;

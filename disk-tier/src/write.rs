@@ -237,7 +237,7 @@ impl Log {
     fn end_write(&mut self, mut job: WriteJob) {
         // The caller's image comes back as it was given.
         if let Some(Memory::Owned(image)) = &mut job.memory {
-            let header_bytes = record::header_bytes(&job.header) as usize;
+            let header_bytes = job.header.header_bytes() as usize;
             job.header.encode(&mut image.as_mut_slice()[..header_bytes]);
         }
         self.pending.remove(&job.fingerprint);

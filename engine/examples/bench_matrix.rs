@@ -84,7 +84,7 @@ impl Pass {
     fn new(m: usize) -> Pass {
         let x = |k: usize| (0..m * k).map(|i| (i as f32 * 0.37).sin()).collect::<Vec<f32>>();
         let outs = [WIDTH, KEYS, KEYS, FEED, FEED].map(|rows| vec![0.0; m * rows]);
-        Pass { m, x: x(WIDTH), wide: x(FEED), outs, activations: Activations::int16_only() }
+        Pass { m, x: x(WIDTH), wide: x(FEED), outs, activations: Activations::integers_only() }
     }
 
     /// Quantises and multiplies as a layer does, without attention and norms.

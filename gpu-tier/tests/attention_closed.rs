@@ -66,9 +66,9 @@ impl Layer {
         let raw: Vec<Vec<u8>> = (0..blocks).map(|block| get(&device, range(block))).collect();
         let shape = shape(&geometry, form);
         let closed = raw[..tokens / geometry.block_tokens as usize].iter().map(|raw| {
-            let mut planes = Plane::ALL.map(|plane| vec![0u8; shape.layer_bytes(plane) as usize]);
+            let mut planes = Plane::ALL.map(|plane| vec![0u8; shape.layer_bytes(plane, 0) as usize]);
             let [header, scale, codes] = &mut planes;
-            encode_layer(&Scalar, &shape, raw, LayerMut { header, scale, codes }).unwrap();
+            encode_layer(&Scalar, &shape, 0, raw, LayerMut { header, scale, codes }).unwrap();
             planes
         });
         let closed = closed.collect();
@@ -92,15 +92,15 @@ impl Layer {
             Side::Value => (t, channel, head_dim),
         };
         let shape = shape(&self.geometry, if closed { self.form } else { Form::Raw16 });
-        let codes = shape.part(Plane::Code, head as u32, side).start;
+        let codes = shape.part(Plane::Code, 0, head as u32, side).start;
         if !closed {
             let at = codes + 2 * (row * lanes + lane);
             let bits = u16::from_le_bytes([self.raw[block][at], self.raw[block][at + 1]]);
             return f64::from(f32::from_bits(u32::from(bits) << 16));
         }
         let planes = &self.closed[block];
-        let part = |plane: Plane| &planes[plane as usize][shape.part(plane, head as u32, side)];
-        if self.form == Form::I8h {
+        let part = |plane: Plane| &planes[plane as usize][shape.part(plane, 0, head as u32, side)];
+        if self.form.at(0, side) == Form::I8h {
             let code = planes[2][codes + (row / 4 * lanes + lane) * 4 + row % 4] as i8;
             return f64::from(code) * f64::from(read_f16(part(Plane::Scale), t));
         }
@@ -223,7 +223,7 @@ impl<'l> Placed<'l> {
                 spans,
                 into,
             };
-            device.attend_mixed(Stream::Compute, geometry, Closed::of(self.layer.form).unwrap(), &[job])?;
+            device.attend_mixed(Stream::Compute, geometry, Closed::of(self.layer.form, 0).unwrap(), &[job])?;
         }
         let job = Finish { from: into, rows: count, first_position, output: output.range() };
         device.finish(Stream::Compute, geometry, &[job])?;
@@ -241,7 +241,7 @@ fn layers() -> Vec<Layer> {
     let shapes =
         [(3, 3, 64, 64, 700), (1, 2, 16, 64, 330), (4, 1, 80, 128, 600), (7, 1, 96, 64, 300), (2, 1, 256, 64, 260)];
     let mut layers = Vec::new();
-    for form in [Form::I8h, Form::Kc4vt4] {
+    for form in ["i8h", "kc4vt4", "kc4vt4:k8=0", "kc4vt4:v8=0"].map(|name| name.parse::<Form>().unwrap()) {
         for (i, (group, kv_heads, head_dim, block_tokens, tokens)) in shapes.into_iter().enumerate() {
             layers.push(Layer::new(geometry(group, kv_heads, head_dim, block_tokens), form, tokens, i as u64 + 1));
         }
@@ -397,7 +397,7 @@ fn what_the_device_encoded_is_attended_with_the_same_bits() {
             let verdict = verdicts.range().slice(4 * block as u64, 4);
             jobs.push(Encode { exact: placed.exact[block].unwrap(), into, verdict });
         }
-        let closed = Closed::of(layer.form).unwrap();
+        let closed = Closed::of(layer.form, 0).unwrap();
         placed.device.encode(Stream::Compute, &layer.geometry, closed, &jobs).unwrap();
         assert_eq!(get(&placed.device, verdicts.range()), FITS.to_ne_bytes().repeat(jobs.len()));
         assert_eq!(bits(&placed.attend(rows, PLAIN)), expected, "{:?} {}", layer.geometry, layer.form.name());

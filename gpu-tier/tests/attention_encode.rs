@@ -191,12 +191,12 @@ fn sections_are_those_of_a_slot_image() {
     let exact = sections(&geometry, 1, &mut Random(7)).remove(0);
     let mut raw = Buffer::zeroed(geometry.section_bytes() as usize);
     raw.as_mut_slice().copy_from_slice(&bytes(&exact));
-    for form in [Form::I8h, Form::Kc4vt4] {
+    for form in ["i8h", "kc4vt4", "kc4vt4:k8=0", "kc4vt4:v8=0"].map(|name| name.parse::<Form>().unwrap()) {
         let shape = BlockShape { layers: 1, kv_heads: 3, head_dim: 64, block_tokens: 128, form };
-        let mut planes = Plane::ALL.map(|plane| vec![0; shape.layer_bytes(plane) as usize]);
+        let mut planes = Plane::ALL.map(|plane| vec![0; shape.layer_bytes(plane, 0) as usize]);
         let [header, scale, codes] = &mut planes;
-        encode_layer(&Scalar, &shape, raw.as_slice(), LayerMut { header, scale, codes }).unwrap();
-        assert_eq!(reference(&geometry, Closed::of(form).unwrap(), &exact), Ok(planes), "{}", form.name());
+        encode_layer(&Scalar, &shape, 0, raw.as_slice(), LayerMut { header, scale, codes }).unwrap();
+        assert_eq!(reference(&geometry, Closed::of(form, 0).unwrap(), &exact), Ok(planes), "{}", form.name());
     }
 }
 

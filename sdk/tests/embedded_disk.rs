@@ -281,7 +281,7 @@ fn record(image: &Image, hash: BlockHash) -> (FileId, u64) {
     for (file, info) in image.files() {
         for offset in (0..info.bytes).step_by(4096) {
             let page = image.bytes_at(file, offset, 4096);
-            if page.starts_with(b"kvtslot1") && page[48..80] == hash.0 {
+            if page.starts_with(&cache_core::header::MAGIC) && page[48..80] == hash.0 {
                 found = Some((file, offset));
             }
         }

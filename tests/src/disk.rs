@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cache_core::hash::BlockHash;
-use cache_core::header::SlotHeader;
+use cache_core::header::{MAGIC, SlotHeader};
 use cache_core::payload::BlockShape;
 use kvtier_engine::EngineError;
 use kvtier_engine::run::engine::{DiskOptions, Engine, EngineOptions};
@@ -15,8 +15,6 @@ use kvtier_sdk::embedded::{Admission, DiskState, DiskStatus, IoChoice};
 
 use crate::{ask, fixture, plain};
 
-/// How a slot header begins.
-const RECORD_MAGIC: &[u8] = b"kvtslot1";
 const PAGE_BYTES: u64 = 4096;
 
 /// `options` with a disk of 256 MiB in `directory`.
@@ -107,7 +105,7 @@ pub fn record(directory: &Path, shape: &BlockShape, hash: BlockHash) -> Option<R
         let bytes = file.metadata().map_or(0, |data| data.len());
         let mut page = vec![0; shape.header_bytes() as usize];
         for offset in (0..bytes.saturating_sub(shape.header_bytes())).step_by(PAGE_BYTES as usize) {
-            if file.read_exact_at(&mut page[..8], offset).is_err() || page[..8] != *RECORD_MAGIC {
+            if file.read_exact_at(&mut page[..8], offset).is_err() || page[..8] != MAGIC {
                 continue;
             }
             file.read_exact_at(&mut page, offset).ok()?;

@@ -14,7 +14,10 @@ use kvtier_engine::run::request::{Answer, Progress, Request};
 use kvtier_tests::disk::{self, with_disk};
 use kvtier_tests::{STRICT, ask, ask_together, fixture, options, plain, request, turn};
 
-const FORMS: [Form; 2] = [Form::I8h, Form::Kc4vt4];
+/// Two uniform forms, and a map that has each of the four pairs of keys and values in some layer.
+fn forms() -> [Form; 3] {
+    ["i8h", "kc4vt4", "kc4vt4:k8=0-3+17-29:v8=0+10-19"].map(|name| name.parse().unwrap())
+}
 
 fn closing(form: Form) -> EngineOptions {
     EngineOptions { form, ..options() }
@@ -34,7 +37,7 @@ fn bits_depend_on_the_form_alone() {
     let prompt = fixture().prompt(100, 330);
     let exact = without_cache(Form::Raw16, &prompt, 24);
     let mut seen = vec![exact];
-    for form in FORMS {
+    for form in forms() {
         let expected = without_cache(form, &prompt, 24);
         assert!(!seen.contains(&expected), "{form:?} is the form that it says it is");
         seen.push(expected);
@@ -55,7 +58,11 @@ fn bits_depend_on_the_form_alone() {
         let other: Vec<u32> = prompt[..290].iter().chain(&fixture().prompt(3000, 90)).copied().collect();
         let together = ask_together(&mut fixture().engine(closing(form)), &[&prompt, &other, &prompt], 24);
         for index in [0, 2] {
-            assert_eq!(together[index].logits_digest, expected, "{form:?} beside others, {:?}", together[index].clamped_at);
+            assert_eq!(
+                together[index].logits_digest, expected,
+                "{form:?} beside others, {:?}",
+                together[index].clamped_at
+            );
         }
     }
 }
@@ -64,7 +71,7 @@ fn bits_depend_on_the_form_alone() {
 fn a_hit_with_its_lossless_window_leaves_no_trace() {
     let _turn = turn();
     let prompt = fixture().prompt(500, 460);
-    for form in FORMS {
+    for form in forms() {
         let mut engine = fixture().engine(closing(form));
         let cold = ask(&mut engine, &prompt, 8);
         let warm = ask(&mut engine, &prompt, 8);
@@ -85,12 +92,12 @@ fn restarted(directory: &Path, options: EngineOptions, prompt: &[u32], tokens: u
 fn after_a_restart_the_last_closed_block_is_computed_again_and_equal_clamps_give_equal_bits() {
     let _turn = turn();
     let prompt = fixture().prompt(900, 600);
-    for form in FORMS {
+    for form in forms() {
         let directory = tempfile::tempdir().unwrap();
         let cold = restarted(directory.path(), closing(form), &prompt, 8);
         assert_eq!(cold.logits_digest, without_cache(form, &prompt, 8));
         let copy = |name: &str| {
-            let target = directory.path().with_file_name(format!("{name}-{form:?}-{}", std::process::id()));
+            let target = directory.path().with_file_name(format!("{name}-{form}-{}", std::process::id()));
             copy_folder(directory.path(), &target);
             target
         };
@@ -116,6 +123,25 @@ fn after_a_restart_the_last_closed_block_is_computed_again_and_equal_clamps_give
     }
 }
 
+/// Two maps whose slots and sections have the same sizes share a store: each finds its own closed blocks, and lossless ones alone of the other.
+#[test]
+fn maps_take_no_closed_copy_of_each_other() {
+    let _turn = turn();
+    let prompt = fixture().prompt(2100, 420);
+    let [one, other] = ["kc4vt4:k8=3:v8=4", "kc4vt4:k8=4:v8=3"].map(|name| name.parse::<Form>().unwrap());
+    let directory = tempfile::tempdir().unwrap();
+    let first = restarted(directory.path(), closing(one), &prompt, 4);
+    let second = restarted(directory.path(), closing(other), &prompt, 4);
+    // Blocks 0 to 2 come before anything lossy.
+    assert_eq!((cached(&first), cached(&second)), (0, 192));
+    assert_eq!(second.logits_digest, without_cache(other, &prompt, 4));
+    assert_ne!(second.logits_digest, first.logits_digest);
+    for form in [one, other] {
+        let again = restarted(directory.path(), closing(form), &prompt, 4);
+        assert!(again.cached_tokens.disk > 192, "{form}: {:?}", again.cached_tokens);
+    }
+}
+
 fn copy_folder(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
@@ -128,7 +154,7 @@ fn copy_folder(from: &Path, to: &Path) {
 fn an_exact_request_takes_nothing_tainted_and_finds_its_own_blocks_again() {
     let _turn = turn();
     let prompt = fixture().prompt(1300, 200);
-    for form in FORMS {
+    for form in forms() {
         let mut engine = fixture().engine(closing(form));
         let lossy = ask(&mut engine, &prompt, 256);
         let told: Vec<u32> = prompt.iter().chain(&lossy.tokens).copied().collect();
@@ -168,7 +194,7 @@ fn lose_a_closed_block(form: Form, chunk: u32, prompt: &[u32]) -> Answer {
     let namespace = engine.namespace(None);
     let link = Chain::over(namespace, 64, prompt).links()[3];
     assert_eq!(policy.first_tainted(), 3);
-    let form = FormMapId::uniform(form);
+    let form = FormMapId::of(form);
     let key = CopyKey { form, provenance: policy.provenance(), ..CopyKey::exact(namespace, link.hash) };
     assert_ne!(key.provenance, Provenance::EXACT);
     let cache = Arc::clone(engine.closed_cache().expect("blocks are closed"));
@@ -191,7 +217,7 @@ fn lose_a_closed_block(form: Form, chunk: u32, prompt: &[u32]) -> Answer {
 fn a_lost_closed_block_takes_the_sequence_back_and_is_told() {
     let _turn = turn();
     let prompt = fixture().prompt(1700, 420);
-    for form in FORMS {
+    for form in forms() {
         let [answer, other] = [64, 9].map(|chunk| lose_a_closed_block(form, chunk, &prompt));
         assert_eq!(answer.clamped_at, [192], "{form:?}");
         assert_eq!(answer.recomputed_tokens, 420 + 5 - 192, "{form:?}");

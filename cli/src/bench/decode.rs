@@ -29,7 +29,7 @@ struct Mark {
 struct Report {
     ctx: usize,
     threads: usize,
-    form: &'static str,
+    form: String,
     /// Seconds per token, sorted.
     steps: Vec<f64>,
     weight_bytes: u64,
@@ -155,7 +155,7 @@ impl Report {
         let [least, most] = self.range();
         output::print_table(&[
             row("prompt", format!("{} tokens", self.ctx)),
-            row("form", self.form.to_owned()),
+            row("form", self.form.clone()),
             row("threads", self.threads.to_string()),
             row("decoded", format!("{} tokens", self.steps.len() + 1)),
             row("per token, median", format!("{:.2} ms", self.milliseconds())),

@@ -110,7 +110,7 @@ fn print(rows: &[Row], args: &BenchFormsArgs, isa: &str) -> Result<(), Failure> 
         ["", "ratio", "encode 64 MiB", "", "decode 64 MiB", "", "encode 1 MiB", "", "decode 1 MiB", "", "attention"];
     let mut table = vec![titles.map(str::to_owned).to_vec()];
     for row in rows {
-        table.push(cells(row.figures.form.name(), &row.figures.figures, row.attention));
+        table.push(cells(&row.figures.form.name(), &row.figures.figures, row.attention));
         if !row.figures.lz4.is_empty() {
             table.push(cells("lz4", &row.figures.lz4, None));
         }

@@ -1,7 +1,7 @@
 //! Activations as the kernels want them: 16-bit integers with a scale per 32 columns.
 //!
-//! Row r is split into K-blocks of 32 columns (the last padded with zeros). A block has `scale = amax / 32767`, codes
-//! `round_ties_even(x / scale)` and the exact sum of its codes. All operations are exactly rounded, so the bits do not
+//! Row r is split into K-blocks of 32 columns (the last padded with zeros). A block has `scale = amax / 32767` (`/ 127` in [`Width::Int8`],
+//! whose codes are just smaller numbers to the same kernels), codes `round_ties_even(x / scale)` and the exact sum of its codes. All operations are exactly rounded, so the bits do not
 //! depend on the instruction set. A block whose scale would be subnormal is all zero; one that holds an infinity or NaN
 //! has scale NaN, so that its row of results is NaN.
 //!
@@ -17,8 +17,25 @@ use super::pack::BLOCK;
 
 /// Rows in a tile.
 pub(super) const TILE: usize = 32;
-/// The largest code.
-const CODE_MAX: f32 = 32767.0;
+/// How finely activations are quantised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Width {
+    /// 16 bits: what is shipped.
+    Int16,
+    /// 8 bits, as other engines have them: for comparison.
+    Int8,
+}
+
+impl Width {
+    /// The largest code.
+    fn code_max(self) -> f32 {
+        match self {
+            Width::Int16 => 32767.0,
+            Width::Int8 => 127.0,
+        }
+    }
+}
+
 /// Fewer elements than this are quantised by the caller alone.
 const PARALLEL_FROM: usize = 1 << 15;
 
@@ -42,6 +59,7 @@ pub struct Activations {
     /// i16 codes, in native order.
     codes: AlignedBytes,
     meta: Vec<BlockMeta>,
+    width: Width,
     keeps_f32: bool,
     /// `[m, k]`, when kept.
     floats: Vec<f32>,
@@ -72,14 +90,20 @@ impl Activations {
             k: 0,
             codes: AlignedBytes::zeroed(0),
             meta: Vec::new(),
+            width: Width::Int16,
             keeps_f32: true,
             floats: Vec::new(),
         }
     }
 
     /// An empty buffer for quantised matrices only: saves the f32 copy.
-    pub fn int16_only() -> Activations {
+    pub fn integers_only() -> Activations {
         Activations { keeps_f32: false, ..Activations::new() }
+    }
+
+    /// The same buffer with another width.
+    pub fn with_width(self, width: Width) -> Activations {
+        Activations { width, ..self }
     }
 
     /// A new buffer holding the `m` rows of `x`; see [`Activations::set`].
@@ -113,6 +137,7 @@ impl Activations {
         }
         let codes = SharedMut::new(self.codes.as_i16_mut());
         let meta = SharedMut::new(&mut self.meta);
+        let code_max = self.width.code_max();
         let quantize_rows = |rows: std::ops::Range<usize>| {
             for row in rows {
                 let tile = row / TILE;
@@ -122,7 +147,7 @@ impl Activations {
                     // SAFETY: `at` is a different place for each row and block, and each row is one worker's.
                     let (codes, meta) = unsafe { (codes.part(at * BLOCK..(at + 1) * BLOCK), meta.part(at..at + 1)) };
                     let codes = codes.first_chunk_mut().expect("a part of 32 codes");
-                    meta[0] = quantize_block(isa, x, codes);
+                    meta[0] = quantize_block(isa, code_max, x, codes);
                 }
             }
         };
@@ -159,16 +184,16 @@ impl Activations {
 }
 
 /// Quantises up to 32 numbers; missing ones count as 0.
-fn quantize_block(isa: Isa, x: &[f32], codes: &mut [i16; BLOCK]) -> BlockMeta {
+fn quantize_block(isa: Isa, code_max: f32, x: &[f32], codes: &mut [i16; BLOCK]) -> BlockMeta {
     #[cfg(target_arch = "x86_64")]
     if let (Isa::Avx2 | Isa::Avx512, Ok(x)) = (isa, <&[f32; BLOCK]>::try_from(x)) {
         // SAFETY: `check_isa` saw that the processor has AVX2.
-        return unsafe { quantize_block_avx2(x, codes) };
+        return unsafe { quantize_block_avx2(code_max, x, codes) };
     }
     let _ = isa;
     let largest = x.iter().map(|x| x.to_bits() & 0x7fff_ffff).max().unwrap_or(0);
     codes.fill(0);
-    let Some(scale) = scale_of(largest) else {
+    let Some(scale) = scale_of(largest, code_max) else {
         return meta_of(scale_of_zero(largest), [0, 0]);
     };
     let mut sums = [0; 2];
@@ -181,8 +206,8 @@ fn quantize_block(isa: Isa, x: &[f32], codes: &mut [i16; BLOCK]) -> BlockMeta {
 }
 
 /// The scale of a block from the bits of its largest magnitude; `None` where the codes are all 0.
-fn scale_of(largest: u32) -> Option<f32> {
-    let scale = f32::from_bits(largest) / CODE_MAX;
+fn scale_of(largest: u32, code_max: f32) -> Option<f32> {
+    let scale = f32::from_bits(largest) / code_max;
     scale.is_normal().then_some(scale)
 }
 
@@ -198,7 +223,7 @@ fn meta_of(scale: f32, sums: [i32; 2]) -> BlockMeta {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn quantize_block_avx2(x: &[f32; BLOCK], codes: &mut [i16; BLOCK]) -> BlockMeta {
+fn quantize_block_avx2(code_max: f32, x: &[f32; BLOCK], codes: &mut [i16; BLOCK]) -> BlockMeta {
     use std::arch::x86_64::*;
     // SAFETY: the array holds the 32 floats that are read.
     let x: [__m256; 4] = std::array::from_fn(|i| unsafe { _mm256_loadu_ps(x.as_ptr().add(i * 8)) });
@@ -210,7 +235,7 @@ fn quantize_block_avx2(x: &[f32; BLOCK], codes: &mut [i16; BLOCK]) -> BlockMeta 
     let largest = _mm_max_epi32(largest, _mm_shuffle_epi32::<0b01_00_11_10>(largest));
     let largest = _mm_max_epi32(largest, _mm_shuffle_epi32::<0b10_11_00_01>(largest));
     let largest = _mm_cvtsi128_si32(largest) as u32;
-    let Some(scale) = scale_of(largest) else {
+    let Some(scale) = scale_of(largest, code_max) else {
         codes.fill(0);
         return meta_of(scale_of_zero(largest), [0, 0]);
     };

@@ -29,7 +29,7 @@ use self::dense::Float;
 use self::pack::{BLOCK, Format, LANES};
 use crate::gguf::TensorType;
 
-pub use self::activations::Activations;
+pub use self::activations::{Activations, Width};
 pub use self::embedding::EmbeddingTable;
 pub use self::reference::ReferenceMatrix;
 
@@ -112,7 +112,7 @@ impl Matrix {
         self.packed.as_slice().len()
     }
 
-    /// Whether the product needs the activations' f32 rows (float weights): not [`Activations::int16_only`].
+    /// Whether the product needs the activations' f32 rows (float weights): not [`Activations::integers_only`].
     pub fn needs_f32(&self) -> bool {
         matches!(self.weights, Weights::Dense(_))
     }

@@ -55,6 +55,45 @@ fn activations(m: usize, k: usize, random: &mut Random) -> Vec<f32> {
     x
 }
 
+/// 8-bit activations have the bits of the definition, whatever the instruction set, and are coarser.
+#[test]
+fn eight_bit_activations_are_the_same_on_every_set_and_coarser() {
+    let workers = Workers::new(1);
+    let mut random = Random(0x1234_5678_9abc_def1);
+    let (rows, cols, m) = (40, 256, 5);
+    let matrix = Matrix::from_rows(TensorType::Q8_0, rows, cols, &stored(TensorType::Q8_0, rows, cols, &mut random));
+    let matrix = matrix.unwrap();
+    let x = activations(m, cols, &mut random);
+    let out = |isa, width| {
+        let mut quantised = Activations::new().with_width(width);
+        quantised.set(isa, &workers, &x, m, cols);
+        let mut out = vec![f32::NAN; m * rows];
+        matrix.multiply(isa, &workers, &quantised, &mut out);
+        out
+    };
+    // An element is off by at most half a step of its 32 columns; 1/127 against 1/32767 of the largest.
+    let rounded: Vec<f32> = x
+        .chunks(32)
+        .flat_map(|block| {
+            let scale = block.iter().fold(0f32, |most, x| most.max(x.abs())) / 127.0;
+            block.iter().map(move |x| if scale.is_normal() { (x / scale).round_ties_even() * scale } else { 0.0 })
+        })
+        .collect();
+    let mut sixteen = Activations::new();
+    sixteen.set(Isa::Scalar, &workers, &rounded, m, cols);
+    let mut expected = vec![f32::NAN; m * rows];
+    matrix.multiply(Isa::Scalar, &workers, &sixteen, &mut expected);
+    let eight = out(Isa::Scalar, Width::Int8);
+    let largest = expected.iter().fold(0f32, |most, x| most.max(x.abs()));
+    for (eight, expected) in eight.iter().zip(&expected) {
+        assert!((eight - expected).abs() <= 1e-3 * largest, "{eight}, {expected}");
+    }
+    for isa in Isa::available() {
+        assert_eq!(out(isa, Width::Int8), eight, "{}", isa.name());
+        assert_ne!(out(isa, Width::Int16), eight, "{}", isa.name());
+    }
+}
+
 fn product(isa: Isa, workers: &Workers, matrix: &Matrix, x: &[f32]) -> Vec<u32> {
     let m = x.len() / matrix.cols();
     let quantised = Activations::quantize(isa, workers, x, m, matrix.cols());

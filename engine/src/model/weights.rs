@@ -7,7 +7,7 @@ use gpu_tier::cpu::workers::Workers;
 
 use crate::error::EngineError;
 use crate::gguf::{GgufFile, TensorInfo, TensorType, dequant};
-use crate::matrix::{self, Activations, EmbeddingTable, Matrix, ReferenceMatrix};
+use crate::matrix::{self, Activations, EmbeddingTable, Matrix, ReferenceMatrix, Width};
 use crate::model::config::ModelConfig;
 
 /// Which arithmetic the matrices use.
@@ -15,6 +15,9 @@ use crate::model::config::ModelConfig;
 pub enum Path {
     /// 16-bit integer activations over the quantised weights: what is shipped.
     Fast,
+    /// 8-bit integer activations over the quantised weights: for comparison with engines that use them. It costs more than a good stored form
+    /// of KV does.
+    Int8,
     /// f32 activations over dequantised weights: the yardstick.
     Reference,
 }
@@ -24,7 +27,17 @@ impl Path {
     pub fn name(self) -> &'static str {
         match self {
             Path::Fast => "fast",
+            Path::Int8 => "int8",
             Path::Reference => "reference",
+        }
+    }
+
+    /// How finely this path quantises activations; `None` where it does not.
+    pub fn width(self) -> Option<Width> {
+        match self {
+            Path::Fast => Some(Width::Int16),
+            Path::Int8 => Some(Width::Int8),
+            Path::Reference => None,
         }
     }
 }
@@ -56,7 +69,7 @@ impl Linear {
         let bytes = file.tensor_bytes(tensor);
         let failed = |error| EngineError::Model(format!("tensor `{name}`: {error}"));
         Ok(match path {
-            Path::Fast => Linear::Fast(Matrix::from_rows(tensor.kind, rows, cols, bytes).map_err(failed)?),
+            Path::Fast | Path::Int8 => Linear::Fast(Matrix::from_rows(tensor.kind, rows, cols, bytes).map_err(failed)?),
             Path::Reference => {
                 let bytes = TensorBytes { file: Arc::clone(file), tensor: tensor.clone() };
                 Linear::Reference(ReferenceMatrix::new(tensor.kind, rows, cols, bytes).map_err(failed)?)

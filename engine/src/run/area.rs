@@ -69,7 +69,7 @@ impl AreaPlan {
         let mut paging_slots = PAGING_SLOTS;
         while rows > 1 || paging_slots > 2 {
             let plan = AreaPlan::with(input, rows, paging_slots, true);
-            let blocks_needed = rows.div_ceil(input.geometry.block_tokens);
+            let blocks_needed = rows.div_ceil(input.geometry.block_tokens).max(input.lossless_needed(1));
             let holds_step = plan.block_slots >= blocks_needed && plan.closed_slots >= input.closed_needed(rows);
             if plan.area_bytes <= input.device_bytes / 4 && holds_step {
                 return Ok(plan);
@@ -114,7 +114,7 @@ impl AreaPlan {
                 // What a step fills, its window, block 0, and a share for sequences beside it.
                 let fits = slots_in(left, &input.shape, most);
                 let block_slots = (input.lossless_needed(rows) + fits / 32).min(fits);
-                let rest = left - slots_bytes(block_slots, &input.shape);
+                let rest = left.saturating_sub(slots_bytes(block_slots, &input.shape));
                 (block_slots, slots_in(rest, closed, most))
             }
         };
@@ -163,9 +163,10 @@ fn slots_in(bytes: u64, shape: &BlockShape, most: u64) -> u32 {
     slots
 }
 
-/// Bytes of one layer of a block, all planes.
+/// Bytes of the largest layer of a block, all planes.
 fn layer_bytes(shape: &BlockShape) -> u64 {
-    Plane::ALL.into_iter().map(|plane| shape.layer_bytes(plane)).sum()
+    let of = |layer| Plane::ALL.into_iter().map(|plane| shape.layer_bytes(plane, layer)).sum();
+    (0..shape.layers).map(of).max().unwrap_or(0)
 }
 
 /// Blocks that a step of so many rows may fill and read closed, whatever sequences its rows belong to.
@@ -275,7 +276,8 @@ mod tests {
 
     #[test]
     fn every_budget_from_the_minimum_up_is_kept() {
-        let kinds: [(fn(u64, u32) -> AreaInput, &[u32]); 2] = [(input, &[16, 64, 256]), (closing, &[64, 128, 256])];
+        type Kind = fn(u64, u32) -> AreaInput;
+        let kinds: [(Kind, &[u32]); 2] = [(input, &[16, 64, 256]), (closing, &[64, 128, 256])];
         for (input, block_tokens) in kinds.into_iter().flat_map(|(input, all)| all.iter().map(move |one| (input, *one)))
         {
             let EngineError::Budget { minimum_bytes, .. } = AreaPlan::divide(&input(1, block_tokens)).unwrap_err()
@@ -303,6 +305,21 @@ mod tests {
         let plan = AreaPlan::divide(&AreaInput { context: 1 << 20, ..closing(device_bytes, 64) }).unwrap();
         let tokens = 64 * (plan.closed_slots + 3);
         assert!(f64::from(tokens) >= 3.1 * 8192.0, "{plan:?}: {tokens} tokens");
+    }
+
+    #[test]
+    fn a_paging_slot_holds_any_layer_of_a_map() {
+        let slot = |form: &str| {
+            let form = form.parse::<Form>().unwrap().in_model(30).unwrap();
+            let input = input(1 << 30, 64);
+            let closed = Some(input.shape.with_form(form));
+            AreaPlan::divide(&AreaInput { closed, ..input }).unwrap().paging_slot_bytes
+        };
+        // Codes and scales of three heads: 8 bits and two f16 scales a token, or 4 bits, a centre and a half-range a channel and a token.
+        let (raw, eight, four) = (49152, 3 * (8192 + 256), 3 * (4096 + 512));
+        assert_eq!([slot("i8h"), slot("kc4vt4")], [raw + eight, raw + four]);
+        assert_eq!(slot("kc4vt4:k8=29:v8=29"), raw + eight);
+        assert_eq!(slot("kc4vt4:k8=7:v8=8"), raw + 3 * (4096 + 2048 + 128 + 256));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use cache_core::chain::Link;
 use cache_core::miss::MissReason;
 use cache_core::payload::{BlockShape, Plane, Section};
 use gpu_tier::attention::SectionPlace;
-use gpu_tier::attention::closed::{ClosedPlace, Encode, FITS};
+use gpu_tier::attention::closed::{Closed, ClosedPlace, Encode, FITS};
 use gpu_tier::device::{CopyPiece, DeviceRange, HostRange, Stream};
 use kvtier_sdk::cache::{BlockPlace, Grant, NoRoom, StagedSection};
 use zerocopy::IntoBytes;
@@ -77,7 +77,7 @@ impl Stepper {
         };
         let (shape, closed_shape) = (lossless.shape(), closed.cache.shape());
         let area = StepArea::new(&self.plan, &self.geometry, self.area.range(), self.plan.rows);
-        let layers_at_once = (area.paging.bytes / shape.section_bytes()).clamp(1, u64::from(shape.layers)) as u32;
+        let layers_at_once = (area.paging.bytes / shape.code_section(0).bytes).clamp(1, u64::from(shape.layers)) as u32;
         let mut first = 0;
         while first < shape.layers {
             let mut layers = first..(first + layers_at_once).min(shape.layers);
@@ -137,7 +137,14 @@ impl Stepper {
                     verdict: area.verdicts.slice(4 * u64::from(layer), 4),
                 })
                 .collect();
-            self.device.encode(Stream::Compute, &self.geometry, closed.closing.codes(), &jobs)?;
+            // Layers in a row whose codes are the same go in one launch.
+            let codes: Vec<Closed> = layers.clone().map(|layer| closed.closing.codes(layer)).collect();
+            let mut rest = &jobs[..];
+            for alike in codes.chunk_by(Closed::eq) {
+                let (run, after) = rest.split_at(alike.len());
+                self.device.encode(Stream::Compute, &self.geometry, alike[0], run)?;
+                rest = after;
+            }
             let encoded = self.device.record(Stream::Compute)?;
             self.device.synchronize(encoded)?;
             drop(stage);

@@ -16,15 +16,15 @@ pub const WINDOW: u32 = 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Closing {
     form: Form,
-    codes: Closed,
     block_tokens: u32,
 }
 
 impl Closing {
-    /// Closing into `form`; `None` when attention does not read that form as it lies, or not in blocks of this size.
+    /// Closing into `form`, a mixed one [of the model](Form::in_model); `None` when attention does not read that form as it lies, or not in
+    /// blocks of this size.
     pub fn into_form(form: Form, block_tokens: u32) -> Option<Closing> {
-        let codes = Closed::of(form).filter(|_| block_tokens.is_multiple_of(SPAN_TOKENS))?;
-        Some(Closing { form, codes, block_tokens })
+        Closed::of(form, 0).filter(|_| block_tokens.is_multiple_of(SPAN_TOKENS))?;
+        Some(Closing { form, block_tokens })
     }
 
     /// The form of closed blocks.
@@ -32,9 +32,9 @@ impl Closing {
         self.form
     }
 
-    /// What attention reads.
-    pub fn codes(&self) -> Closed {
-        self.codes
+    /// What attention reads in a layer.
+    pub fn codes(&self, layer: u32) -> Closed {
+        Closed::of(self.form, layer).expect("a form that is read as it lies in one layer is so in all")
     }
 
     /// Blocks `1..end(position)` are read closed by the row at `position`; at least 1.
@@ -49,8 +49,13 @@ impl Closing {
 
     /// Provenance of tainted blocks: a digest of the policy.
     pub fn provenance(&self) -> Provenance {
-        let map = FormMapId::uniform(self.form).0;
-        digest(&[b"kvtier.closing.v1", &map.to_le_bytes(), &self.block_tokens.to_le_bytes(), &WINDOW.to_le_bytes()])
+        let (id, block_tokens, window) =
+            (FormMapId::of(self.form).0.to_le_bytes(), self.block_tokens.to_le_bytes(), WINDOW.to_le_bytes());
+        match self.form {
+            // The map whole: its id is a digest of 31 bits.
+            Form::Mixed(map) => digest(&[b"kvtier.closing.v1", &id, &block_tokens, &window, &map.to_bytes()]),
+            _ => digest(&[b"kvtier.closing.v1", &id, &block_tokens, &window]),
+        }
     }
 
     /// Provenance of blocks from `block` on, when those before were found closed only, so that `block` was computed without its exact window.
@@ -93,8 +98,15 @@ mod tests {
 
     #[test]
     fn provenance_tells_policies_and_clamps_apart() {
-        let all = [(Form::I8h, 64), (Form::Kc4vt4, 64), (Form::Kc4vt4, 128)];
-        let closings = all.map(|(form, block_tokens)| Closing::into_form(form, block_tokens).unwrap());
+        let all = [
+            ("i8h", 64),
+            ("kc4vt4", 64),
+            ("kc4vt4", 128),
+            ("kc4vt4:k8=1", 64),
+            ("kc4vt4:v8=1", 64),
+            ("kc4vt4:k8=2", 64),
+        ];
+        let closings = all.map(|(form, block_tokens)| Closing::into_form(form.parse().unwrap(), block_tokens).unwrap());
         let mut seen = vec![Provenance::EXACT];
         for closing in closings {
             let own = closing.provenance();

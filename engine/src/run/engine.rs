@@ -1,8 +1,8 @@
 //! The engine: a model over a device and a cache, answering requests side by side.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use cache_core::form::Form;
@@ -25,6 +25,7 @@ use crate::model::weights::Compute;
 use crate::model::{Model, Path};
 use crate::run::area::{AreaInput, AreaPlan, blocks_per_group};
 use crate::run::closing::Closing;
+use crate::run::policy::Policy;
 use crate::run::request::Request;
 use crate::run::step::Stepper;
 use crate::run::tables::{Caches, ClosedCache};
@@ -48,7 +49,7 @@ pub struct EngineOptions {
     pub threads: usize,
     /// Instruction set.
     pub isa: Isa,
-    /// `raw16`: everything stays lossless. A lossy form: blocks are closed into it. `raw32`: measurement, nothing is published.
+    /// `raw16`: everything stays lossless. A lossy form or map: blocks are closed into it. `raw32`: measurement, nothing is published.
     pub form: Form,
     /// False: nothing is looked up or published.
     pub use_cache: bool,
@@ -100,6 +101,9 @@ impl Engine {
     ) -> Result<Engine, EngineError> {
         check_options(&options)?;
         let config = &model.config;
+        let policy = Policy::of(options.form, config.layers);
+        let policy = policy.map_err(|error| EngineError::Request(format!("--form {}: {error}", options.form)))?;
+        let options = EngineOptions { form: policy.closed().unwrap_or(policy.lossless()), ..options };
         let geometry = Geometry {
             heads: config.heads,
             kv_heads: config.kv_heads,
@@ -108,13 +112,13 @@ impl Engine {
             element: if options.form == Form::Raw32 { Element::F32 } else { Element::Bf16 },
             scale: (1.0 / f64::from(config.head_dim).sqrt()) as f32,
         };
-        let closing = Closing::into_form(options.form, options.block_tokens);
+        let closing = policy.closed().and_then(|form| Closing::into_form(form, options.block_tokens));
         let shape = BlockShape {
             layers: config.layers,
             kv_heads: config.kv_heads,
             head_dim: config.head_dim,
             block_tokens: options.block_tokens,
-            form: if closing.is_some() { Form::Raw16 } else { options.form },
+            form: policy.lossless(),
         };
         let closed_shape = closing.map(|closing| shape.with_form(closing.form()));
         let plan = AreaPlan::divide(&AreaInput {
@@ -125,8 +129,8 @@ impl Engine {
             chunk: options.chunk,
             context: options.context_tokens,
         })?;
-        let metadata_bytes = SlotTable::bytes_for(plan.block_slots)
-            + closing.map_or(0, |_| SlotTable::bytes_for(plan.closed_slots));
+        let metadata_bytes =
+            SlotTable::bytes_for(plan.block_slots) + closing.map_or(0, |_| SlotTable::bytes_for(plan.closed_slots));
         let workers = Arc::new(Workers::new(options.threads));
         let device = CpuDevice::open(CpuConfig {
             budget_bytes: options.device_bytes - metadata_bytes,
@@ -141,11 +145,12 @@ impl Engine {
         let (cache, closed) = openings.caches(shape, closed_shape)?;
         let activations = match model.path {
             Path::Fast => "int16",
+            Path::Int8 => "int8",
             Path::Reference => "f32",
         };
         // Instruction sets are not named: their kernels give the same bits.
         let numerics = format!("kvtier-engine-1 cpu {} {activations} span64", model.path.name());
-        let manifest = config.manifest(weights, shape.form.name(), options.block_tokens, numerics);
+        let manifest = config.manifest(weights, &shape.form.name(), options.block_tokens, numerics);
         let compute = Compute { isa: options.isa, workers };
         let closed_cache = closed.as_ref().zip(closing);
         let caches = Caches {
@@ -302,9 +307,7 @@ impl Openings<'_> {
         shape: BlockShape,
         closed_shape: Option<BlockShape>,
     ) -> Result<(Arc<Embedded>, Option<Arc<Embedded>>), EngineError> {
-        let EngineOptions { host_bytes, use_cache, .. } = *self.options;
-        let host_bytes = if use_cache { host_bytes } else { 0 };
-        let disk = self.options.disk.as_ref().filter(|_| use_cache);
+        let disk = self.options.disk.as_ref().filter(|_| self.options.use_cache);
         let own = disk.map(|disk| {
             DiskStore::Own(StoreSettings {
                 directory: disk.directory.clone(),
@@ -315,14 +318,12 @@ impl Openings<'_> {
             })
         });
         let Some(closed_shape) = closed_shape else {
-            let cache = self.cache(shape, self.plan.block_slots, host_bytes, own, Writes::All)?;
+            let cache = self.cache(shape, self.plan.block_slots, Share { parts: 1, of: 1 }, own, Writes::All)?;
             return Ok((cache, None));
         };
-        let lossless_bytes = host_bytes / LOSSLESS_HOST_SHARE;
-        let closed_bytes = host_bytes - lossless_bytes;
-        let closed = self.cache(closed_shape, self.plan.closed_slots, closed_bytes, own, Writes::All)?;
+        let closed = self.cache(closed_shape, self.plan.closed_slots, CLOSED_SHARE, own, Writes::All)?;
         let shared = closed.share_store().map(DiskStore::Shared);
-        let lossless = self.cache(shape, self.plan.block_slots, lossless_bytes, shared, Writes::Untainted)?;
+        let lossless = self.cache(shape, self.plan.block_slots, LOSSLESS_SHARE, shared, Writes::Untainted)?;
         Ok((lossless, Some(closed)))
     }
 
@@ -330,7 +331,7 @@ impl Openings<'_> {
         &self,
         shape: BlockShape,
         device_slots: u32,
-        host_bytes: u64,
+        share: Share,
         store: Option<DiskStore>,
         writes: Writes,
     ) -> Result<Arc<Embedded>, EngineError> {
@@ -342,23 +343,33 @@ impl Openings<'_> {
             pieces_min: 2 * planes * blocks_per_group(self.geometry),
             writes,
         });
+        let host_bytes = if options.use_cache { options.host_bytes * share.parts / share.of } else { 0 };
         let config = EmbeddedConfig { device: Arc::clone(self.device), shape, device_slots, host_bytes, disk };
-        let cache = Embedded::open(config).map_err(|error| name_host_budget(error, options.host_bytes))?;
+        let cache = Embedded::open(config).map_err(|error| name_host_budget(error, options.host_bytes, share))?;
         Ok(Arc::new(cache))
     }
 }
 
-/// Where blocks are closed, one part in so many of the host budget is for lossless blocks: block 0, windows, and exact requests.
-const LOSSLESS_HOST_SHARE: u64 = 4;
+/// A share of the host budget.
+#[derive(Clone, Copy)]
+struct Share {
+    parts: u64,
+    of: u64,
+}
+
+/// Where blocks are closed, a quarter of the host budget is for lossless ones: block 0, windows, and exact requests.
+const LOSSLESS_SHARE: Share = Share { parts: 1, of: 4 };
+const CLOSED_SHARE: Share = Share { parts: 3, of: 4 };
 
 /// Slots were sized from the device budget beforehand, so a budget that is too small is the host's.
-fn name_host_budget(error: CacheError, host_bytes: u64) -> EngineError {
+fn name_host_budget(error: CacheError, host_bytes: u64, share: Share) -> EngineError {
     match error {
         CacheError::Budget { what: "a disk tier", budget_bytes, minimum_bytes } => {
             EngineError::Budget { what: "--disk-size", given_bytes: budget_bytes, minimum_bytes }
         }
-        CacheError::Budget { budget_bytes, minimum_bytes, .. } => {
-            EngineError::Budget { what: "--host-mem", given_bytes: budget_bytes, minimum_bytes }
+        CacheError::Budget { minimum_bytes, .. } => {
+            let minimum_bytes = (minimum_bytes * share.of).div_ceil(share.parts);
+            EngineError::Budget { what: "--host-mem", given_bytes: host_bytes, minimum_bytes }
         }
         CacheError::Host(_) => unavailable("--host-mem", host_bytes, &error),
         other => EngineError::Cache(other),
@@ -383,10 +394,9 @@ fn check_options(options: &EngineOptions) -> Result<(), EngineError> {
     }
     let is_lossy = !options.form.is_lossless() && options.form != Form::Raw32;
     if is_lossy && !options.block_tokens.is_multiple_of(SPAN_TOKENS) {
-        return problem("--form needs --block-tokens 64, 128 or 256: attention reads closed blocks 64 tokens at a time");
-    }
-    if options.form == Form::Sx12 {
-        return problem("--form sx12 is a form of blocks below the device; attention reads raw16, i8h and kc4vt4");
+        return problem(
+            "--form needs --block-tokens 64, 128 or 256: attention reads closed blocks 64 tokens at a time",
+        );
     }
     if !Isa::available().contains(&options.isa) {
         return problem("this processor lacks the chosen instruction set; choose one that it has");

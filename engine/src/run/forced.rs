@@ -74,8 +74,7 @@ impl Engine {
                         visit(position, logits);
                     }
                 };
-                let segment =
-                    Segment { tables: &forced.tables, tokens: part, first_position: first as u32, logits };
+                let segment = Segment { tables: &forced.tables, tokens: part, first_position: first as u32, logits };
                 match self.stepper.run(&[segment], &mut deliver)? {
                     StepEnd::Done(_) => break,
                     StepEnd::StaysRaw(blocks) => {

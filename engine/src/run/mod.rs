@@ -7,6 +7,7 @@ pub mod engine;
 pub mod forced;
 mod generate;
 mod paging;
+pub mod policy;
 mod repair;
 pub mod request;
 pub mod sampler;

@@ -19,6 +19,7 @@ use kvtier_sdk::cache::{BlockPlace, KvCache, SequenceId, Stage, StagedSection};
 
 use crate::error::EngineError;
 use crate::run::area::{blocks_per_group, spans_per_group};
+use crate::run::closing::Closing;
 
 /// Resident spans attended between two looks at the copies.
 const SPANS_PER_LOOK: usize = 8;
@@ -146,7 +147,7 @@ pub(crate) struct Paging<'a> {
     pub(crate) device: &'a dyn Attention,
     pub(crate) geometry: Geometry,
     /// How blocks are closed, if any are.
-    pub(crate) codes: Option<Closed>,
+    pub(crate) closing: Option<Closing>,
     pub(crate) layers: u32,
     /// Bytes of a paging slot.
     pub(crate) slot_bytes: u64,
@@ -260,18 +261,19 @@ impl<'a> Pager<'a> {
         self.closed.resize(if self.tables.len() > CLOSED { self.blocks } else { 0 }, None);
         let in_place = self.in_place();
         for table in 0..self.tables.len() {
+            let sections: Vec<Section> = self.tables[table].sections(layer).collect();
             for block in 0..self.tables[table].places.len().min(self.blocks) {
                 let of = &self.tables[table];
                 if !of.reads[block] {
                     continue;
                 }
-                let sections = of.sections(layer);
                 let planes: Vec<SectionPlace> = match &of.places[block] {
                     BlockPlace::Device(range, _) => sections
+                        .iter()
                         .map(|section| SectionPlace::Device(range.slice(section.offset, section.bytes)))
                         .collect(),
                     BlockPlace::Host(range, _) if in_place => {
-                        sections.map(|section| SectionPlace::Host(host_slice(*range, &section))).collect()
+                        sections.iter().map(|section| SectionPlace::Host(host_slice(*range, section))).collect()
                     }
                     _ => continue,
                 };
@@ -333,7 +335,7 @@ impl<'a> Pager<'a> {
                 None => false,
             };
             if !arrived && let Some(spans) = resident.next() {
-                self.attend_spans(job, spans)?;
+                self.attend_spans(layer, job, spans)?;
             } else if !self.attend_arrival(layer, job)? {
                 return Ok(());
             }
@@ -346,7 +348,7 @@ impl<'a> Pager<'a> {
         while span < self.spans {
             if self.is_missing(self.group_of(span)) {
                 self.issue(layer)?;
-                self.attend_spans(job, &run)?;
+                self.attend_spans(layer, job, &run)?;
                 run.clear();
                 let arrived = self.attend_arrival(layer, job)?;
                 assert!(arrived, "span {span} of layer {layer} was never sent for");
@@ -356,7 +358,7 @@ impl<'a> Pager<'a> {
                 span += 1;
             }
         }
-        Ok(self.attend_spans(job, &run)?)
+        Ok(self.attend_spans(layer, job, &run)?)
     }
 
     /// Waits for the oldest group of this layer and attends it; false when there is none left.
@@ -373,7 +375,7 @@ impl<'a> Pager<'a> {
         arrival.placed.iter().for_each(|placed| self.place(placed));
         let first = arrival.group * spans_per_group(&self.with.geometry);
         let spans: Vec<u32> = (first..(first + spans_per_group(&self.with.geometry)).min(self.spans)).collect();
-        self.attend_spans(job, &spans)?;
+        self.attend_spans(layer, job, &spans)?;
         arrival.placed.iter().for_each(|placed| self.displace(placed));
         // Slot and staged sections may be filled again once attention has read them.
         let attended = self.with.device.record(Stream::Compute)?;
@@ -387,12 +389,13 @@ impl<'a> Pager<'a> {
         Ok(true)
     }
 
-    fn attend_spans(&self, job: &AttendMixed<'_>, spans: &[u32]) -> Result<(), DeviceError> {
+    fn attend_spans(&self, layer: u32, job: &AttendMixed<'_>, spans: &[u32]) -> Result<(), DeviceError> {
         if spans.is_empty() {
             return Ok(());
         }
         let job = AttendMixed { exact: &self.sections, closed: &self.closed, spans, ..*job };
-        attend(self.with.device, &self.with.geometry, self.with.codes, &[job])
+        let codes = self.with.closing.map(|closing| closing.codes(layer));
+        attend(self.with.device, &self.with.geometry, codes, &[job])
     }
 
     /// Sends for groups of `layer` while there are free slots and their reads have arrived; starts reads ahead.
@@ -445,14 +448,18 @@ impl<'a> Pager<'a> {
         self.loaded.disk += sources.iter().flat_map(|source| &source.planes).map(|plane| plane.bytes).sum::<u64>();
         self.issued.1 += 1;
         let arrival = if self.in_place() {
-            let placed = sources.into_iter().map(|Source { table, block, planes }| {
-                Placed { table, block, planes: planes.into_iter().map(SectionPlace::Host).collect() }
+            let placed = sources.into_iter().map(|Source { table, block, planes }| Placed {
+                table,
+                block,
+                planes: planes.into_iter().map(SectionPlace::Host).collect(),
             });
             Arrival { layer, group, placed: placed.collect(), copy: None, read }
         } else {
             for (table, of) in self.tables.iter().enumerate() {
                 for block in of.blocks(self.blocks_of(group), |place| matches!(place, BlockPlace::Host(..))) {
-                    let BlockPlace::Host(range, _) = &of.places[block as usize] else { unreachable!("it was just seen") };
+                    let BlockPlace::Host(range, _) = &of.places[block as usize] else {
+                        unreachable!("it was just seen")
+                    };
                     let planes: Vec<HostRange> =
                         of.sections(layer).map(|section| host_slice(*range, &section)).collect();
                     self.loaded.host += planes.iter().map(|plane| plane.bytes).sum::<u64>();
@@ -465,13 +472,7 @@ impl<'a> Pager<'a> {
         Ok(())
     }
 
-    fn copy(
-        &mut self,
-        layer: u32,
-        group: u32,
-        sources: &[Source],
-        read: Option<Read>,
-    ) -> Result<Arrival, DeviceError> {
+    fn copy(&mut self, layer: u32, group: u32, sources: &[Source], read: Option<Read>) -> Result<Arrival, DeviceError> {
         let slot = self.free.pop().expect("with nothing under way every slot is free, else it was looked for");
         let mut offset = u64::from(slot) * self.with.slot_bytes;
         let mut pieces: Vec<CopyPiece> = Vec::new();
@@ -589,12 +590,12 @@ impl Drop for Pager<'_> {
     }
 }
 
-/// A closed block's sections: header plane if the form has one, scale plane, code plane.
+/// A closed block's sections: header plane if the layer has one, scale plane, code plane.
 fn closed_place(planes: &[SectionPlace]) -> ClosedPlace {
     match *planes {
         [header, scale, codes] => ClosedPlace { header: Some(header), scale, codes },
         [scale, codes] => ClosedPlace { header: None, scale, codes },
-        _ => unreachable!("a closed form has two planes or three, not {}", planes.len()),
+        _ => unreachable!("a closed layer has two planes or three, not {}", planes.len()),
     }
 }
 

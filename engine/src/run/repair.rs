@@ -86,8 +86,7 @@ impl Engine {
         while position < end {
             let rows = (end - position).min(self.stepper.plan.rows);
             let tokens = &sequence.tokens[position as usize..(position + rows) as usize];
-            let segment =
-                Segment { tables: &sequence.tables, tokens, first_position: position, logits: Logits::None };
+            let segment = Segment { tables: &sequence.tables, tokens, first_position: position, logits: Logits::None };
             match self.stepper.run(&[segment], &mut |_, _, _| {})? {
                 StepEnd::Done(loaded) => sequence.loaded += loaded[0],
                 StepEnd::Lost(_) => return Ok(false),

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use cache_core::miss::MissReason;
 use gpu_tier::DeviceError;
-use gpu_tier::attention::closed::{AttendMixed, Closed, Encode, FITS};
+use gpu_tier::attention::closed::{AttendMixed, Encode, FITS};
 use gpu_tier::attention::{Accumulator, Append, Attention, Finish, Geometry, SPAN_TOKENS};
 use gpu_tier::cpu::math;
 use gpu_tier::device::{DeviceBuffer, Stream};
@@ -13,11 +13,11 @@ use kvtier_sdk::cache::{BlockPlace, CacheError, KvCache};
 use zerocopy::IntoBytes;
 
 use crate::error::EngineError;
-use crate::matrix::Activations;
+use crate::matrix::{Activations, Width};
 use crate::model::Model;
 use crate::model::weights::{Compute, Layer};
 use crate::run::area::{AreaPlan, StepArea};
-use crate::run::closing::WINDOW;
+use crate::run::closing::{Closing, WINDOW};
 use crate::run::paging::{self, LoadedBytes, Pager, Paging, PagingEnd, Table};
 use crate::run::tables::{Caches, Tables};
 
@@ -135,7 +135,8 @@ impl Stepper {
         plan: AreaPlan,
         area: DeviceBuffer,
     ) -> Stepper {
-        let activations = if model.needs_f32() { Activations::new() } else { Activations::int16_only() };
+        let activations = if model.needs_f32() { Activations::new() } else { Activations::integers_only() };
+        let activations = activations.with_width(model.path.width().unwrap_or(Width::Int16));
         let buffers = Buffers::default();
         Stepper { model, compute, device, caches, geometry, plan, area, activations, buffers }
     }
@@ -331,11 +332,9 @@ impl Places {
         };
         let window = table.window_start(positions.start) as usize;
         let closes = table.window_start(positions.end - 1) as usize;
-        let reads_lossless = |block: usize| {
-            is_there(&lossless, block) && (block == 0 || block >= window || !is_there(&closed, block))
-        };
-        let reads_closed =
-            |block: usize| is_there(&closed, block) && (block < closes || !is_there(&lossless, block));
+        let reads_lossless =
+            |block: usize| is_there(&lossless, block) && (block == 0 || block >= window || !is_there(&closed, block));
+        let reads_closed = |block: usize| is_there(&closed, block) && (block < closes || !is_there(&lossless, block));
         let reads_lossless: Vec<bool> = (0..lossless.len()).map(reads_lossless).collect();
         let reads_closed = (0..closed.len()).map(reads_closed).collect();
         Ok(Places { reads_lossless, reads_closed, lossless, closed })
@@ -343,7 +342,9 @@ impl Places {
 
     /// The places of a block that the step reads, lossless or closed.
     fn read(&self, block: usize) -> impl Iterator<Item = (bool, &BlockPlace)> {
-        let of = |places: &'_ [BlockPlace], reads: &[bool]| reads.get(block).is_some_and(|reads| *reads) && places.len() > block;
+        let of = |places: &'_ [BlockPlace], reads: &[bool]| {
+            reads.get(block).is_some_and(|reads| *reads) && places.len() > block
+        };
         let lossless = of(&self.lossless, &self.reads_lossless).then(|| (false, &self.lossless[block]));
         let closed = of(&self.closed, &self.reads_closed).then(|| (true, &self.closed[block]));
         lossless.into_iter().chain(closed)
@@ -362,7 +363,7 @@ impl Places {
 struct LayerRun<'a> {
     device: &'a dyn Attention,
     geometry: Geometry,
-    codes: Option<Closed>,
+    closing: Option<Closing>,
     area: StepArea,
     jobs: Vec<Job>,
     pagers: Vec<Pager<'a>>,
@@ -403,9 +404,9 @@ impl<'a> LayerRun<'a> {
         });
         let jobs = jobs.collect();
         let slots_each = u64::from(plan.paging_slots / segments.len() as u32) * plan.paging_slot_bytes;
-        let codes = caches.closed.as_ref().map(|closed| closed.closing.codes());
+        let closing = caches.closed.as_ref().map(|closed| closed.closing);
         let layers = stepper.model.config.layers;
-        let with = Paging { device, geometry, codes, layers, slot_bytes: plan.paging_slot_bytes };
+        let with = Paging { device, geometry, closing, layers, slot_bytes: plan.paging_slot_bytes };
         let share = |cache: &dyn KvCache| cache.stage_capacity() / segments.len() as u32;
         let pagers = segments.iter().zip(places).enumerate().map(|(index, (segment, places))| {
             let slots = area.paging.slice(index as u64 * slots_each, slots_each);
@@ -434,7 +435,7 @@ impl<'a> LayerRun<'a> {
         let pagers = pagers.collect();
         let closes = segments.iter().enumerate();
         let closes = closes.flat_map(|(index, segment)| segment.closes().map(move |block| (index, block))).collect();
-        LayerRun { device, geometry, codes, area, jobs, pagers, closes }
+        LayerRun { device, geometry, closing, area, jobs, pagers, closes }
     }
 
     /// Writes the new keys and values of `layer` into their blocks and attends; the result is in the area's output.
@@ -458,7 +459,7 @@ impl<'a> LayerRun<'a> {
             .collect();
         self.device.append(Stream::Compute, &self.geometry, &appends)?;
         self.close(layer)?;
-        self.attend_resident()?;
+        self.attend_resident(layer)?;
         for index in 0..self.jobs.len() {
             if !self.pagers[index].is_resident() {
                 let attend = self.attend_job(index);
@@ -484,7 +485,7 @@ impl<'a> LayerRun<'a> {
 
     /// Encodes this layer of the blocks that the step fills and reads closed.
     fn close(&self, layer: u32) -> Result<(), EngineError> {
-        let Some(codes) = self.codes.filter(|_| !self.closes.is_empty()) else {
+        let Some(closing) = self.closing.filter(|_| !self.closes.is_empty()) else {
             return Ok(());
         };
         let first = u64::from(layer) * self.closes.len() as u64;
@@ -497,7 +498,7 @@ impl<'a> LayerRun<'a> {
             }
         };
         let jobs: Vec<Encode> = self.closes.iter().enumerate().map(encode).collect();
-        Ok(self.device.encode(Stream::Compute, &self.geometry, codes, &jobs)?)
+        Ok(self.device.encode(Stream::Compute, &self.geometry, closing.codes(layer), &jobs)?)
     }
 
     /// Blocks that the step was to close and that do not fit the form.
@@ -514,15 +515,21 @@ impl<'a> LayerRun<'a> {
     }
 
     /// All sequences of which nothing must travel, in one launch.
-    fn attend_resident(&self) -> Result<(), EngineError> {
+    fn attend_resident(&self, layer: u32) -> Result<(), EngineError> {
         let resident: Vec<usize> = (0..self.jobs.len()).filter(|index| self.pagers[*index].is_resident()).collect();
         let spans: Vec<Vec<u32>> = resident.iter().map(|index| self.pagers[*index].all_spans()).collect();
         let mut jobs = Vec::with_capacity(resident.len());
         for (index, spans) in resident.iter().zip(&spans) {
             let pager = &self.pagers[*index];
-            jobs.push(AttendMixed { exact: pager.sections(), closed: pager.closed(), spans, ..self.attend_job(*index) });
+            jobs.push(AttendMixed {
+                exact: pager.sections(),
+                closed: pager.closed(),
+                spans,
+                ..self.attend_job(*index)
+            });
         }
-        Ok(paging::attend(self.device, &self.geometry, self.codes, &jobs)?)
+        let codes = self.closing.map(|closing| closing.codes(layer));
+        Ok(paging::attend(self.device, &self.geometry, codes, &jobs)?)
     }
 
     /// A segment's rows, over no blocks yet.

@@ -23,6 +23,7 @@
 //! largest weight, far below that of 4 and of 8 bits.
 
 use cache_core::form::Form;
+use cache_core::payload::Side;
 
 use super::{Accumulator, Geometry, SectionPlace};
 use crate::device::DeviceRange;
@@ -37,6 +38,15 @@ pub enum Codes {
 }
 
 impl Codes {
+    /// The codes of a uniform form; `None` when attention does not read it as it lies.
+    fn of(form: Form) -> Option<Codes> {
+        match form {
+            Form::I8h => Some(Codes::Int8),
+            Form::Kc4vt4 => Some(Codes::Rows4),
+            _ => None,
+        }
+    }
+
     /// Rows in a word of codes.
     pub fn rows(self) -> usize {
         match self {
@@ -66,13 +76,10 @@ impl Closed {
     /// `kc4vt4`.
     pub const KC4VT4: Closed = Closed { keys: Codes::Rows4, values: Codes::Rows4 };
 
-    /// The codes of a uniform form; `None` when attention does not read it as it lies.
-    pub fn of(form: Form) -> Option<Closed> {
-        match form {
-            Form::I8h => Some(Closed::I8H),
-            Form::Kc4vt4 => Some(Closed::KC4VT4),
-            _ => None,
-        }
+    /// What a form has in one layer; `None` when attention does not read it as it lies.
+    pub fn of(form: Form, layer: u32) -> Option<Closed> {
+        let codes = |side| Codes::of(form.at(layer, side));
+        Some(Closed { keys: codes(Side::Key)?, values: codes(Side::Value)? })
     }
 
     /// Bytes of one head's part of the header plane: the keys' rows.
@@ -106,7 +113,7 @@ impl Closed {
 /// One layer of a closed block: its section of each plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClosedPlace {
-    /// Of the header plane; `None` if the form has none.
+    /// Of the header plane; `None` if the layer has none.
     pub header: Option<SectionPlace>,
     /// Of the scale plane.
     pub scale: SectionPlace,

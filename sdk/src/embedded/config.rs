@@ -57,8 +57,9 @@ impl HostPlan {
             device_slots: config.device_slots,
             host_bytes: config.host_bytes,
             below_entries: disk.map_or(0, |disk| disk.live_blocks),
-            disk_index_bytes: disk
-                .map_or(0, |disk| disk.store.budget_bytes() / record_bytes(&config.shape) * DiskTier::index_record_bytes()),
+            disk_index_bytes: disk.map_or(0, |disk| {
+                disk.store.budget_bytes() / record_bytes(&config.shape) * DiskTier::index_record_bytes()
+            }),
         }
     }
 

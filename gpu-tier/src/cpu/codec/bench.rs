@@ -10,7 +10,7 @@ use cache_core::buffer::Buffer;
 use cache_core::codec::image::{decode_block, encode_block};
 use cache_core::codec::{Codec, StaysRaw, raw16};
 use cache_core::form::Form;
-use cache_core::payload::BlockShape;
+use cache_core::payload::{BlockShape, Plane};
 
 /// What to measure on.
 #[derive(Clone, Debug)]
@@ -187,8 +187,8 @@ impl Bench {
             block_tokens: sample.block_tokens,
             form: Form::Raw16,
         };
-        raw.layers = (bytes / raw.section_bytes()).max(1) as u32;
-        let slice = raw.section_bytes() as usize / 2;
+        raw.layers = (bytes / raw.layer_bytes(Plane::Code, 0)).max(1) as u32;
+        let slice = raw.layer_bytes(Plane::Code, 0) as usize / 2;
         assert!(!sample.values.is_empty() && sample.values.len().is_multiple_of(slice), "a whole number of slices");
         let mut source = Buffer::zeroed(raw.slot_bytes() as usize);
         let first = raw.header_bytes() as usize;

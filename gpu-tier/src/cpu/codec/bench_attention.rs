@@ -61,7 +61,9 @@ pub fn measure_attention(
     form: Form,
     rounds: usize,
 ) -> Result<AttentionFigures, DeviceError> {
-    let closed = Closed::of(form).unwrap_or_else(|| panic!("attention does not read {} as it lies", form.name()));
+    let closed = (0..bench.layers)
+        .map(|layer| Closed::of(form, layer).unwrap_or_else(|| panic!("attention does not read {form} as it lies")));
+    let closed: Vec<Closed> = closed.collect();
     let rig = Rig::new(bench, sample, form)?;
     let spans: Vec<u32> = (0..bench.tokens / SPAN_TOKENS).collect();
     let mut seconds = Vec::with_capacity(rounds);
@@ -70,7 +72,7 @@ pub fn measure_attention(
         let before = rig.device.traffic().attended_device_bytes;
         let exact = rig.exact(&spans)?;
         let between = rig.device.traffic().attended_device_bytes;
-        let mixed = rig.closed(closed, &spans)?;
+        let mixed = rig.closed(&closed, &spans)?;
         bytes = (between - before, rig.device.traffic().attended_device_bytes - between);
         // The first round warms caches, pages and the clock up.
         if round > 0 {
@@ -126,7 +128,7 @@ impl Rig {
         let codec = Simd::new(isa);
         let mut values = sample.values.iter().copied().cycle();
         // Page-aligned, as sections of elements must be.
-        let mut section = Buffer::zeroed(raw.section_bytes() as usize);
+        let mut section = Buffer::zeroed(raw.layer_bytes(Plane::Code, 0) as usize);
         for block in 0..blocks {
             for layer in 0..layers {
                 for element in section.as_mut_slice().chunks_exact_mut(2) {
@@ -136,10 +138,10 @@ impl Rig {
                 let range = raw_arena.range().slice(block * raw.slot_bytes() + at.offset, at.bytes);
                 device.upload(Stream::Compute, section.as_slice(), range)?;
                 exact[layer as usize].push(Some(SectionPlace::Device(range)));
-                let mut planes = Plane::ALL.map(|plane| vec![0; shape.layer_bytes(plane) as usize]);
+                let mut planes = Plane::ALL.map(|plane| vec![0; shape.layer_bytes(plane, layer) as usize]);
                 let [header, scale, codes] = &mut planes;
                 let out = LayerMut { header, scale, codes };
-                encode_layer(&codec, &shape, section.as_slice(), out).expect("the sample fits the form");
+                encode_layer(&codec, &shape, layer, section.as_slice(), out).expect("the sample fits the form");
                 let place = |plane: Plane| {
                     let Some(at) = shape.section(plane, layer) else { return Ok(None) };
                     let range = arena.range().slice(block * shape.slot_bytes() + at.offset, at.bytes);
@@ -173,13 +175,13 @@ impl Rig {
         Ok(start.elapsed().as_secs_f64())
     }
 
-    fn closed(&self, forms: Closed, spans: &[u32]) -> Result<f64, DeviceError> {
+    fn closed(&self, forms: &[Closed], spans: &[u32]) -> Result<f64, DeviceError> {
         let (queries, first_position, into) = (self.queries.range(), self.bench.tokens - 1, self.into());
         let window = self.bench.window;
         let start = Instant::now();
-        for (exact, closed) in self.exact.iter().zip(&self.closed) {
+        for ((exact, closed), forms) in self.exact.iter().zip(&self.closed).zip(forms) {
             let job = AttendMixed { queries, rows: 1, first_position, exact, closed, window, spans, into };
-            self.device.attend_mixed(Stream::Compute, &self.geometry, forms, &[job])?;
+            self.device.attend_mixed(Stream::Compute, &self.geometry, *forms, &[job])?;
         }
         Ok(start.elapsed().as_secs_f64())
     }
@@ -200,7 +202,7 @@ mod tests {
             threads: 1,
             isa: Isa::detect(),
         };
-        for form in [Form::I8h, Form::Kc4vt4] {
+        for form in ["i8h", "kc4vt4", "kc4vt4:k8=1"].map(|name| name.parse().unwrap()) {
             let found = measure_attention(bench, &Sample::synthetic(64, 64, 3), form, 1).unwrap();
             assert_eq!(found.exact_bytes, 2 * 8 * 16384);
             // Block 0 and the last block are in the window of position 511, and so is the one before: it ends at 447.
