@@ -226,3 +226,22 @@ fn a_lost_closed_block_takes_the_sequence_back_and_is_told() {
         assert_eq!((other.logits_digest, other.clamped_at), (answer.logits_digest, answer.clamped_at), "{form:?}");
     }
 }
+
+/// What an exact run has stored is closed by a lossy one from the disk, from the host arena over a link, or in place.
+#[test]
+fn blocks_of_an_exact_run_are_closed_from_wherever_they_are() {
+    let _turn = turn();
+    let prompt = fixture().prompt(2100, 330);
+    let directory = tempfile::tempdir().unwrap();
+    restarted(directory.path(), options(), &prompt, 4);
+    let form = Form::Kc4vt4;
+    let expected = without_cache(form, &prompt, 8);
+    for (link, host_bytes) in [(options().link, 40 << 20), (STRICT, 40 << 20), (STRICT, 512 << 20)] {
+        let options = EngineOptions { link, host_bytes, ..closing(form) };
+        let answer = restarted(directory.path(), least_device(options), &prompt, 8);
+        assert_eq!((answer.logits_digest, &answer.clamped_at[..]), (expected, &[][..]), "{link:?}, {host_bytes}");
+        assert_eq!(answer.cached_tokens.disk, 192, "what comes before anything lossy: {link:?}, {host_bytes}");
+        std::fs::remove_dir_all(directory.path()).unwrap();
+        restarted(directory.path(), kvtier_tests::options(), &prompt, 4);
+    }
+}

@@ -8,7 +8,7 @@ use cache_core::payload::{BlockShape, Plane, Section};
 use gpu_tier::attention::SectionPlace;
 use gpu_tier::attention::closed::{Closed, ClosedPlace, Encode, FITS};
 use gpu_tier::device::{CopyPiece, DeviceRange, HostRange, Stream};
-use kvtier_sdk::cache::{BlockPlace, Grant, NoRoom, StagedSection};
+use kvtier_sdk::cache::{BlockPlace, Grant, NoRoom, Stage, StagedSection};
 use zerocopy::IntoBytes;
 
 use crate::error::EngineError;
@@ -34,6 +34,20 @@ enum Encoded {
     Fits,
     StaysRaw,
     Lost(MissReason),
+}
+
+/// A lossless section to be encoded.
+enum Source {
+    /// The device reads it where it is.
+    Readable(SectionPlace),
+    /// It has to be copied to the device first.
+    Afar(HostRange),
+}
+
+/// Sections of some layers, and the memory of those that were read from the disk, until they are encoded.
+struct Sources {
+    sections: Vec<Source>,
+    _stage: Option<Box<dyn Stage>>,
 }
 
 impl Stepper {
@@ -77,58 +91,19 @@ impl Stepper {
         };
         let (shape, closed_shape) = (lossless.shape(), closed.cache.shape());
         let area = StepArea::new(&self.plan, &self.geometry, self.area.range(), self.plan.rows);
-        let layers_at_once = (area.paging.bytes / shape.code_section(0).bytes).clamp(1, u64::from(shape.layers)) as u32;
-        let mut first = 0;
-        while first < shape.layers {
-            let mut layers = first..(first + layers_at_once).min(shape.layers);
-            let in_place = self.device.info().in_place;
-            // Keeps the memory of what was read from the disk until it is encoded.
-            let mut stage = None;
-            let from_host = |range: HostRange| match in_place {
-                true => Ok(SectionPlace::Host(range)),
-                false => Err(range),
+        let most = match &from {
+            BlockPlace::Disk => u64::from(lossless.stage_capacity()),
+            _ => u64::from(shape.layers),
+        };
+        let at_once = (area.paging.bytes / shape.code_section(0).bytes).min(most).max(1) as u32;
+        for first in (0..shape.layers).step_by(at_once as usize) {
+            let layers = first..(first + at_once).min(shape.layers);
+            let sources = match self.sources(tables, block, &from, &layers)? {
+                Ok(sources) => sources,
+                Err(reason) => return Ok(Encoded::Lost(reason)),
             };
-            let sections: Vec<Section> = layers.clone().map(|layer| shape.code_section(layer)).collect();
-            let places: Vec<Result<SectionPlace, HostRange>> = match &from {
-                BlockPlace::Device(range, _) => sections
-                    .iter()
-                    .map(|section| Ok(SectionPlace::Device(range.slice(section.offset, section.bytes))))
-                    .collect(),
-                BlockPlace::Host(range, _) => sections
-                    .iter()
-                    .map(|section| {
-                        let offset = range.offset + section.offset;
-                        from_host(HostRange { extent: range.extent, offset, bytes: section.bytes })
-                    })
-                    .collect(),
-                BlockPlace::Disk => {
-                    let most = lossless.stage_capacity().max(1);
-                    layers.end = layers.end.min(layers.start + most);
-                    let wanted: Vec<StagedSection> = sections[..layers.len()]
-                        .iter()
-                        .map(|section| StagedSection { block, section: *section })
-                        .collect();
-                    let reads = stage.insert(loop {
-                        // No step runs, so only another engine can hold that memory, and it gives it back.
-                        match lossless.stage(tables.lossless, &wanted)? {
-                            Some(reads) => break reads,
-                            None => std::thread::yield_now(),
-                        }
-                    });
-                    let read = reads.wait().into_iter().collect::<Result<Vec<HostRange>, MissReason>>();
-                    match read {
-                        Ok(ranges) => ranges.into_iter().map(from_host).collect(),
-                        Err(reason) => {
-                            lossless.lost(tables.lossless, block, reason)?;
-                            return Ok(Encoded::Lost(reason));
-                        }
-                    }
-                }
-                BlockPlace::Lost(reason) => return Ok(Encoded::Lost(*reason)),
-                BlockPlace::Absent => unreachable!("the lossless copy is kept until the block is closed"),
-            };
-            let places = self.bring(&area, &places)?;
-            let jobs: Vec<Encode> = places
+            let jobs: Vec<Encode> = self
+                .bring(&area, &sources.sections)?
                 .into_iter()
                 .zip(layers.clone())
                 .map(|(exact, layer)| Encode {
@@ -138,7 +113,7 @@ impl Stepper {
                 })
                 .collect();
             // Layers in a row whose codes are the same go in one launch.
-            let codes: Vec<Closed> = layers.clone().map(|layer| closed.closing.codes(layer)).collect();
+            let codes: Vec<Closed> = layers.map(|layer| closed.closing.codes(layer)).collect();
             let mut rest = &jobs[..];
             for alike in codes.chunk_by(Closed::eq) {
                 let (run, after) = rest.split_at(alike.len());
@@ -147,8 +122,6 @@ impl Stepper {
             }
             let encoded = self.device.record(Stream::Compute)?;
             self.device.synchronize(encoded)?;
-            drop(stage);
-            first = layers.end;
         }
         let mut verdicts = vec![FITS; shape.layers as usize];
         let bytes = area.verdicts.slice(0, 4 * u64::from(shape.layers));
@@ -160,19 +133,64 @@ impl Stepper {
         Ok(if fits { Encoded::Fits } else { Encoded::StaysRaw })
     }
 
-    /// Copies sections that the device cannot read where they are into the paging slots, which no step uses now.
-    fn bring(
+    /// Where the lossless sections of some layers of a block are; those on the disk are read. `Err`: the block is lost.
+    fn sources(
         &self,
-        area: &StepArea,
-        places: &[Result<SectionPlace, HostRange>],
-    ) -> Result<Vec<SectionPlace>, EngineError> {
+        tables: &Tables,
+        block: u32,
+        from: &BlockPlace,
+        layers: &Range<u32>,
+    ) -> Result<Result<Sources, MissReason>, EngineError> {
+        let lossless = &*self.caches.lossless;
+        let in_place = self.device.info().in_place;
+        let in_host = |range| if in_place { Source::Readable(SectionPlace::Host(range)) } else { Source::Afar(range) };
+        let sections = layers.clone().map(|layer| lossless.shape().code_section(layer));
+        Ok(match from {
+            BlockPlace::Device(range, _) => {
+                let place = |section: Section| SectionPlace::Device(range.slice(section.offset, section.bytes));
+                Ok(Sources { sections: sections.map(place).map(Source::Readable).collect(), _stage: None })
+            }
+            BlockPlace::Host(range, _) => {
+                let part = |section: Section| HostRange {
+                    extent: range.extent,
+                    offset: range.offset + section.offset,
+                    bytes: section.bytes,
+                };
+                Ok(Sources { sections: sections.map(part).map(in_host).collect(), _stage: None })
+            }
+            BlockPlace::Disk => {
+                let wanted: Vec<StagedSection> = sections.map(|section| StagedSection { block, section }).collect();
+                let mut stage = loop {
+                    // No step runs, so only another engine can hold that memory, and it gives it back.
+                    match lossless.stage(tables.lossless, &wanted)? {
+                        Some(stage) => break stage,
+                        None => std::thread::yield_now(),
+                    }
+                };
+                match stage.wait().into_iter().collect::<Result<Vec<HostRange>, MissReason>>() {
+                    Ok(ranges) => {
+                        Ok(Sources { sections: ranges.into_iter().map(in_host).collect(), _stage: Some(stage) })
+                    }
+                    Err(reason) => {
+                        lossless.lost(tables.lossless, block, reason)?;
+                        Err(reason)
+                    }
+                }
+            }
+            BlockPlace::Lost(reason) => Err(*reason),
+            BlockPlace::Absent => unreachable!("the lossless copy is kept until the block is closed"),
+        })
+    }
+
+    /// Copies sections that the device cannot read where they are into the paging slots, which no step uses now.
+    fn bring(&self, area: &StepArea, sections: &[Source]) -> Result<Vec<SectionPlace>, EngineError> {
         let mut pieces = Vec::new();
         let mut offset = 0;
-        let mut brought = Vec::with_capacity(places.len());
-        for place in places {
-            brought.push(match place {
-                Ok(place) => *place,
-                Err(host) => {
+        let mut brought = Vec::with_capacity(sections.len());
+        for section in sections {
+            brought.push(match section {
+                Source::Readable(place) => *place,
+                Source::Afar(host) => {
                     let device = area.paging.slice(offset, host.bytes);
                     offset += host.bytes;
                     pieces.push(CopyPiece { host: *host, device });

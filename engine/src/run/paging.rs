@@ -5,7 +5,7 @@
 //! works on what is there. With partials, spans are attended in order of arrival and merged in span order at the end; with running state
 //! they are attended in span order while later copies run ahead. Either way the bits are the same.
 //!
-//! A sequence has a table per form: of lossless blocks, and where blocks are closed, of closed ones. A block may travel in either, or in both.
+//! A step has a view of a sequence per form: of lossless blocks, and where blocks are closed, of closed ones. A block may travel in either, or in both.
 
 use std::collections::VecDeque;
 
@@ -59,12 +59,12 @@ impl std::ops::AddAssign for LoadedBytes {
     }
 }
 
-/// Index of the table of lossless blocks, and of the table of closed ones.
+/// Index of the view of lossless blocks, and of that of closed ones.
 pub(crate) const LOSSLESS: usize = 0;
 pub(crate) const CLOSED: usize = 1;
 
 /// One form of a sequence's blocks: where they are, and which of them the step reads in it.
-pub(crate) struct Table<'a> {
+pub(crate) struct View<'a> {
     pub(crate) cache: &'a dyn KvCache,
     pub(crate) sequence: SequenceId,
     pub(crate) shape: BlockShape,
@@ -77,7 +77,7 @@ pub(crate) struct Table<'a> {
     pub(crate) staged: u32,
 }
 
-impl Table<'_> {
+impl View<'_> {
     /// The sections of one layer, plane by plane.
     fn sections(&self, layer: u32) -> impl Iterator<Item = Section> + use<> {
         let shape = self.shape;
@@ -102,9 +102,9 @@ struct Read {
     parts: Vec<ReadPart>,
 }
 
-/// Of one table. A block's sections follow each other, plane by plane.
+/// Of one view. A block's sections follow each other, plane by plane.
 struct ReadPart {
-    table: usize,
+    view: usize,
     blocks: Vec<u32>,
     sections: u32,
     stage: Box<dyn Stage>,
@@ -118,14 +118,14 @@ impl Read {
 
 /// A block's sections in the host arena, plane by plane.
 struct Source {
-    table: usize,
+    view: usize,
     block: usize,
     planes: Vec<HostRange>,
 }
 
 /// A block's sections where they will be attended, plane by plane.
 struct Placed {
-    table: usize,
+    view: usize,
     block: usize,
     planes: Vec<SectionPlace>,
 }
@@ -183,7 +183,7 @@ pub(crate) fn attend(
 /// Pages one sequence for the length of one step.
 pub(crate) struct Pager<'a> {
     with: Paging<'a>,
-    tables: Vec<Table<'a>>,
+    views: Vec<View<'a>>,
     blocks: usize,
     /// Groups with a block that must travel, ascending; the same for every layer.
     missing: Vec<u32>,
@@ -207,9 +207,9 @@ pub(crate) struct Pager<'a> {
 }
 
 impl<'a> Pager<'a> {
-    /// `tables`: lossless blocks, then closed ones where there are any. `slots` holds whole paging slots, at least one if anything must be
+    /// `views`: lossless blocks, then closed ones where there are any. `slots` holds whole paging slots, at least one if anything must be
     /// copied.
-    pub(crate) fn new(with: Paging<'a>, tables: Vec<Table<'a>>, slots: DeviceRange, tokens: u32) -> Pager<'a> {
+    pub(crate) fn new(with: Paging<'a>, views: Vec<View<'a>>, slots: DeviceRange, tokens: u32) -> Pager<'a> {
         let in_place = with.device.info().in_place;
         let per_group = blocks_per_group(&with.geometry) as usize;
         let travels = |place: &BlockPlace| match place {
@@ -217,16 +217,16 @@ impl<'a> Pager<'a> {
             BlockPlace::Host(..) => !in_place,
             BlockPlace::Device(..) | BlockPlace::Lost(_) | BlockPlace::Absent => false,
         };
-        let blocks = tables[LOSSLESS].places.len();
+        let blocks = views[LOSSLESS].places.len();
         let groups = 0..blocks.div_ceil(per_group);
         let group = |index: usize| index * per_group..(index + 1) * per_group;
         let missing = groups
-            .filter(|index| tables.iter().any(|table| !table.blocks(group(*index), travels).is_empty()))
+            .filter(|index| views.iter().any(|view| !view.blocks(group(*index), travels).is_empty()))
             .map(|index| index as u32)
             .collect();
         Pager {
             with,
-            tables,
+            views,
             blocks,
             missing,
             slots,
@@ -258,12 +258,12 @@ impl<'a> Pager<'a> {
         self.sections.clear();
         self.sections.resize(self.blocks, None);
         self.closed.clear();
-        self.closed.resize(if self.tables.len() > CLOSED { self.blocks } else { 0 }, None);
+        self.closed.resize(if self.views.len() > CLOSED { self.blocks } else { 0 }, None);
         let in_place = self.in_place();
-        for table in 0..self.tables.len() {
-            let sections: Vec<Section> = self.tables[table].sections(layer).collect();
-            for block in 0..self.tables[table].places.len().min(self.blocks) {
-                let of = &self.tables[table];
+        for view in 0..self.views.len() {
+            let sections: Vec<Section> = self.views[view].sections(layer).collect();
+            for block in 0..self.views[view].places.len().min(self.blocks) {
+                let of = &self.views[view];
                 if !of.reads[block] {
                     continue;
                 }
@@ -277,20 +277,20 @@ impl<'a> Pager<'a> {
                     }
                     _ => continue,
                 };
-                self.place(&Placed { table, block, planes });
+                self.place(&Placed { view, block, planes });
             }
         }
     }
 
     fn place(&mut self, placed: &Placed) {
-        match placed.table {
+        match placed.view {
             LOSSLESS => self.sections[placed.block] = Some(placed.planes[0]),
             _ => self.closed[placed.block] = Some(closed_place(&placed.planes)),
         }
     }
 
     fn displace(&mut self, placed: &Placed) {
-        match placed.table {
+        match placed.view {
             LOSSLESS => self.sections[placed.block] = None,
             _ => self.closed[placed.block] = None,
         }
@@ -440,22 +440,22 @@ impl<'a> Pager<'a> {
             for (block, planes) in part.blocks.iter().zip(staged.chunks(part.sections as usize)) {
                 let planes: Result<Vec<HostRange>, MissReason> = planes.iter().copied().collect();
                 match planes {
-                    Ok(planes) => sources.push(Source { table: part.table, block: *block as usize, planes }),
-                    Err(reason) => return Err(self.lost(part.table, *block, reason)),
+                    Ok(planes) => sources.push(Source { view: part.view, block: *block as usize, planes }),
+                    Err(reason) => return Err(self.lost(part.view, *block, reason)),
                 }
             }
         }
         self.loaded.disk += sources.iter().flat_map(|source| &source.planes).map(|plane| plane.bytes).sum::<u64>();
         self.issued.1 += 1;
         let arrival = if self.in_place() {
-            let placed = sources.into_iter().map(|Source { table, block, planes }| Placed {
-                table,
+            let placed = sources.into_iter().map(|Source { view, block, planes }| Placed {
+                view,
                 block,
                 planes: planes.into_iter().map(SectionPlace::Host).collect(),
             });
             Arrival { layer, group, placed: placed.collect(), copy: None, read }
         } else {
-            for (table, of) in self.tables.iter().enumerate() {
+            for (view, of) in self.views.iter().enumerate() {
                 for block in of.blocks(self.blocks_of(group), |place| matches!(place, BlockPlace::Host(..))) {
                     let BlockPlace::Host(range, _) = &of.places[block as usize] else {
                         unreachable!("it was just seen")
@@ -463,7 +463,7 @@ impl<'a> Pager<'a> {
                     let planes: Vec<HostRange> =
                         of.sections(layer).map(|section| host_slice(*range, &section)).collect();
                     self.loaded.host += planes.iter().map(|plane| plane.bytes).sum::<u64>();
-                    sources.push(Source { table, block: block as usize, planes });
+                    sources.push(Source { view, block: block as usize, planes });
                 }
             }
             self.copy(layer, group, &sources, read)?
@@ -477,22 +477,22 @@ impl<'a> Pager<'a> {
         let mut offset = u64::from(slot) * self.with.slot_bytes;
         let mut pieces: Vec<CopyPiece> = Vec::new();
         let mut placed = Vec::with_capacity(sources.len());
-        for Source { table, block, planes } in sources {
+        for Source { view, block, planes } in sources {
             let first = pieces.len();
             for host in planes {
                 pieces.push(CopyPiece { host: *host, device: self.slots.slice(offset, host.bytes) });
                 offset += host.bytes;
             }
             let planes = pieces[first..].iter().map(|piece| SectionPlace::Device(piece.device)).collect();
-            placed.push(Placed { table: *table, block: *block, planes });
+            placed.push(Placed { view: *view, block: *block, planes });
         }
         self.with.device.copy_in(Stream::CopyIn, &pieces)?;
         let event = self.with.device.record(Stream::CopyIn)?;
         Ok(Arrival { layer, group, placed, copy: Some((slot, event)), read })
     }
 
-    fn lost(&self, table: usize, block: u32, reason: MissReason) -> PagingEnd {
-        let of = &self.tables[table];
+    fn lost(&self, view: usize, block: u32, reason: MissReason) -> PagingEnd {
+        let of = &self.views[view];
         match of.cache.lost(of.sequence, block, reason) {
             Ok(()) => PagingEnd::Lost { block, reason },
             Err(error) => PagingEnd::Failed(error.into()),
@@ -506,7 +506,7 @@ impl<'a> Pager<'a> {
         {
             let (_, read) = self.retired.pop_front().expect("it was just seen");
             for part in read.parts {
-                self.tables[part.table].staged -= part.sections * part.blocks.len() as u32;
+                self.views[part.view].staged -= part.sections * part.blocks.len() as u32;
             }
         }
         let last = (layer + 1).min(self.with.layers - 1);
@@ -529,7 +529,7 @@ impl<'a> Pager<'a> {
     /// Starts to read what the disk has of a group, in each form; `None` when there is no memory for all of it just now.
     fn start_reads(&mut self, layer: u32, group: u32) -> Result<Option<Vec<ReadPart>>, PagingEnd> {
         let mut parts = Vec::new();
-        for (table, of) in self.tables.iter().enumerate() {
+        for (view, of) in self.views.iter().enumerate() {
             let blocks = of.on_disk(self.blocks_of(group));
             if blocks.is_empty() {
                 continue;
@@ -546,10 +546,10 @@ impl<'a> Pager<'a> {
             let Some(stage) = started.map_err(|error| PagingEnd::Failed(error.into()))? else {
                 return Ok(None);
             };
-            parts.push(ReadPart { table, blocks, sections: sections.len() as u32, stage });
+            parts.push(ReadPart { view, blocks, sections: sections.len() as u32, stage });
         }
         for part in &parts {
-            self.tables[part.table].staged += part.sections * part.blocks.len() as u32;
+            self.views[part.view].staged += part.sections * part.blocks.len() as u32;
         }
         Ok(Some(parts))
     }
@@ -560,7 +560,7 @@ impl<'a> Pager<'a> {
 
     /// True when the step reads blocks of a group that are on the disk only.
     fn is_on_disk(&self, group: u32) -> bool {
-        self.tables.iter().any(|table| !table.on_disk(self.blocks_of(group)).is_empty())
+        self.views.iter().any(|view| !view.on_disk(self.blocks_of(group)).is_empty())
     }
 
     fn group_of(&self, span: u32) -> u32 {

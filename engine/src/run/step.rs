@@ -18,7 +18,7 @@ use crate::model::Model;
 use crate::model::weights::{Compute, Layer};
 use crate::run::area::{AreaPlan, StepArea};
 use crate::run::closing::{Closing, WINDOW};
-use crate::run::paging::{self, LoadedBytes, Pager, Paging, PagingEnd, Table};
+use crate::run::paging::{self, LoadedBytes, Pager, Paging, PagingEnd, View};
 use crate::run::tables::{Caches, Tables};
 
 /// Rows of the head computed at once: bounds the memory of `[rows, vocabulary]` logits.
@@ -410,7 +410,7 @@ impl<'a> LayerRun<'a> {
         let share = |cache: &dyn KvCache| cache.stage_capacity() / segments.len() as u32;
         let pagers = segments.iter().zip(places).enumerate().map(|(index, (segment, places))| {
             let slots = area.paging.slice(index as u64 * slots_each, slots_each);
-            let mut tables = vec![Table {
+            let mut views = vec![View {
                 cache: &*caches.lossless,
                 sequence: segment.tables.lossless,
                 shape: caches.lossless.shape(),
@@ -420,7 +420,7 @@ impl<'a> LayerRun<'a> {
                 staged: 0,
             }];
             if let (Some(table), Some(closed)) = (&segment.tables.closed, &caches.closed) {
-                tables.push(Table {
+                views.push(View {
                     cache: &*closed.cache,
                     sequence: table.id,
                     shape: closed.cache.shape(),
@@ -430,7 +430,7 @@ impl<'a> LayerRun<'a> {
                     staged: 0,
                 });
             }
-            Pager::new(with, tables, slots, tokens(segment))
+            Pager::new(with, views, slots, tokens(segment))
         });
         let pagers = pagers.collect();
         let closes = segments.iter().enumerate();
