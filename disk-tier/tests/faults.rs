@@ -129,12 +129,18 @@ fn come_back(tier: &DiskTier) {
     }
 }
 
-/// Reads a block that was said to be written, once the tier is there. `Ok`: it is there and whole, or an operation has failed since its
-/// write began (there were `io_errors` then): its read, or one that cost the segment. Errors: how it ended.
-fn read_back(tier: &DiskTier, number: u32, io_errors: u64) -> Result<(), DiskEnd> {
+/// Operations that failed so far, in whatever way, and what followed from them.
+fn troubles(tier: &DiskTier) -> u64 {
+    let counters = tier.counters();
+    counters.io_errors + counters.timeouts + counters.full + counters.offline
+}
+
+/// Reads a block that was said to be written, once the tier is there. `Ok`: it is there and whole, or something has failed since its write
+/// began (`before` had until then): its read, or what cost the segment or took the tier offline. Errors: how it ended.
+fn read_back(tier: &DiskTier, number: u32, before: u64) -> Result<(), DiskEnd> {
     come_back(tier);
     match read(tier, number) {
-        Err(end) if tier.counters().io_errors == io_errors => Err(end),
+        Err(end) if troubles(tier) == before => Err(end),
         Err(_) => Ok(()),
         Ok(found) => {
             assert!(is_version(number, 0, &found), "block {number}: wrong bytes");
@@ -148,11 +154,11 @@ fn live(tier: &DiskTier, known: &mut HashMap<u32, Known>) -> Vec<String> {
     let mut lies = Vec::new();
     for number in 0..NUMBERS {
         come_back(tier);
-        let io_errors = tier.counters().io_errors;
+        let before = troubles(tier);
         let end = write(tier, number, 0);
         let state = match end {
             Ok(DiskOk::Written) => {
-                if let Err(end) = read_back(tier, number, io_errors) {
+                if let Err(end) = read_back(tier, number, before) {
                     lies.push(format!("block {number} was written, and its read ended as {end:?}"));
                 }
                 Known::Written

@@ -144,7 +144,7 @@ fn a_power_cut_costs_the_records_that_it_tore_and_no_other() {
     let (records, medium) = written();
     let live = medium.live().image();
     let (mut found, mut torn) = (vec![0; records.len()], 0);
-    for seed in 0..scale(1000, 50_000) {
+    for seed in 0..scale(1000, 20_000) {
         let image = medium.crash(seed);
         let tier = reopen(&image);
         let mut whole = 0;
@@ -178,7 +178,7 @@ fn a_flip_under_a_sum_is_damage_and_one_in_the_padding_is_none() {
         };
         for (number, (first, bytes)) in record.spans().into_iter().enumerate() {
             // Each bit of each section in a long run; else some of each, its ends among them.
-            let step = scale((bytes * 8 / 100).max(1) | 1, 1);
+            let step = scale((bytes * 8 / 100).max(1) | 1, 5);
             for bit in (0..bytes * 8).step_by(step as usize).chain([bytes * 8 - 1]) {
                 let report = flip(first + bit / 8, bit % 8);
                 assert_eq!(report.records, whole - 1, "{:?}, span {number}, bit {bit}", record.shape);
