@@ -225,7 +225,9 @@ fn a_segment_is_not_reused_under_its_readers() {
     };
     assert_eq!(run(None), Ok(DiskOk::Read), "its bytes were still there");
     let missed = run(Some(PlantedBug::ReuseUnderReaders));
-    assert_eq!(missed, Err(DiskEnd::Miss(MissReason::Evicted)), "reused: not its bytes, and noticed by its place");
+    // Which of the two it is depends on whether the index has forgotten the record by then.
+    let is_noticed = matches!(missed, Err(DiskEnd::Miss(MissReason::Evicted | MissReason::NeverStored)));
+    assert!(is_noticed, "reused: not its bytes, and noticed by its place: {missed:?}");
 }
 
 #[test]
