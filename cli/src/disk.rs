@@ -77,7 +77,7 @@ impl Told {
 
     /// Says what is wrong now, unless that was said.
     pub fn look(&mut self, engine: &Engine) {
-        let wrong = match engine.cache().disk_status() {
+        let wrong = match engine.disk_status() {
             DiskStatus::Absent { reason } => format!("going on without the disk: {reason}"),
             DiskStatus::Open(DiskState::Offline { reason }) => {
                 format!("going on without the disk, which is offline: {reason}")

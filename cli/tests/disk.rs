@@ -167,10 +167,13 @@ fn a_store_that_another_process_holds_is_left_alone() {
     let mut holder =
         Running::start(Command::new(KVTIER).args(["chat", "--json", "--max-tokens", "2"]).args(disk(&args)));
     holder.say("Hello there.");
-    let (answer, said) = kvtier(&args, "auto");
-    assert_eq!(cached(&answer, "disk"), 0);
-    assert!(said.contains("without the disk") && said.contains("another process"), "{said}");
-    assert_eq!(said.lines().count(), 1, "{said}");
+    for form in ["raw16", "kc4vt4"] {
+        let args: Vec<String> = args.iter().cloned().chain(["--form", form].map(str::to_owned)).collect();
+        let (answer, said) = kvtier(&args, "auto");
+        assert_eq!(cached(&answer, "disk"), 0);
+        assert!(said.contains("without the disk") && said.contains("another process"), "{form}: {said}");
+        assert_eq!(said.lines().count(), 1, "{form}: {said}");
+    }
     assert_eq!(folder.verify().0, 2, "and cannot be verified");
     assert_eq!(holder.end(true), (Some(0), String::new()));
     assert_eq!(folder.verify().0, 0);

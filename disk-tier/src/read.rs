@@ -232,16 +232,13 @@ impl Log {
                 self.quarantine(&job.fingerprint, job.location);
                 Err(DiskEnd::Miss(MissReason::NeverStored))
             }
-            Err(_) => match self.lookup(&job.fingerprint) {
-                Ok(known) if known.location == job.location => {
-                    self.counters.failed_checks += 1;
-                    self.quarantine(&job.fingerprint, job.location);
-                    Err(DiskEnd::Miss(MissReason::FailedCheck))
-                }
-                // It was deleted while the bytes were on their way: nothing is wrong with the disk.
-                Ok(_) => Err(DiskEnd::Miss(MissReason::Evicted)),
-                Err(reason) => Err(DiskEnd::Miss(reason)),
-            },
+            Err(_) if self.index.find(&job.fingerprint).is_some_and(|known| known.location == job.location) => {
+                self.counters.failed_checks += 1;
+                self.quarantine(&job.fingerprint, job.location);
+                Err(DiskEnd::Miss(MissReason::FailedCheck))
+            }
+            // It was deleted, or moved, while the bytes were on their way: nothing is wrong with the disk.
+            Err(_) => Err(DiskEnd::Miss(self.lookup(&job.fingerprint).err().unwrap_or(MissReason::Evicted))),
         };
         self.finish(job.op, job.key, memory, end);
     }

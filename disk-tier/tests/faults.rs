@@ -132,7 +132,7 @@ fn come_back(tier: &DiskTier) {
 /// Operations that failed so far, in whatever way, and what followed from them.
 fn troubles(tier: &DiskTier) -> u64 {
     let counters = tier.counters();
-    counters.io_errors + counters.timeouts + counters.full + counters.offline
+    counters.io_errors + counters.timeouts + counters.offline
 }
 
 /// Reads a block that was said to be written, once the tier is there. `Ok`: it is there and whole, or something has failed since its write

@@ -44,6 +44,7 @@ pub fn open(options: EngineOptions) -> Engine {
 pub fn close(engine: Engine) {
     assert!(engine.close_disk(Duration::from_secs(10)), "everything was written");
     engine.cache().audit().expect("sound books");
+    engine.closed_cache().map_or(Ok(()), |closed| closed.audit()).expect("sound books of closed blocks");
 }
 
 /// What a run without any cache says.

@@ -245,3 +245,35 @@ fn blocks_of_an_exact_run_are_closed_from_wherever_they_are() {
         restarted(directory.path(), kvtier_tests::options(), &prompt, 4);
     }
 }
+
+/// Closed blocks are read from the disk in several sections each: sequences side by side have memory for whole groups of them, or wait.
+#[test]
+fn several_lossy_sequences_read_from_the_disk_through_the_least_memory() {
+    let _turn = turn();
+    let directory = tempfile::tempdir().unwrap();
+    let prompts = [100, 1200, 2300, 3400].map(|start| fixture().prompt(start, 400));
+    let prompts = prompts.each_ref().map(Vec::as_slice);
+    for form in [Form::Kc4vt4, Form::I8h] {
+        let store = directory.path().join(form.name());
+        let mut engine = disk::open(with_disk(&store, closing(form)));
+        ask_together(&mut engine, &prompts, 1);
+        disk::close(engine);
+        let expected: Vec<[u8; 32]> = prompts
+            .iter()
+            .enumerate()
+            .map(|(index, prompt)| {
+                let copy = directory.path().join(format!("{}-{index}", form.name()));
+                copy_folder(&store, &copy);
+                restarted(&copy, closing(form), prompt, 4).logits_digest
+            })
+            .collect();
+        let options = EngineOptions { link: STRICT, ..closing(form) };
+        let mut engine = disk::open(disk::least(with_disk(&store, options)));
+        let answers = ask_together(&mut engine, &prompts, 4);
+        for (answer, expected) in answers.iter().zip(&expected) {
+            assert_eq!((answer.cached_tokens.disk, &answer.clamped_at[..]), (256, &[256][..]), "{form:?}");
+            assert_eq!(answer.logits_digest, *expected, "{form:?}");
+        }
+        disk::close(engine);
+    }
+}

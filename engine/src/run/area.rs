@@ -184,6 +184,12 @@ pub fn blocks_per_group(geometry: &Geometry) -> u32 {
     (SPAN_TOKENS / geometry.block_tokens).max(1)
 }
 
+/// Sections of one layer of the blocks that are paged together, in all planes: what a step must be able to stage at once to go on.
+pub fn sections_per_group(shape: &BlockShape, geometry: &Geometry) -> u32 {
+    let planes = Plane::ALL.into_iter().map(|plane| shape.plane_sections(plane).min(1)).sum::<u32>();
+    planes * blocks_per_group(geometry)
+}
+
 /// Spans of a group.
 pub fn spans_per_group(geometry: &Geometry) -> u32 {
     (geometry.block_tokens / SPAN_TOKENS).max(1)

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use cache_core::form::Form;
 use cache_core::hash::{Namespace, TenantId, WeightsId};
 use cache_core::manifest::Manifest;
-use cache_core::payload::{BlockShape, Plane};
+use cache_core::payload::BlockShape;
 use cache_core::slots::SlotTable;
 use gpu_tier::attention::{Attention, Element, Geometry, SPAN_TOKENS};
 use gpu_tier::cpu::isa::Isa;
@@ -17,13 +17,13 @@ use gpu_tier::cpu::{CpuConfig, CpuDevice, Link};
 use gpu_tier::device::{Device, MemoryUse, Traffic};
 use kvtier_sdk::cache::{CacheError, CacheStats, KvCache};
 use kvtier_sdk::embedded::{
-    Admission, DiskSettings, DiskStore, Embedded, EmbeddedConfig, IoChoice, StoreSettings, Writes,
+    Admission, DiskSettings, DiskStatus, DiskStore, Embedded, EmbeddedConfig, IoChoice, StoreSettings, Writes,
 };
 
 use crate::error::EngineError;
 use crate::model::weights::Compute;
 use crate::model::{Model, Path};
-use crate::run::area::{AreaInput, AreaPlan, blocks_per_group};
+use crate::run::area::{AreaInput, AreaPlan, sections_per_group};
 use crate::run::closing::Closing;
 use crate::run::policy::Policy;
 use crate::run::request::Request;
@@ -201,6 +201,11 @@ impl Engine {
         self.closed.as_ref()
     }
 
+    /// What became of the disk tier; the cache of closed blocks opens it where there is one.
+    pub fn disk_status(&self) -> DiskStatus {
+        self.closed.as_ref().unwrap_or(&self.cache).disk_status()
+    }
+
     /// An orderly end of the disk tier: what waits to be written is written and the index saved, within the limit. True when everything was.
     pub fn close_disk(&self, limit: Duration) -> bool {
         self.disk_closer().close(limit)
@@ -336,11 +341,10 @@ impl Openings<'_> {
         writes: Writes,
     ) -> Result<Arc<Embedded>, EngineError> {
         let options = self.options;
-        let planes = Plane::ALL.into_iter().map(|plane| shape.plane_sections(plane).min(1)).sum::<u32>();
         let disk = store.map(|store| DiskSettings {
             store,
             live_blocks: options.context_tokens.div_ceil(options.block_tokens).saturating_mul(2),
-            pieces_min: 2 * planes * blocks_per_group(self.geometry),
+            pieces_min: 2 * sections_per_group(&shape, self.geometry),
             writes,
         });
         let host_bytes = if options.use_cache { options.host_bytes * share.parts / share.of } else { 0 };

@@ -5,7 +5,6 @@ use gpu_tier::device::Device;
 use kvtier_sdk::cache::{Grant, NoRoom};
 
 use crate::error::EngineError;
-use crate::run::area::blocks_per_group;
 use crate::run::close::CloseEnd;
 use crate::run::engine::Engine;
 use crate::run::paging::LoadedBytes;
@@ -113,8 +112,7 @@ impl Engine {
     /// Sequences of one step: each has at least two paging slots, and two groups' worth of staged sections where there is a disk.
     fn segments_max(&self) -> u32 {
         let by_slots = self.stepper.plan.paging_slots / 2;
-        let staged_each = 2 * blocks_per_group(&self.stepper.geometry);
-        let by_disk = self.stepper.caches.stage_capacity().map_or(u32::MAX, |capacity| capacity / staged_each);
+        let by_disk = self.stepper.caches.stage_groups(&self.stepper.geometry).map_or(u32::MAX, |groups| groups / 2);
         by_slots.min(by_disk).max(1)
     }
 

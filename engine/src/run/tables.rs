@@ -21,8 +21,10 @@ use cache_core::form::{Accept, Provenance};
 use cache_core::hash::Namespace;
 use cache_core::miss::MissReason;
 use cache_core::units::Tier;
+use gpu_tier::attention::Geometry;
 use kvtier_sdk::cache::{CacheError, Grant, KvCache, Prefetched, SequenceId, Want};
 
+use crate::run::area::sections_per_group;
 use crate::run::closing::Closing;
 
 /// The caches of an engine, one per form.
@@ -43,10 +45,14 @@ pub(crate) struct ClosedCache {
 }
 
 impl Caches {
-    /// Sections of one layer that a step may have staged at least, from any of the caches; `None` without a disk.
-    pub(crate) fn stage_capacity(&self) -> Option<u32> {
-        let closed = self.closed.as_ref().map(|closed| closed.cache.stage_capacity());
-        [Some(self.lossless.stage_capacity()), closed].into_iter().flatten().filter(|capacity| *capacity > 0).min()
+    /// Groups of blocks of which a step may have sections staged at once, in any of the forms; `None` without a disk.
+    pub(crate) fn stage_groups(&self, geometry: &Geometry) -> Option<u32> {
+        let groups = |cache: &dyn KvCache| match cache.stage_capacity() {
+            0 => None,
+            capacity => Some(capacity / sections_per_group(&cache.shape(), geometry)),
+        };
+        let closed = self.closed.as_ref().and_then(|closed| groups(&*closed.cache));
+        [groups(&*self.lossless), closed].into_iter().flatten().min()
     }
 }
 
