@@ -110,6 +110,25 @@ impl Manifest {
     }
 }
 
+impl Manifest {
+    /// Names of the fields in which two manifests differ.
+    pub fn differing(&self, other: &Manifest) -> Vec<&'static str> {
+        let Manifest { weights, architecture, dtype, block_tokens, groups, head_slice, rope, adapter, numerics } = self;
+        let fields = [
+            ("weights", *weights == other.weights),
+            ("architecture", *architecture == other.architecture),
+            ("dtype", *dtype == other.dtype),
+            ("block_tokens", *block_tokens == other.block_tokens),
+            ("groups", *groups == other.groups),
+            ("head_slice", *head_slice == other.head_slice),
+            ("rope", *rope == other.rope),
+            ("adapter", *adapter == other.adapter),
+            ("numerics", *numerics == other.numerics),
+        ];
+        fields.into_iter().filter(|(_, is_equal)| !is_equal).map(|(name, _)| name).collect()
+    }
+}
+
 impl LayerGroup {
     fn add_to(&self, hasher: &mut FieldHasher) {
         match &self.kind {

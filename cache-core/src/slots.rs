@@ -241,6 +241,14 @@ impl SlotTable {
         self.entries[slot.0 as usize].generation
     }
 
+    /// Whose committed copy a slot holds, and its generation.
+    pub fn holder(&self, slot: SlotIndex) -> Option<(CopyKey, Generation)> {
+        match self.entries.get(slot.0 as usize)? {
+            Entry { generation, state: State::Committed { key, .. } } => Some((*key, *generation)),
+            _ => None,
+        }
+    }
+
     /// True when a slot is reserved for the key or holds it.
     pub fn holds(&self, key: &CopyKey) -> bool {
         self.by_key.contains_key(key)

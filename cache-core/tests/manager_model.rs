@@ -245,7 +245,7 @@ impl Model {
             76..82 => self.finish_demotion(),
             82..86 => self.finish_onboard(),
             86..91 => self.finish_store(),
-            91..94 => self.finish_load(),
+            91..94 => self.finish_any_load(),
             94..95 => {
                 self.reclaim();
                 Ok(())
@@ -266,7 +266,7 @@ impl Model {
             self.finish_demotion()?;
             self.finish_onboard()?;
             self.finish_store()?;
-            self.finish_load()?;
+            self.finish_any_load()?;
         }
         must!(
             self.waiting.is_empty() && self.promoting.is_empty(),

@@ -18,6 +18,12 @@ pub enum HostError {
         /// The smallest budget that works.
         minimum_bytes: u64,
     },
+    /// Memory that another process offers is not what it should be.
+    #[error("trust memory of another process: {what}")]
+    Untrusted {
+        /// What is wrong with it.
+        what: &'static str,
+    },
     /// The kernel refused memory.
     #[error("{what} of {bytes} bytes for the host arena")]
     Memory {

@@ -1,5 +1,6 @@
 //! One piece of the arena: a sealed memfd and its two mappings.
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -24,7 +25,7 @@ impl Extent {
     /// Makes an extent of `bytes` bytes for `slots` slots, all generations 1 (nothing there). Pages are committed when touched.
     pub(crate) fn new(bytes: u64, slots: u32) -> Result<Extent, HostError> {
         let failed = |what| move |source: io::Error| HostError::Memory { what, bytes, source };
-        let file = memfd().map_err(failed("create a memfd"))?;
+        let file = memfd(c"kvtier-extent").map_err(failed("create a memfd"))?;
         ftruncate(&file, bytes).map_err(io::Error::from).map_err(failed("size a memfd"))?;
         let service = Mapping::new(file.as_fd(), bytes, Access::ReadWrite).map_err(failed("map a memfd"))?;
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL;
@@ -85,11 +86,11 @@ impl Extent {
     }
 }
 
-/// Not executable where the kernel knows the flag (6.3 and later).
-fn memfd() -> io::Result<OwnedFd> {
+/// A memfd that can be sealed; not executable where the kernel knows the flag (6.3 and later).
+pub(crate) fn memfd(name: &CStr) -> io::Result<OwnedFd> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    match memfd_create(c"kvtier-extent", flags | MemfdFlags::NOEXEC_SEAL) {
-        Err(rustix::io::Errno::INVAL) => Ok(memfd_create(c"kvtier-extent", flags)?),
+    match memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
+        Err(rustix::io::Errno::INVAL) => Ok(memfd_create(name, flags)?),
         made => Ok(made?),
     }
 }

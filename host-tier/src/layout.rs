@@ -70,6 +70,11 @@ impl Layout {
         self.slots_per_extent.min(self.slots - extent * self.slots_per_extent)
     }
 
+    /// First slot of one extent.
+    pub fn first_slot(&self, extent: u32) -> u32 {
+        extent * self.slots_per_extent
+    }
+
     /// Bytes of one extent's generation pages.
     pub fn generation_bytes(&self, extent: u32) -> u64 {
         round_to_pages(8 * u64::from(self.extent_slots(extent)))

@@ -8,7 +8,9 @@ mod error;
 mod extent;
 mod generation;
 mod layout;
+mod lent;
 mod mapping;
+mod staging;
 mod tier;
 
 /// The atomics of the generation protocol, under one name so that its tests can put a model checker's in their place.
@@ -19,4 +21,6 @@ mod sync {
 pub use error::HostError;
 pub use extent::Extent;
 pub use layout::{EXTENT_BYTES_MAX, Layout};
+pub use lent::LentExtent;
+pub use staging::Staging;
 pub use tier::{HostConfig, HostCounters, HostTier};

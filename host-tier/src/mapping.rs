@@ -36,6 +36,8 @@ pub(crate) enum Access {
     ReadWrite,
     /// The reader mapping.
     ReadOnly,
+    /// A reader mapping of another process's memory: its words are looked at, and its pages are never protected.
+    Lent,
 }
 
 /// A shared mapping of a whole file; unmapped when dropped.
@@ -57,7 +59,7 @@ impl Mapping {
         let bytes = usize::try_from(bytes).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
         let protection = match access {
             Access::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
-            Access::ReadOnly => ProtFlags::READ,
+            Access::ReadOnly | Access::Lent => ProtFlags::READ,
         };
         // SAFETY: no address is asked for, so no existing mapping is replaced.
         let address = unsafe { mmap(std::ptr::null_mut(), bytes, protection, MapFlags::SHARED, file, 0)? };
@@ -78,9 +80,9 @@ impl Mapping {
         Ok(())
     }
 
-    /// The 8 bytes at `offset`, shared. Panics when they are misaligned or outside the mapping.
+    /// The 8 bytes at `offset`, shared; of a lent mapping they may only be loaded. Panics when they are misaligned or outside the mapping.
     pub(crate) fn atomic(&self, offset: u64) -> &AtomicU64 {
-        assert_eq!(self.access, Access::ReadWrite, "only the service mapping is touched by address");
+        assert_ne!(self.access, Access::ReadOnly, "a mapping that may be protected is not touched by address");
         self.check(offset, 8);
         assert_eq!(offset % 8, 0, "a word is aligned");
         // SAFETY: inside the mapping and aligned (just checked; the mapping starts on a page); lives as long as `self`. All accesses that
@@ -101,6 +103,14 @@ impl Mapping {
         let words = self.words(offset, source.len());
         for (chunk, word) in source.chunks_exact(8).zip(words) {
             word.store(u64::from_ne_bytes(chunk.try_into().expect("chunks of 8 bytes")), Ordering::Relaxed);
+        }
+    }
+
+    /// Copies `bytes` bytes from another mapping, which another process may be writing: the copy may be torn. Offsets and length are multiples
+    /// of 8. The caller holds the reservation.
+    pub(crate) fn store_from(&self, offset: u64, source: &Mapping, from: u64, bytes: usize) {
+        for (target, word) in self.words(offset, bytes).iter().zip(source.words(from, bytes)) {
+            target.store(word.load(Ordering::Relaxed), Ordering::Relaxed);
         }
     }
 

@@ -23,6 +23,7 @@ use crate::error::HostError;
 use crate::extent::Extent;
 use crate::generation;
 use crate::layout::Layout;
+use crate::staging::Staging;
 use crate::sync::AtomicU64;
 
 /// Operations under way or not polled yet; more are refused with [`StoreError::Busy`].
@@ -81,6 +82,7 @@ struct Table {
     slots: SlotTable,
     /// Slots whose pages have been touched. They stay committed when the slot is freed.
     touched: u64,
+    touched_max: u64,
     counters: HostCounters,
 }
 
@@ -102,7 +104,12 @@ impl HostTier {
                 budget_bytes: config.budget_bytes,
                 lease_ttl_millis: config.lease_ttl_millis,
                 extents,
-                table: Mutex::new(Table { slots, touched: 0, counters: HostCounters::default() }),
+                table: Mutex::new(Table {
+                    slots,
+                    touched: 0,
+                    touched_max: u64::MAX,
+                    counters: HostCounters::default(),
+                }),
                 completions: Mutex::new(Completions::new(OPERATIONS_MAX)),
             }),
         })
@@ -145,16 +152,37 @@ impl HostTier {
         overdue.len() as u32
     }
 
-    /// Ends the lease of a reader that vanished without saying whether it still reads: the copy stays, but its slot rests before it is
-    /// used for another.
-    pub fn hang_up(&self, lease: Lease) {
+    /// Notes that the reader of a lease vanished without saying whether it still reads: the copy stays, but its slot rests before it is used
+    /// for another.
+    pub fn rest_after_removal(&self, lease: &Lease) {
         self.inner.table().slots.rest_after_removal(lease.slot(), lease.generation());
-        drop(lease);
     }
 
     /// Takes a leased copy out because its bytes did not verify where they arrived. Counted; a copy that has moved on is left alone.
     pub fn quarantine(&self, key: &CopyKey, lease: &Lease) {
         self.inner.quarantine(key, lease.slot(), lease.generation());
+    }
+
+    /// Whose copy a slot holds, and its generation; `None` when it holds none.
+    pub fn holder(&self, slot: SlotIndex) -> Option<(CopyKey, Generation)> {
+        self.inner.table().slots.holder(slot)
+    }
+
+    /// Checks a resident copy where it lies: header, identity and every section. `None` when it is not there, or went meanwhile. One that is wrong
+    /// is taken out and counted.
+    pub fn verify(&self, key: &CopyKey) -> Option<bool> {
+        let Lookup::Hit(lease) = self.lookup(key) else {
+            return None;
+        };
+        // The lease keeps the slot from being written, unless it is revoked: then what was looked at means nothing.
+        let is_sound = self.inner.check(lease.slot(), key, None).is_ok();
+        if !self.is_current(&lease) {
+            return None;
+        }
+        if !is_sound {
+            self.quarantine(key, &lease);
+        }
+        Some(is_sound)
     }
 
     /// Reserves a slot for no copy in particular: memory that is set aside. Errors: [`StoreError::Full`].
@@ -173,6 +201,27 @@ impl HostTier {
         self.inner.table().slots.reserved(slot.index(), slot.generation())?;
         self.inner.write(slot.index(), offset, bytes);
         Ok(())
+    }
+
+    /// Copies a whole slot image out of staging into a reserved slot. Another process may be writing there: what has arrived is verified when the
+    /// slot is committed. `offset` is a multiple of 8. Errors: [`StoreError::Stale`] when the slot is not reserved here,
+    /// [`StoreError::Size`] when the image leaves the staging memory.
+    pub fn fill(&self, slot: &mut Slot, staging: &Staging, offset: u64) -> Result<(), StoreError> {
+        self.inner.table().slots.reserved(slot.index(), slot.generation())?;
+        let slot_bytes = self.inner.layout.slot_bytes();
+        if offset.checked_add(slot_bytes).is_none_or(|end| end > staging.bytes()) {
+            return Err(StoreError::Size { slot_bytes, found_bytes: staging.bytes().saturating_sub(offset) });
+        }
+        let place = slot.place();
+        generation::begin();
+        let target = self.inner.extents[place.extent as usize].service();
+        target.store_from(place.offset, staging.mapping(), offset, place.bytes as usize);
+        Ok(())
+    }
+
+    /// Lets no more than so many slots be touched: their pages stay committed, so this bounds the tier's memory below its budget.
+    pub fn limit_touched(&self, slots: u64) {
+        self.inner.table().touched_max = slots;
     }
 
     /// Copies bytes out of a leased slot; returns whether the lease was still current afterwards. If not, the bytes mean nothing.
@@ -209,6 +258,10 @@ impl Inner {
         let mut table = self.table();
         let (slot, generation) = table.slots.reserve(key)?;
         if generation::observe(self.word(slot)) == FIRST {
+            if table.touched >= table.touched_max {
+                table.slots.abandon(slot, generation);
+                return Err(StoreError::Full { slots: table.touched_max });
+            }
             table.touched += 1;
         }
         generation::withdraw(self.word(slot), generation);

@@ -127,7 +127,8 @@ fn a_lease_that_ran_out() {
 #[test]
 fn a_reader_that_hung_up() {
     gated_reader_beside(|tier, lease| {
-        tier.hang_up(lease);
+        tier.rest_after_removal(&lease);
+        drop(lease);
         assert!(matches!(tier.lookup(&block(1).0.key), Lookup::Hit(_)), "others keep the copy");
         tier.remove(&block(1).0.key).unwrap();
         rests(tier, Now(0));

@@ -56,7 +56,7 @@ pub enum Action {
         /// Its key.
         key: CopyKey,
     },
-    /// Copy host -> device and commit there; answered by [`crate::manager::Event::Onboarded`].
+    /// Copy host -> device and commit there; answered by [`crate::manager::Event::Onboarded`]. In a shard without host slots: disk -> device.
     Promote {
         /// Whose copy.
         entry: EntryId,

@@ -192,6 +192,10 @@ impl Slab {
         }
     }
 
+    pub(crate) fn capacity(&self) -> u32 {
+        self.entries.len() as u32
+    }
+
     pub(crate) fn free_entries(&self) -> u32 {
         self.free.len() as u32
     }

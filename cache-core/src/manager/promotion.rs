@@ -5,6 +5,8 @@
 //! the first blocks of the chain: one that arrives early starts only if there is room for those before it as well. A request has one
 //! request for room at a time, and holds no device slot for a block that is still being loaded.
 //!
+//! **Without host slots** blocks go from the disk into device slots at once: the promotion's source is then the record.
+//!
 //! A load that finds the host full after all (a lease) is no failure: the block stays on the disk, and is read there. A block that two
 //! requests want is copied once, and a failure gives each of them its own miss.
 
@@ -116,9 +118,11 @@ impl Shard {
         if self.slab.get(id).is_none_or(|entry| entry.copies[DEVICE] != CopyState::Arriving) {
             return;
         }
+        let source = if self.loads_directly() { Tier::Disk } else { Tier::Host };
         let arrived = end == CopyEnd::Done;
         if arrived {
             self.counters.promoted_blocks += 1;
+            self.counters.loaded_blocks += u64::from(source == Tier::Disk);
             self.slab[id].loss = None;
         }
         self.set_copy(id, DEVICE, if arrived { CopyState::Resident } else { CopyState::None });
@@ -132,11 +136,14 @@ impl Shard {
             }
         }
         match end {
-            CopyEnd::Damaged => self.lost_under(id, Tier::Host, MissReason::FailedCheck, waiters, actions),
-            CopyEnd::SourceLost => self.lost_under(id, Tier::Host, MissReason::LeaseLost, waiters, actions),
+            CopyEnd::Damaged => self.lost_under(id, source, MissReason::FailedCheck, waiters, actions),
+            CopyEnd::SourceLost if source == Tier::Disk => {
+                self.lost_under(id, source, MissReason::Evicted, waiters, actions);
+            }
+            CopyEnd::SourceLost => self.lost_under(id, source, MissReason::LeaseLost, waiters, actions),
             CopyEnd::Done | CopyEnd::Full | CopyEnd::Failed => {}
         }
-        self.went_unnoticed(id, Tier::Host);
+        self.went_unnoticed(id, source);
         self.answer_promotions(actions);
     }
 
@@ -159,6 +166,7 @@ impl Shard {
     fn ask_for_slots(&mut self, index: usize, actions: &mut Actions) {
         let spare = (self.device_free() + self.candidates.idle(DEVICE).len()) as usize;
         let mut coming = 0;
+        let direct = self.loads_directly();
         let promotion = &mut self.promotions[index];
         for id in std::mem::take(&mut promotion.ahead) {
             let Some(entry) = self.slab.get(id).filter(|entry| entry.live > 0) else {
@@ -166,8 +174,8 @@ impl Shard {
             };
             match entry.in_slots() {
                 [CopyState::Arriving, _] => promotion.waiting_for.push(id),
-                [CopyState::None, host] if host.stays() => {
-                    let starts = host == CopyState::Resident && coming < spare;
+                [CopyState::None, host] if host.stays() || (direct && entry.on_disk()) => {
+                    let starts = host != CopyState::Arriving && coming < spare;
                     if starts { &mut promotion.candidates } else { &mut promotion.ahead }.push(id);
                     coming += 1;
                 }
@@ -191,10 +199,14 @@ impl Shard {
         };
         let mut left = slots;
         for id in std::mem::take(&mut self.promotions[index].candidates) {
-            match self.slab.get(id).filter(|entry| entry.live > 0).map(|entry| entry.in_slots()) {
+            let Some(entry) = self.slab.get(id).filter(|entry| entry.live > 0) else {
+                continue;
+            };
+            let has_source = entry.copies[HOST] == CopyState::Resident || (self.loads_directly() && entry.on_disk());
+            match entry.copies[DEVICE] {
                 // Another request has started it meanwhile.
-                Some([CopyState::Arriving, _]) => self.promotions[index].waiting_for.push(id),
-                Some([CopyState::None, CopyState::Resident]) if left > 0 => {
+                CopyState::Arriving => self.promotions[index].waiting_for.push(id),
+                CopyState::None if has_source && left > 0 => {
                     left -= 1;
                     self.set_copy(id, DEVICE, CopyState::Arriving);
                     self.promotions[index].waiting_for.push(id);
@@ -203,6 +215,11 @@ impl Shard {
                 _ => {}
             }
         }
+    }
+
+    /// True where a promotion reads from the record.
+    fn loads_directly(&self) -> bool {
+        self.budgets.host_slots == 0
     }
 
     fn answer_promotions(&mut self, actions: &mut Actions) {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use crate::chain::Link;
+use crate::hash::Namespace;
 use crate::key::CopyKey;
 use crate::manager::action::{Action, Actions, Shortage};
 use crate::manager::counters::Counters;
@@ -81,6 +82,8 @@ pub struct Shard {
     pub(crate) rooms: Vec<Room>,
     pub(crate) promotions: Vec<Promotion>,
     pub(crate) parked: Vec<EntryId>,
+    /// Readers of its first place are other processes: see [`Shard::lending`].
+    pub(crate) lends: bool,
     pub(crate) now: Now,
 }
 
@@ -90,6 +93,7 @@ impl Shard {
         let entries = budgets.entries();
         Shard {
             budgets,
+            lends: false,
             slab: Slab::new(entries),
             candidates: Candidates::new(entries),
             ghosts: GhostTable::new(entries * GHOSTS_PER_ENTRY),
@@ -108,6 +112,20 @@ impl Shard {
             parked: Vec::with_capacity(budgets.host_slots as usize),
             now: Now(0),
         }
+    }
+
+    /// A shard whose first place is memory that other processes read, as a daemon's host arena: a live copy there never leaves to the disk, since
+    /// its readers have its address. It has no slots below that place ([`Budgets::host_slots`] = 0): what the disk has is promoted into it.
+    pub fn lending(budgets: Budgets) -> Shard {
+        debug_assert_eq!(budgets.host_slots, 0, "a lending shard has one place of slots");
+        Shard { lends: true, ..Shard::new(budgets) }
+    }
+
+    /// Changes how many slots of the first place may be used. Panics when that is fewer than are used, or more than the shard was made for.
+    pub fn set_device_slots(&mut self, slots: u32) {
+        let made_for = self.slab.capacity() - self.budgets.host_slots - self.budgets.below_entries;
+        assert!(slots >= self.device_used() && slots <= made_for, "{slots} of {made_for} slots");
+        self.budgets.device_slots = slots;
     }
 
     /// Takes an event in and returns what is to be done about it, in order.
@@ -155,6 +173,23 @@ impl Shard {
         let entry = self.slab.get(id)?;
         let link = Link { hash: entry.key.hash, parent: entry.parent_hash, depth: entry.depth };
         Some(EntryView { key: entry.key, link, live: entry.live, copies: entry.copies, loss: entry.loss })
+    }
+
+    /// The entries of a namespace. O(entries).
+    pub fn entries_of(&self, namespace: &Namespace) -> Vec<(EntryId, EntryView)> {
+        let known = |id: EntryId| self.entry(id).map(|view| (id, view));
+        self.slab.ids().filter_map(known).filter(|(_, view)| view.key.namespace == *namespace).collect()
+    }
+
+    /// Copies of a namespace in the first place, arriving ones included. O(entries).
+    pub fn resident_of(&self, namespace: &Namespace) -> u64 {
+        let stays = |id: &EntryId| self.slab[*id].key.namespace == *namespace && self.slab[*id].copies[DEVICE].stays();
+        self.slab.ids().filter(stays).count() as u64
+    }
+
+    /// Copies in the first place, arriving ones included.
+    pub fn resident(&self) -> u32 {
+        self.used[DEVICE]
     }
 
     /// What is known of a copy that is gone.

@@ -4,7 +4,7 @@
 //! 1. idle copies, leaf first, least recently used first. With a host copy: dropped. With only the disk's: demoted while a host slot is free,
 //!    else dropped. With none: demoted if the host has or can make room, else dropped. One that is the last copy in a slot while the block has
 //!    children is never dropped, only demoted: a parent's entry would be kept without a slot.
-//! 2. for open blocks only, live copies, deepest first. With a host copy: dropped. Else demoted if the host has or can make room; else, with
+//! 2. for open blocks only, and not where the first place is lent to other processes, live copies, deepest first. With a host copy: dropped. Else demoted if the host has or can make room; else, with
 //!    a record on the disk: dropped; else spilled. The last two take one of the entries below, and wait for none: when they are all taken the
 //!    copy stays. When the disk takes no more, the deepest live copy that is also elsewhere goes instead, whatever stands on it.
 //!
@@ -47,7 +47,7 @@ impl Shard {
                 self.candidates.rotate(&mut self.slab, DEVICE);
             }
         }
-        if room.is_for_open_blocks() { self.free_live(room, actions) } else { Freed::No }
+        if room.is_for_open_blocks() && !self.lends { self.free_live(room, actions) } else { Freed::No }
     }
 
     fn free_live(&mut self, room: &mut Room, actions: &mut Actions) -> Freed {

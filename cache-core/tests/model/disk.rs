@@ -14,6 +14,11 @@ impl Model {
         self.budgets.below_entries > 0
     }
 
+    /// Without host slots a promotion reads the record.
+    pub fn promotes_from_disk(&self) -> bool {
+        self.budgets.host_slots == 0
+    }
+
     /// What the driver finds for links: the truth, or an offline disk.
     pub fn look_below(&mut self, links: &[Link]) -> Vec<Below> {
         let offline = self.failures && self.random.chance(5);

@@ -1,7 +1,7 @@
 //! How copies end, and how they are lost.
 
 use cache_core::key::CopyKey;
-use cache_core::manager::{Action, CopyEnd, Event};
+use cache_core::manager::{Action, CopyEnd, EntryId, Event};
 use cache_core::miss::MissReason;
 use cache_core::units::Tier;
 
@@ -62,6 +62,9 @@ impl Model {
         }
         let index = self.random.below(self.onboards.len());
         let (entry, key) = self.onboards.swap_remove(index);
+        if self.promotes_from_disk() {
+            return self.finish_load(entry, key, Tier::Device);
+        }
         let end = self.end();
         let source = self.host.contains_key(&key);
         if end == CopyEnd::Done {
@@ -103,21 +106,27 @@ impl Model {
         settle(answers)
     }
 
-    pub fn finish_load(&mut self) -> Checked {
+    pub fn finish_any_load(&mut self) -> Checked {
         if self.loads.is_empty() {
             return Ok(());
         }
         let index = self.random.below(self.loads.len());
         let (entry, key) = self.loads.swap_remove(index);
+        self.finish_load(entry, key, Tier::Host)
+    }
+
+    /// A record was read into a slot of the host, or of the device where there is no host.
+    fn finish_load(&mut self, entry: EntryId, key: CopyKey, into: Tier) -> Checked {
         // Nobody pins a record that nobody reads.
         let there = self.disk.contains(&key);
         let end = match self.end() {
             CopyEnd::Done if !there => CopyEnd::SourceLost,
             end => end,
         };
+        let copies = if into == Tier::Device { &mut self.device } else { &mut self.host };
         match end {
-            CopyEnd::Done => drop(self.host.insert(key, Copy::Committed)),
-            _ => drop(self.host.remove(&key)),
+            CopyEnd::Done => drop(copies.insert(key, Copy::Committed)),
+            _ => drop(copies.remove(&key)),
         }
         if end == CopyEnd::SourceLost {
             self.disk.remove(&key);
@@ -125,7 +134,11 @@ impl Model {
         let counted: u64 = self.shard.counters().misses.iter().sum();
         let waiters = self.promoting.len() as u64;
         let live = self.readers(&key) > 0 && self.pins.contains(&key);
-        let answers = self.feed(Event::Loaded { entry, end })?;
+        let event = match into {
+            Tier::Device => Event::Onboarded { entry, end },
+            _ => Event::Loaded { entry, end },
+        };
+        let answers = self.feed(event)?;
         // Each waiter has a miss of its own: take the shard's figure, within its bounds.
         let counted = self.shard.counters().misses.iter().sum::<u64>() - counted;
         let lost = matches!(end, CopyEnd::Damaged | CopyEnd::SourceLost) && live;

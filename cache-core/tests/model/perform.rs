@@ -47,11 +47,12 @@ impl Model {
                 }
             }
             Action::Promote { entry, key } => {
-                must!(
-                    self.host.get(&key) == Some(&Copy::Committed),
-                    "{key:?} is promoted from {:?}",
-                    self.host.get(&key)
-                );
+                let has_source = if self.promotes_from_disk() {
+                    self.pins.contains(&key) && self.readers(&key) > 0
+                } else {
+                    self.host.get(&key) == Some(&Copy::Committed)
+                };
+                must!(has_source, "{key:?} is promoted from {:?}", self.host.get(&key));
                 must!(!self.device.contains_key(&key), "{key:?} is promoted onto {:?}", self.device.get(&key));
                 self.device.insert(key, Copy::Arriving);
                 self.onboards.push((entry, key));
