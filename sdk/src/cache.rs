@@ -9,7 +9,8 @@
 
 use cache_core::chain::Link;
 use cache_core::form::{Accept, Provenance};
-use cache_core::hash::Namespace;
+use cache_core::hash::{Namespace, TenantId};
+use cache_core::manifest::Manifest;
 use cache_core::miss::MissReason;
 use cache_core::payload::{BlockShape, Section};
 use cache_core::store::Lease;
@@ -190,6 +191,9 @@ pub enum CacheError {
 pub trait KvCache: Send + Sync {
     /// Shape of every block.
     fn shape(&self) -> BlockShape;
+    /// The namespace of a manifest for one tenant. A cache that shares blocks with other processes makes it known to them, so a namespace is asked for
+    /// here before a sequence is opened in it.
+    fn namespace(&self, manifest: &Manifest, tenant: TenantId) -> Namespace;
     /// Starts a sequence in a namespace. Its blocks are live until it is closed.
     fn open(&self, namespace: Namespace) -> SequenceId;
     /// States what blocks from number `from` on are computed after. A sequence's blocks are exact until it says otherwise; later statements

@@ -1,5 +1,8 @@
-//! The plugin SDK: one cache trait, and the tiers composed in process.
+//! The plugin SDK: one cache trait, the tiers composed in process, and the wire protocol of the daemon.
 #![deny(unsafe_code)]
 
 pub mod cache;
+pub mod client;
 pub mod embedded;
+pub mod socket;
+pub mod wire;

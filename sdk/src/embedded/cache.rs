@@ -2,12 +2,13 @@
 
 use cache_core::chain::Link;
 use cache_core::form::{Accept, Form, Lineage, Provenance};
-use cache_core::hash::Namespace;
+use cache_core::hash::{Namespace, TenantId};
 use cache_core::key::CopyKey;
 use cache_core::manager::{Below, CopyState, EntryId, Event};
+use cache_core::manifest::Manifest;
 use cache_core::miss::MissReason;
 use cache_core::payload::BlockShape;
-use cache_core::store::{Lend, Lookup, Sealed, Store};
+use cache_core::store::{Lease, Lend, Lookup, Sealed, Store};
 use cache_core::units::Tier;
 use gpu_tier::DeviceError;
 
@@ -128,8 +129,13 @@ impl Embedded {
                     return place;
                 }
                 Tier::Host
-            } else if disk == CopyState::Resident {
+            } else if disk == CopyState::Resident && self.tiers.parent.is_none() {
                 return BlockPlace::Disk;
+            } else if disk == CopyState::Resident {
+                if let Some(place) = self.locate_in_daemon(state, &key) {
+                    return place;
+                }
+                Tier::Disk
             } else {
                 return BlockPlace::Lost(view.loss.unwrap_or(MissReason::LeaseLost));
             };
@@ -146,8 +152,36 @@ impl Embedded {
         }
     }
 
-    /// What the disk's index says of each key.
-    fn below(&self, keys: &[CopyKey]) -> Vec<Below> {
+    /// True when what was read in the daemon's memory was the block.
+    fn check_lent(&self, state: &mut State, sequence: SequenceId, block: u32, lease: &Lease) -> bool {
+        let Ok(known) = state.sequence(sequence) else {
+            return false;
+        };
+        let namespace = known.namespace;
+        let Ok(Block::Held { entry, key }) = known.block(block) else {
+            return false;
+        };
+        let (entry, key) = (*entry, *key);
+        let is_current = state.leases.is_current(&key, lease);
+        if !is_current {
+            let lost = Event::Lost { entry, tier: Tier::Disk, reason: MissReason::LeaseLost };
+            self.tell(state, namespace, lost);
+        }
+        is_current
+    }
+
+    /// In memory that the daemon lends.
+    fn locate_in_daemon(&self, state: &State, key: &CopyKey) -> Option<BlockPlace> {
+        let lent = state.leases.pinned.get(key).filter(|lent| lent.is_current())?;
+        let (range, lease) = self.tiers.parent.as_ref()?.place(lent).ok()?;
+        Some(BlockPlace::Host(range, lease))
+    }
+
+    /// What is below the slots: what the disk's index says of each key, or the daemon.
+    fn below(&self, keys: &[CopyKey], links: &[Link]) -> Vec<Below> {
+        if let Some(parent) = self.tiers.parent.as_ref().filter(|_| publishes(&self.shape)) {
+            return parent.look(keys, links);
+        }
         let Some(disk) = self.tiers.disk.as_ref().filter(|_| publishes(&self.shape)) else {
             return Vec::new();
         };
@@ -173,6 +207,13 @@ impl KvCache for Embedded {
         self.shape
     }
 
+    fn namespace(&self, manifest: &Manifest, tenant: TenantId) -> Namespace {
+        match &self.tiers.parent {
+            Some(parent) => parent.name(manifest, tenant),
+            None => manifest.namespace(tenant),
+        }
+    }
+
     fn open(&self, namespace: Namespace) -> SequenceId {
         self.state().open(namespace)
     }
@@ -196,7 +237,7 @@ impl KvCache for Embedded {
 
     fn lookup(&self, namespace: Namespace, links: &[Link], accept: Accept) -> Acquired {
         let keys = self.keys_of(&Sequence::new(namespace), links);
-        let below = self.below(&keys);
+        let below = self.below(&keys, links);
         let (tiers, miss) = self.state().shard().peek(&keys, &below, accept);
         Acquired { tiers, miss }
     }
@@ -205,17 +246,24 @@ impl KvCache for Embedded {
         let mut state = self.state();
         let known = state.sequence(sequence)?;
         let (namespace, keys) = (known.namespace, self.keys_of(known, links));
-        let below = self.below(&keys);
+        let below = match self.tiers.parent.as_ref().filter(|_| publishes(&self.shape)) {
+            Some(parent) => parent.lease(&mut state.leases, &keys, links),
+            None => self.below(&keys, links),
+        };
         let event = Event::Acquire { keys: &keys, links, below: &below, accept };
         let (answer, _) = self.drive(&mut state, namespace, event);
         let Some(Answer::Acquired(hits, miss)) = answer else {
             unreachable!("{answer:?} to an acquire");
         };
-        for (entry, _) in &hits {
-            let key = state.shard().entry(*entry).expect("it was made live just now").key;
-            state.sequence_mut(sequence)?.blocks.push(Block::Held { entry: *entry, key });
+        let mut tiers = Vec::with_capacity(hits.len());
+        for (entry, tier) in hits {
+            let key = state.shard().entry(entry).expect("it was made live just now").key;
+            // Below a daemon's client is the daemon, which says where it had the block.
+            let lent = state.leases.pinned.get(&key).filter(|_| tier == Tier::Disk);
+            tiers.push(lent.map_or(tier, |lent| lent.tier()));
+            state.sequence_mut(sequence)?.blocks.push(Block::Held { entry, key });
         }
-        Ok(Acquired { tiers: hits.into_iter().map(|(_, tier)| tier).collect(), miss })
+        Ok(Acquired { tiers, miss })
     }
 
     fn skip(&self, sequence: SequenceId, link: Option<Link>) -> Result<(), CacheError> {
@@ -309,6 +357,9 @@ impl KvCache for Embedded {
             return true;
         }
         let mut state = self.state();
+        if self.tiers.parent.is_some() {
+            return self.check_lent(&mut state, sequence, block, lease);
+        }
         let Ok(sequence) = state.sequence(sequence) else {
             return false;
         };
@@ -349,8 +400,8 @@ impl KvCache for Embedded {
         }
         match self.tiers.device.commit_open(slot, &sealed) {
             Ok(()) => {
-                if self.tiers.disk.is_some() {
-                    Driver::new(self, &mut state, namespace).tend_disk();
+                if self.tiers.disk.is_some() || self.tiers.parent.is_some() {
+                    Driver::new(self, &mut state, namespace).tend_below();
                 }
                 Ok(how)
             }

@@ -19,6 +19,7 @@ use gpu_tier::attention::Attention;
 use gpu_tier::device::{CopyPiece, Event as DeviceEvent, HostRange, Stream};
 
 use crate::cache::{Committed, NoRoom};
+use crate::embedded::disk::Waiting;
 use crate::embedded::state::State;
 use crate::embedded::{Embedded, Host, Tiers};
 
@@ -97,8 +98,8 @@ impl<'a> Driver<'a> {
             if asks && self.answer.is_none() && self.await_disk() {
                 continue;
             }
-            if copies_out && self.tiers.disk.is_some() {
-                self.copy_out_waiting(Duration::ZERO);
+            if copies_out {
+                self.send_below();
             }
             if self.is_settled() {
                 return (self.answer, self.failure);
@@ -106,15 +107,24 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// Takes in what the disk has ended, and copies waiting blocks out while there is bounce memory.
-    pub(crate) fn tend_disk(mut self) {
+    /// Takes in what the disk has ended, and copies waiting blocks out while there is bounce memory; hands them over to a daemon.
+    pub(crate) fn tend_below(mut self) {
         self.collect_disk();
         loop {
             self.settle();
-            self.copy_out_waiting(Duration::ZERO);
+            self.send_below();
             if self.is_settled() {
                 return;
             }
+        }
+    }
+
+    /// Starts to write published blocks to whatever is below.
+    fn send_below(&mut self) {
+        if self.tiers.parent.is_some() {
+            self.hand_over_waiting();
+        } else if self.tiers.disk.is_some() {
+            self.copy_out_waiting(Duration::ZERO);
         }
     }
 
@@ -146,7 +156,10 @@ impl<'a> Driver<'a> {
     fn perform(&mut self, action: Action) {
         match action {
             Action::Drop { key, tier: Tier::Device, .. } => {
-                self.before_drop(&key);
+                match self.tiers.parent {
+                    Some(_) => self.hand_over_last(&key),
+                    None => self.before_drop(&key),
+                }
                 self.free_device(&key);
             }
             Action::Discard { key, tier: Tier::Device } => self.free_device(&key),
@@ -169,14 +182,24 @@ impl<'a> Driver<'a> {
                 Ok(promotion) => self.promotions.push_back(promotion),
                 Err(end) => self.feed(Event::Onboarded { entry, end }),
             },
-            Action::Store { key, spill, .. } => self.store(key, spill),
+            Action::Store { key, spill, .. } => match self.tiers.parent {
+                Some(_) if spill => self.hand_over(key, spill),
+                Some(_) if self.is_kept_out(&key) => self.feed(Event::Stored { key, spill, end: CopyEnd::Full }),
+                // A block that is just being committed is handed over as soon as its slot is.
+                Some(_) => self.state.disk.waiting.push_back(Waiting { key, is_live: false }),
+                None => self.store(key, spill),
+            },
             Action::Load { entry, key } => {
                 if let Err(end) = self.load(entry, key) {
                     self.feed(Event::Loaded { entry, end });
                 }
             }
+            Action::Pin { entry, key } if self.tiers.parent.is_some() => self.lease(entry, key),
             Action::Pin { entry, key } => self.pin(entry, key),
-            Action::Unpin { key } => drop(self.state.disk.pins.remove(&key)),
+            Action::Unpin { key } => {
+                self.state.disk.pins.remove(&key);
+                self.state.leases.pinned.remove(&key);
+            }
             Action::Acquired { hits, miss } => self.answer = Some(Answer::Acquired(hits, miss)),
             Action::Granted { .. } => self.answer = Some(Answer::Granted),
             Action::PendingElsewhere { .. } => self.answer = Some(Answer::PendingElsewhere),
@@ -208,13 +231,20 @@ impl<'a> Driver<'a> {
     }
 
     fn start_promotion(&mut self, entry: EntryId, key: CopyKey) -> Result<Promotion, CopyEnd> {
-        let host = self.tiers.host.as_ref().ok_or(CopyEnd::SourceLost)?;
         let sealed = self.sealed(entry, key)?;
-        let Lookup::Hit(lease) = host.tier.lookup(&key) else {
-            return Err(CopyEnd::SourceLost);
+        let (host, lease) = match (&self.tiers.host, &self.tiers.parent) {
+            (Some(host), _) => match host.tier.lookup(&key) {
+                Lookup::Hit(lease) => (host.range(lease.place()), lease),
+                _ => return Err(CopyEnd::SourceLost),
+            },
+            (None, Some(parent)) => {
+                let lent = self.state.leases.pinned.get(&key).ok_or(CopyEnd::SourceLost)?;
+                parent.place(lent).map_err(|error| self.failed(error))?
+            }
+            (None, None) => return Err(CopyEnd::SourceLost),
         };
         let slot = self.tiers.device.reserve(key).map_err(|error| end_of(&error))?;
-        let piece = CopyPiece { host: host.range(lease.place()), device: self.tiers.device.range(slot.place()) };
+        let piece = CopyPiece { host, device: self.tiers.device.range(slot.place()) };
         self.enqueue(Stream::CopyIn, piece)?;
         let copied = self.device.record(Stream::CopyIn).map_err(|error| self.failed(error))?;
         Ok(Promotion { entry, sealed, slot, lease, copied })
@@ -237,7 +267,7 @@ impl<'a> Driver<'a> {
         enqueued.map_err(|error| self.failed(error))
     }
 
-    fn failed(&mut self, error: DeviceError) -> CopyEnd {
+    pub(in crate::embedded) fn failed(&mut self, error: DeviceError) -> CopyEnd {
         self.failure.get_or_insert(error);
         CopyEnd::Failed
     }
@@ -269,7 +299,10 @@ impl<'a> Driver<'a> {
             return;
         };
         let copied = self.device.synchronize(copied).map_err(|error| self.failed(error));
-        let current = self.tiers.host.as_ref().is_some_and(|host| host.tier.is_current(&lease));
+        let current = match &self.tiers.host {
+            Some(host) => host.tier.is_current(&lease),
+            None => self.state.leases.is_current(&sealed.key, &lease),
+        };
         let end = match copied {
             Err(end) => end,
             Ok(()) if !current => CopyEnd::SourceLost,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use disk_tier::io::Region;
 use gpu_tier::device::HostExtent;
-use host_tier::Extent;
+use host_tier::{Extent, LentExtent, Staging};
 
 /// Fault hook: fills a slot with ones, which read as NaN. The slot must have been revoked and must still rest, so that nobody holds its
 /// reservation; readers race with this by design and find its generation moved.
@@ -22,13 +22,14 @@ pub(crate) fn overwrite(extent: &Extent, place: cache_core::store::SlotPlace) {
     unsafe { std::ptr::write_bytes(extent.service_address().add(place.offset as usize), 0xff, place.bytes as usize) };
 }
 
-/// A host extent, kept alive for the device.
-pub(crate) struct ArenaExtent {
+/// A host extent, kept alive for the device or the disk.
+pub struct ArenaExtent {
     extent: Arc<Extent>,
 }
 
 impl ArenaExtent {
-    pub(crate) fn new(extent: Arc<Extent>) -> ArenaExtent {
+    /// Over this extent.
+    pub fn new(extent: Arc<Extent>) -> ArenaExtent {
         ArenaExtent { extent }
     }
 }
@@ -57,5 +58,60 @@ unsafe impl Region for ArenaExtent {
 
     fn bytes(&self) -> u64 {
         self.extent.bytes()
+    }
+}
+
+/// An extent of a daemon's arena, kept alive for the device. The device only reads it: whatever holds a place in it holds a lease, and no
+/// copy out has one as its target.
+pub(crate) struct LentMemory {
+    extent: Arc<LentExtent>,
+}
+
+impl LentMemory {
+    pub(crate) fn new(extent: Arc<LentExtent>) -> LentMemory {
+        LentMemory { extent }
+    }
+}
+
+// SAFETY: the address is the page-aligned start of a mapping of `bytes()` bytes that `self.extent` owns until it is dropped, of a memfd that cannot
+// shrink. It is mapped read-only: a device that wrote there would be told so by a fault, and the driver never makes it (see the type).
+unsafe impl HostExtent for LentMemory {
+    fn service_address(&self) -> *mut u8 {
+        self.extent.address().cast_mut()
+    }
+
+    fn reader_address(&self) -> *const u8 {
+        self.extent.address()
+    }
+
+    fn bytes(&self) -> u64 {
+        self.extent.bytes()
+    }
+}
+
+/// Staging memory shared with a daemon, kept alive for the device.
+pub(crate) struct StagingMemory {
+    staging: Arc<Staging>,
+}
+
+impl StagingMemory {
+    pub(crate) fn new(staging: Arc<Staging>) -> StagingMemory {
+        StagingMemory { staging }
+    }
+}
+
+// SAFETY: the address is the page-aligned start of a readable and writable mapping of `bytes()` bytes that `self.staging` owns until it is dropped, of a
+// memfd that cannot shrink.
+unsafe impl HostExtent for StagingMemory {
+    fn service_address(&self) -> *mut u8 {
+        self.staging.address()
+    }
+
+    fn reader_address(&self) -> *const u8 {
+        self.staging.address()
+    }
+
+    fn bytes(&self) -> u64 {
+        self.staging.bytes()
     }
 }

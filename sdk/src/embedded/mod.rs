@@ -8,6 +8,7 @@
 //! | `driver` | performs the shard's actions on the tiers |
 //! | `cache` | [`crate::cache::KvCache`] over the above |
 //! | `explain` | why a block is or is not here |
+//! | `parent` | a daemon below the device, in the place of host tier and disk |
 //! | `extents` | host extents as a device sees them |
 //! | `faults` | hooks with which tests take copies away (feature `testing`) |
 //!
@@ -30,12 +31,14 @@ mod explain;
 mod extents;
 #[cfg(feature = "testing")]
 mod faults;
+mod parent;
 mod state;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use cache_core::hash::Namespace;
+use cache_core::manager::Budgets;
 use cache_core::payload::BlockShape;
 use cache_core::store::Store;
 use cache_core::units::Now;
@@ -45,15 +48,18 @@ use gpu_tier::tier::{DeviceTier, DeviceTierConfig};
 use host_tier::HostTier;
 
 use crate::cache::CacheError;
+use crate::client::Client;
 use crate::embedded::config::HostPlan;
 use crate::embedded::disk::{Disk, OpenTier};
 use crate::embedded::driver::Driver;
+use crate::embedded::parent::Parent;
 use crate::embedded::state::State;
 
-pub use config::EmbeddedConfig;
+pub use config::{DaemonSettings, EmbeddedConfig};
 pub use disk::{DiskSettings, DiskStatus, DiskStore, SharedStore, StoreSettings, Writes};
 pub use disk_tier::io::IoChoice;
-pub use disk_tier::{Admission, Damage, DiskError, DiskState, DiskTier, VerifyReport, bench};
+pub use disk_tier::{Admission, ByteStage, Damage, DiskError, DiskState, DiskTier, VerifyReport, bench};
+pub use extents::ArenaExtent;
 
 /// The cache in process. See [`crate::embedded`].
 pub struct Embedded {
@@ -63,7 +69,7 @@ pub struct Embedded {
     /// Why there is no disk tier although one was asked for.
     absent: Option<String>,
     host_bytes: u64,
-    /// Bytes of the host budget that the manager's index takes.
+    /// Bytes of the host budget that the manager's index and the disk tier's own memory take.
     index_bytes: u64,
     started: Instant,
     // Lock order: see the module.
@@ -75,6 +81,8 @@ pub(crate) struct Tiers {
     device: DeviceTier<dyn Attention>,
     host: Option<Host>,
     disk: Option<Disk>,
+    /// Instead of the two.
+    parent: Option<Parent>,
 }
 
 /// The host tier and what the device calls its extents.
@@ -120,13 +128,35 @@ impl Embedded {
         Ok(Embedded {
             shape,
             device,
-            tiers: Tiers { device: device_tier, host, disk },
+            tiers: Tiers { device: device_tier, host, disk, parent: None },
             absent,
             host_bytes,
             index_bytes: plan.split().index_bytes,
             started: Instant::now(),
             state: Mutex::new(State::new(plan.budgets(host_slots))),
         })
+    }
+
+    /// Opens a device tier over a daemon, which lends blocks and takes what is published. Without one that answers the cache works on its own until there is
+    /// one. Errors: [`CacheError::Budget`] without a device slot; what the device refuses.
+    pub fn over_daemon(
+        device: Arc<dyn Attention>,
+        shape: BlockShape,
+        device_slots: u32,
+        settings: DaemonSettings,
+    ) -> Result<Embedded, CacheError> {
+        let config = EmbeddedConfig { device, shape, device_slots, host_bytes: 0, disk: None };
+        let mut cache = Embedded::open(config)?;
+        let client = Client::open(settings.client, shape);
+        cache.tiers.parent = Some(Parent::new(client, Arc::clone(&cache.device), settings.writes));
+        let budgets = Budgets { device_slots, host_slots: 0, below_entries: settings.live_blocks };
+        cache.state = Mutex::new(State::new(budgets));
+        Ok(cache)
+    }
+
+    /// True while the daemon below is connected; `None` without one.
+    pub fn is_daemon_connected(&self) -> Option<bool> {
+        self.tiers.parent.as_ref().map(|parent| parent.client().is_connected())
     }
 
     /// What became of the disk tier.
@@ -171,7 +201,7 @@ impl Embedded {
         let mut written = false;
         while !written && Instant::now() < until {
             let mut state = self.state();
-            Driver::new(self, &mut state, Namespace([0; 32])).tend_disk();
+            Driver::new(self, &mut state, Namespace([0; 32])).tend_below();
             written = state.disk.is_idle();
             drop(state);
             if !written {
@@ -209,8 +239,8 @@ fn open_disk(
     settings: &DiskSettings,
     open_tier: &OpenTier<'_>,
 ) -> Result<OpenDisk, CacheError> {
-    let aside = config::set_aside(plan, host, settings.pieces_min)?;
-    Ok(match Disk::open(plan.shape, settings, host, aside, open_tier)? {
+    let reserved = config::set_aside(plan, host, settings.pieces_min)?;
+    Ok(match Disk::open(plan.shape, settings, host, reserved, open_tier)? {
         Ok(disk) => (Some(disk), None),
         Err(reason) => (None, Some(reason)),
     })

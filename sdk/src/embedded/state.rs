@@ -11,6 +11,7 @@ use cache_core::store::Slot;
 
 use crate::cache::{CacheError, SequenceId};
 use crate::embedded::disk::Books;
+use crate::embedded::parent::Leases;
 
 /// One block of a sequence.
 #[derive(Debug)]
@@ -110,12 +111,19 @@ pub(crate) struct State {
     manager: CacheManager,
     pub(crate) sequences: HashMap<SequenceId, Sequence>,
     pub(crate) disk: Books,
+    pub(crate) leases: Leases,
     next: u64,
 }
 
 impl State {
     pub(crate) fn new(budgets: Budgets) -> State {
-        State { manager: CacheManager::new(1, budgets), sequences: HashMap::new(), disk: Books::default(), next: 0 }
+        State {
+            manager: CacheManager::new(1, budgets),
+            sequences: HashMap::new(),
+            disk: Books::default(),
+            leases: Leases::default(),
+            next: 0,
+        }
     }
 
     /// The one shard: embedded, all namespaces share the budgets.

@@ -1,0 +1,117 @@
+//! Descriptors on the daemon's socket: frames that carry one memory descriptor (`SCM_RIGHTS`), and who is at the other end.
+
+use std::io::{self, IoSlice, IoSliceMut, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    recvmsg, sendmsg,
+};
+
+/// Who is at the other end of a connection, as the kernel noted when it was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// User.
+    pub uid: u32,
+    /// Process, in this process's PID namespace; 0 when it is in one that is not seen from here.
+    pub pid: i32,
+}
+
+/// Looks up the peer's credentials (`SO_PEERCRED`).
+pub fn peer(stream: &UnixStream) -> io::Result<Peer> {
+    let credentials = rustix::net::sockopt::socket_peercred(stream)?;
+    Ok(Peer { uid: credentials.uid.as_raw(), pid: credentials.pid.as_raw_nonzero().get() })
+}
+
+/// Writes bytes whose first one carries a descriptor.
+pub fn send_with(stream: &UnixStream, bytes: &[u8], descriptor: BorrowedFd<'_>) -> io::Result<()> {
+    let descriptors = [descriptor];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+        return Err(io::Error::other("a descriptor does not fit its message"));
+    }
+    let sent = loop {
+        match sendmsg(stream.as_fd(), &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL) {
+            Err(rustix::io::Errno::INTR) => {}
+            ended => break ended?,
+        }
+    };
+    let mut stream = stream;
+    stream.write_all(&bytes[sent..])
+}
+
+/// A reader of the stream that keeps the descriptors that come along. Further ones than the first are closed.
+#[derive(Debug)]
+pub struct Descriptors<'a> {
+    stream: &'a UnixStream,
+    received: Option<OwnedFd>,
+}
+
+impl<'a> Descriptors<'a> {
+    /// Reads from `stream`.
+    pub fn new(stream: &'a UnixStream) -> Descriptors<'a> {
+        Descriptors { stream, received: None }
+    }
+
+    /// The first descriptor that came.
+    pub fn descriptor(&mut self) -> Option<OwnedFd> {
+        self.received.take()
+    }
+}
+
+impl io::Read for Descriptors<'_> {
+    fn read(&mut self, target: &mut [u8]) -> io::Result<usize> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        let received = recvmsg(self.stream.as_fd(), &mut [IoSliceMut::new(target)], &mut ancillary, flags)?;
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+                // What is not kept is closed here.
+                for descriptor in descriptors {
+                    self.received.get_or_insert(descriptor);
+                }
+            }
+        }
+        Ok(received.bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn a_descriptor_comes_with_its_bytes_and_further_ones_are_closed() {
+        let (here, there) = UnixStream::pair().unwrap();
+        let (mut reader, writer) = io::pipe().unwrap();
+        send_with(&here, b"first", writer.as_fd()).unwrap();
+        drop(writer);
+        let mut end = Descriptors::new(&there);
+        let mut bytes = [0; 5];
+        end.read_exact(&mut bytes).unwrap();
+        assert_eq!(&bytes, b"first");
+        let mut received = std::fs::File::from(end.descriptor().unwrap());
+        received.write_all(b"through the pipe").unwrap();
+        drop(received);
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "through the pipe");
+        assert!(end.descriptor().is_none());
+    }
+
+    #[test]
+    fn the_peer_of_a_pair_is_this_process() {
+        let (here, _there) = UnixStream::pair().unwrap();
+        assert_eq!(
+            peer(&here).unwrap(),
+            Peer { uid: rustix::process::getuid().as_raw(), pid: std::process::id() as i32 }
+        );
+    }
+}
