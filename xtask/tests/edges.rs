@@ -12,6 +12,7 @@ const TIERS: [&str; 4] = ["gpu-tier", "host-tier", "disk-tier", "remote-tier"];
 /// ```text
 /// cache-core <- tiers (never each other) <- sdk <- daemon, engine <- cli
 ///                                gpu-tier <- engine
+///                    host-tier, disk-tier <- daemon
 /// ```
 /// `cache-core` is the vocabulary and may be named by everything above it but the cli. `tests` may import anything,
 /// `xtask` nothing.
@@ -22,7 +23,7 @@ fn drawn(package: &str) -> Option<Vec<&'static str>> {
         tier if TIERS.contains(&tier) => vec!["cache-core"],
         "kvtier-sdk" => [&["cache-core"][..], &TIERS].concat(),
         "kvtier-engine" => vec!["cache-core", "gpu-tier", "kvtier-sdk"],
-        "kvtier-daemon" => vec!["cache-core", "kvtier-sdk"],
+        "kvtier-daemon" => vec!["cache-core", "host-tier", "disk-tier", "kvtier-sdk"],
         "kvtier" => vec!["kvtier-sdk", "kvtier-engine", "kvtier-daemon"],
         "kvtier-tests" => {
             [&["cache-core", "kvtier-sdk", "kvtier-engine", "kvtier-daemon", "kvtier"][..], &TIERS].concat()

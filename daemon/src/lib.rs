@@ -1,0 +1,18 @@
+//! kvtier's daemon: one shared cache per machine, and what it tells about itself.
+//!
+//! | module | part |
+//! |---|---|
+//! | `config` | settings: defaults, file, environment, flags; each value knows its origin |
+//! | `check` | what this machine offers to a daemon with these settings, and what it lacks |
+//! | `stats` | counters, the snapshot made of them, and why a request's blocks were missed |
+//! | `http` | the statistics endpoint: JSON, Prometheus text, the live page |
+//! | `server` | the service itself: the socket, connections, the cache |
+#![forbid(unsafe_code)]
+
+pub mod check;
+pub mod config;
+pub mod http;
+pub mod server;
+pub mod stats;
+
+pub use server::{ServeError, serve};

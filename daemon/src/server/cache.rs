@@ -1,0 +1,731 @@
+//! The daemon's cache: classes over one host arena and one disk, behind one mutex.
+//!
+//! **Lock order**: `state`, then a tier's own locks. Bytes are copied and verified outside `state`: a commit fills and verifies its slot before the shard
+//! hears of it, a load after the disk has read it.
+//!
+//! A connection's leases and reservations are its own ([`Holdings`]): one thread serves it, and gives everything back when it hangs up.
+
+use std::collections::HashMap;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use cache_core::chain::Link;
+use cache_core::form::Accept;
+use cache_core::hash::Namespace;
+use cache_core::key::CopyKey;
+use cache_core::manager::{Action, Below, CopyState, EntryId, Event, Owner, Ticket};
+use cache_core::miss::MissReason;
+use cache_core::payload::BlockShape;
+use cache_core::store::{Lease, Lend, Lookup, OpId, Resident, Sealed, StoreError};
+use cache_core::units::{Generation, Now, SlotIndex, Tier};
+use disk_tier::{DiskError, DiskTier, Pin};
+use host_tier::{HostError, HostTier, Staging};
+use kvtier_sdk::wire::KeyParts;
+
+use crate::server::class::{Class, ClassId, Pool};
+use crate::server::driver::{Brought, Driver, Load, Write};
+use crate::stats::{Counters, Reclaim};
+
+/// How often the disk's thread looks whether it is to end, in milliseconds.
+const LOOK_MILLIS: u64 = 100;
+
+pub(crate) struct Cache {
+    disk: Option<DiskTier>,
+    started: Instant,
+    state: Mutex<State>,
+    /// Something has ended that somebody may wait for: a load, a commit, an abort.
+    ended: Condvar,
+}
+
+/// What the mutex guards.
+pub(crate) struct State {
+    classes: Vec<Class>,
+    pub(crate) pool: Pool,
+    pub(crate) pins: HashMap<CopyKey, Pin>,
+    pub(crate) writes: HashMap<OpId, Write>,
+    pub(crate) loads: HashMap<OpId, Load>,
+    /// Requests for loads that somebody waits for, and whether each has ended.
+    pub(crate) awaited: HashMap<Ticket, bool>,
+    /// Published blocks that were not written to the disk.
+    pub(crate) unwritten: u64,
+    /// Blocks that clients want kept, each with the reader that keeps it, until then.
+    kept: HashMap<CopyKey, Kept>,
+    next: u64,
+}
+
+impl State {
+    pub(crate) fn class(&self, class: ClassId) -> &Class {
+        &self.classes[class as usize]
+    }
+
+    pub(crate) fn class_mut(&mut self, class: ClassId) -> &mut Class {
+        &mut self.classes[class as usize]
+    }
+
+    fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    fn grow(&mut self, class: ClassId, wanted: u32) {
+        self.classes[class as usize].grow(wanted, &mut self.pool);
+    }
+}
+
+/// Blocks as one client asks for them. The parts' class is one that there is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked<'a> {
+    pub(crate) parts: KeyParts,
+    pub(crate) accept: Accept,
+    /// Consecutive blocks of one chain.
+    pub(crate) links: &'a [Link],
+}
+
+impl Asked<'_> {
+    fn class(&self) -> ClassId {
+        self.parts.class.0
+    }
+
+    fn keys(&self) -> Vec<CopyKey> {
+        self.links.iter().map(|link| self.parts.key(link.hash)).collect()
+    }
+}
+
+struct Kept {
+    class: ClassId,
+    entry: EntryId,
+    until: Instant,
+}
+
+/// What is known of a block that is not there.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Gone {
+    /// Where its last copy went from, and how many milliseconds ago.
+    pub(crate) ghost: Option<(Tier, u64)>,
+    /// What went longer ago may be forgotten, in milliseconds.
+    pub(crate) forgotten_ms: Option<u64>,
+}
+
+/// How the host budget is used.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Used {
+    pub(crate) bytes: u64,
+    pub(crate) blocks: u64,
+    /// Of slots that leases hold, each counted once.
+    pub(crate) leased_bytes: u64,
+}
+
+/// What one connection holds.
+#[derive(Default)]
+pub(crate) struct Holdings {
+    leases: HashMap<u64, Held>,
+    reservations: HashMap<u64, Reservation>,
+    next: u64,
+}
+
+struct Held {
+    class: ClassId,
+    entry: EntryId,
+    lease: Lease,
+    since: Instant,
+}
+
+struct Reservation {
+    class: ClassId,
+    sealed: Sealed,
+    /// First byte of the image in the connection's staging memory.
+    offset: u64,
+}
+
+impl Holdings {
+    pub(crate) fn leases(&self) -> usize {
+        self.leases.len()
+    }
+
+    pub(crate) fn reservations(&self) -> usize {
+        self.reservations.len()
+    }
+
+    fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+}
+
+/// One block that was acquired.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Leased {
+    /// Its number among the connection's leases.
+    pub(crate) lease: u64,
+    pub(crate) key: CopyKey,
+    pub(crate) extent: u32,
+    /// Its number in the class.
+    pub(crate) slot: u32,
+    /// First byte of the slot image in the extent.
+    pub(crate) offset: u64,
+    pub(crate) generation: u64,
+    /// Where it was found.
+    pub(crate) tier: Tier,
+}
+
+/// Answer to a reservation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reserved {
+    /// The image may be written to staging memory.
+    Granted {
+        reservation: u64,
+    },
+    Present,
+    PendingElsewhere,
+    Full,
+}
+
+/// Answer to a commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Committed {
+    Inserted { class: ClassId, namespace: Namespace },
+    Present { class: ClassId },
+    FailedCheck,
+    Full,
+    Unknown,
+}
+
+/// The tier of a shard's place, for people.
+fn named(tier: Tier) -> Tier {
+    if tier == Tier::Device { Tier::Host } else { tier }
+}
+
+impl Cache {
+    pub(crate) fn new(host_bytes: u64, disk: Option<DiskTier>) -> Cache {
+        Cache {
+            disk,
+            started: Instant::now(),
+            state: Mutex::new(State {
+                classes: Vec::new(),
+                pool: Pool::new(host_bytes),
+                pins: HashMap::new(),
+                writes: HashMap::new(),
+                loads: HashMap::new(),
+                awaited: HashMap::new(),
+                unwritten: 0,
+                kept: HashMap::new(),
+                next: 0,
+            }),
+            ended: Condvar::new(),
+        }
+    }
+
+    pub(crate) fn disk(&self) -> Option<&DiskTier> {
+        self.disk.as_ref()
+    }
+
+    /// A caller that panicked under the lock leaves counts that may be off, never bytes: generations and sums vouch for those.
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn now(&self) -> Now {
+        Now(u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    fn drive(&self, state: &mut State, class: ClassId, event: Event<'_>) -> Vec<Action> {
+        Driver::new(self.disk.as_ref(), state, class, self.now()).run(event)
+    }
+
+    /// The class of this shape, made if there is none. Errors: [`HostError::Budget`] when the host budget does not hold another.
+    pub(crate) fn class_of(&self, shape: BlockShape) -> Result<ClassId, HostError> {
+        let mut state = self.state();
+        if let Some(class) = state.classes.iter().position(|class| class.shape == shape) {
+            return Ok(class as ClassId);
+        }
+        let class = Class::open(shape, &mut state.pool, self.disk.is_some())?;
+        state.classes.push(class);
+        Ok(state.classes.len() as ClassId - 1)
+    }
+
+    /// What the disk's index says of each key.
+    fn below(&self, keys: &[CopyKey]) -> Vec<Below> {
+        let find = |disk: &DiskTier| keys.iter().map(|key| disk.find(key).map(|_| ())).collect();
+        self.disk.as_ref().map(find).unwrap_or_default()
+    }
+
+    /// The tiers of the longest run that is there, and why the next block is not. Changes nothing.
+    pub(crate) fn lookup(&self, asked: &Asked<'_>) -> (Vec<Tier>, Option<MissReason>) {
+        let keys = asked.keys();
+        let below = self.below(&keys);
+        let (tiers, miss) = self.state().class(asked.class()).shard.peek(&keys, &below, asked.accept);
+        (tiers.into_iter().map(named).collect(), miss)
+    }
+
+    /// Leases the longest run that is there; what only the disk has is loaded first. Waits for that until `until`.
+    pub(crate) fn acquire(
+        &self,
+        holdings: &mut Holdings,
+        asked: &Asked<'_>,
+        until: Instant,
+    ) -> (Vec<Leased>, Option<MissReason>) {
+        let keys = asked.keys();
+        let below = self.below(&keys);
+        let mut state = self.state();
+        let class = asked.class();
+        let event = Event::Acquire { keys: &keys, links: asked.links, below: &below, accept: asked.accept };
+        let answers = self.drive(&mut state, class, event);
+        let Some(Action::Acquired { hits, miss }) = answers.into_iter().next() else {
+            unreachable!("an acquire is answered at once");
+        };
+        let wanted: Vec<EntryId> =
+            hits.iter().filter(|(_, tier)| *tier == Tier::Disk).map(|(entry, _)| *entry).collect();
+        let mut is_late = false;
+        if !wanted.is_empty() {
+            (state, is_late) = self.load(state, class, &wanted, until);
+        }
+        let (leased, missed) = lease(&state, holdings, class, &hits, is_late);
+        let left: Vec<EntryId> = hits[leased.len()..].iter().map(|(entry, _)| *entry).collect();
+        if !left.is_empty() {
+            self.drive(&mut state, class, Event::Release { entries: &left });
+        }
+        (leased, missed.or(miss))
+    }
+
+    /// Brings live blocks from the disk into slots; true when not all loads had ended in time.
+    fn load<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        class: ClassId,
+        entries: &[EntryId],
+        until: Instant,
+    ) -> (MutexGuard<'a, State>, bool) {
+        let ticket = Ticket(state.number());
+        state.grow(class, entries.len() as u32);
+        state.awaited.insert(ticket, false);
+        self.drive(&mut state, class, Event::Promote { ticket, entries });
+        loop {
+            let has_ended = state.awaited[&ticket];
+            let left = until.saturating_duration_since(Instant::now());
+            if has_ended || left.is_zero() {
+                state.awaited.remove(&ticket);
+                return (state, !has_ended);
+            }
+            state = self.wait(state, left);
+        }
+    }
+
+    fn wait<'a>(&'a self, state: MutexGuard<'a, State>, limit: Duration) -> MutexGuard<'a, State> {
+        self.ended.wait_timeout(state, limit).unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// Ends leases by their numbers; returns how many there were. Others are harmless.
+    pub(crate) fn release(&self, holdings: &mut Holdings, leases: &[u64]) -> u32 {
+        let held: Vec<Held> = leases.iter().filter_map(|lease| holdings.leases.remove(lease)).collect();
+        let released = held.len() as u32;
+        self.let_go(held);
+        released
+    }
+
+    fn let_go(&self, held: Vec<Held>) {
+        let mut by_class: HashMap<ClassId, Vec<EntryId>> = HashMap::new();
+        for Held { class, entry, lease, .. } in held {
+            drop(lease);
+            by_class.entry(class).or_default().push(entry);
+        }
+        let mut state = self.state();
+        for (class, entries) in by_class {
+            self.drive(&mut state, class, Event::Release { entries: &entries });
+        }
+    }
+
+    /// Reserves a slot for one block, whose image the client will write to staging memory from `offset` on.
+    pub(crate) fn reserve(
+        &self,
+        holdings: &mut Holdings,
+        owner: Owner,
+        sealed: Sealed,
+        class: ClassId,
+        offset: u64,
+    ) -> Reserved {
+        let key = sealed.key;
+        let mut state = self.state();
+        let view = state.class(class).shard.view(&key);
+        let is_resident = view.is_some_and(|(_, view)| view.copies[0] == CopyState::Resident);
+        if is_resident || self.disk.as_ref().is_some_and(|disk| disk.find(&key).is_ok()) {
+            return Reserved::Present;
+        }
+        state.grow(class, 1);
+        let ticket = Ticket(state.number());
+        let answers = self.drive(&mut state, class, Event::Room { ticket, owner, keys: &[Some(key)], held: 0 });
+        match answers.first() {
+            Some(Action::Granted { .. }) => {
+                let reservation = holdings.number();
+                holdings.reservations.insert(reservation, Reservation { class, sealed, offset });
+                Reserved::Granted { reservation }
+            }
+            Some(Action::PendingElsewhere { .. }) => Reserved::PendingElsewhere,
+            _ => Reserved::Full,
+        }
+    }
+
+    /// Copies a reserved block out of staging memory, verifies the copy and makes it visible. Returns where it was in staging memory as well.
+    pub(crate) fn commit(
+        &self,
+        holdings: &mut Holdings,
+        owner: Owner,
+        staging: &Staging,
+        reservation: u64,
+    ) -> (Committed, Option<u64>) {
+        let Some(Reservation { class, sealed, offset }) = holdings.reservations.remove(&reservation) else {
+            return (Committed::Unknown, None);
+        };
+        let host = self.state().class(class).host.clone();
+        let filled = host.reserve(sealed.key).and_then(|mut slot| {
+            host.fill(&mut slot, staging, offset)?;
+            slot.commit(&sealed).map_err(|(_, error)| error)
+        });
+        let opened_for = Some(sealed.key);
+        let answer = match filled {
+            Ok(()) => {
+                let mut state = self.state();
+                let Sealed { key, link, .. } = sealed;
+                let event = Event::Commit { owner, opened_for, key, link, held: false };
+                let answers = self.drive(&mut state, class, event);
+                let Some(Action::Committed { entry, inserted }) = answers.into_iter().next() else {
+                    unreachable!("a commit is answered at once");
+                };
+                // Its writer reads it no longer; a write to the disk goes on reading it.
+                match state.writes.values_mut().find(|write| write.waits_for(class, &key)) {
+                    Some(write) => write.reader = Some(entry),
+                    None => drop(self.drive(&mut state, class, Event::Release { entries: &[entry] })),
+                }
+                if inserted {
+                    Committed::Inserted { class, namespace: key.namespace }
+                } else {
+                    Committed::Present { class }
+                }
+            }
+            Err(error) => {
+                self.drive(&mut self.state(), class, Event::Abandon { owner, keys: &[opened_for], held: 0 });
+                match error {
+                    StoreError::Present | StoreError::PendingElsewhere => Committed::Present { class },
+                    StoreError::Check(_) => Committed::FailedCheck,
+                    _ => Committed::Full,
+                }
+            }
+        };
+        self.ended.notify_all();
+        (answer, Some(offset))
+    }
+
+    /// Gives a reservation up; returns where it was in staging memory, `None` when there was none.
+    pub(crate) fn abort(&self, holdings: &mut Holdings, owner: Owner, reservation: u64) -> Option<u64> {
+        let Reservation { class, sealed, offset } = holdings.reservations.remove(&reservation)?;
+        self.drive(&mut self.state(), class, Event::Abandon { owner, keys: &[Some(sealed.key)], held: 0 });
+        self.ended.notify_all();
+        Some(offset)
+    }
+
+    /// Waits until a block that somebody writes is there, or is given up. `Err`: why it is not there.
+    pub(crate) fn await_block(&self, class: ClassId, key: &CopyKey, until: Instant) -> Option<MissReason> {
+        let mut state = self.state();
+        loop {
+            let shard = &state.class(class).shard;
+            let left = until.saturating_duration_since(Instant::now());
+            match shard.view(key) {
+                Some((_, view)) if view.copies[0] == CopyState::Resident => return None,
+                _ if shard.opened_by(key).is_none() => break,
+                _ if left.is_zero() => return Some(MissReason::Deadline),
+                _ => state = self.wait(state, left),
+            }
+        }
+        let gone = state.class(class).shard.ghost(key).map(|ghost| ghost.reason);
+        drop(state);
+        let below = self.below(std::slice::from_ref(key)).pop();
+        match below {
+            Some(Ok(())) => None,
+            below => Some(gone.or(below.and_then(Below::err)).unwrap_or(MissReason::NeverStored)),
+        }
+    }
+
+    /// Starts to bring the longest run that is there into slots; returns how many blocks are in one or on their way.
+    pub(crate) fn prefetch(&self, asked: &Asked<'_>) -> u32 {
+        let keys = asked.keys();
+        let below = self.below(&keys);
+        let mut state = self.state();
+        let class = asked.class();
+        let event = Event::Acquire { keys: &keys, links: asked.links, below: &below, accept: asked.accept };
+        let answers = self.drive(&mut state, class, event);
+        let Some(Action::Acquired { hits, .. }) = answers.into_iter().next() else {
+            unreachable!("an acquire is answered at once");
+        };
+        let entries: Vec<EntryId> = hits.iter().map(|(entry, _)| *entry).collect();
+        let ticket = Ticket(state.number());
+        state.grow(class, entries.len() as u32);
+        self.drive(&mut state, class, Event::Promote { ticket, entries: &entries });
+        let shard = &state.class(class).shard;
+        let comes = |entry: &&EntryId| shard.entry(**entry).is_some_and(|view| view.copies[0] != CopyState::None);
+        let accepted = entries.iter().filter(comes).count() as u32;
+        // A load that has begun is ended, whoever reads the block by then.
+        self.drive(&mut state, class, Event::Release { entries: &entries });
+        accepted
+    }
+
+    /// A connection is gone: its reservations are given up; its leases end, and slots that it may still read rest before they are used again.
+    pub(crate) fn hang_up(&self, holdings: &mut Holdings, owner: Owner) {
+        let reservations: Vec<u64> = holdings.reservations.keys().copied().collect();
+        for reservation in reservations {
+            self.abort(holdings, owner, reservation);
+        }
+        self.take_back(holdings.leases.drain().map(|(_, held)| held).collect());
+    }
+
+    /// Ends leases that are older than `age`; returns how many. Their holder may still be reading.
+    pub(crate) fn expire(&self, holdings: &mut Holdings, age: Duration) -> u64 {
+        let over: Vec<Held> =
+            holdings.leases.extract_if(|_, held| held.since.elapsed() >= age).map(|(_, held)| held).collect();
+        let expired = over.len() as u64;
+        if expired > 0 {
+            self.take_back(over);
+        }
+        expired
+    }
+
+    /// Ends leases whose slots may still be read: once they are taken from their blocks, they rest before they are used again.
+    fn take_back(&self, held: Vec<Held>) {
+        {
+            let state = self.state();
+            held.iter().for_each(|held| state.class(held.class).host.rest_after_removal(&held.lease));
+        }
+        self.let_go(held);
+    }
+
+    /// Keeps the longest run that is there until `until`; returns its length. A block that is kept already is kept until the later time.
+    pub(crate) fn pin(&self, asked: &Asked<'_>, until: Instant) -> u32 {
+        let keys = asked.keys();
+        let below = self.below(&keys);
+        let class = asked.class();
+        let mut state = self.state();
+        let event = Event::Acquire { keys: &keys, links: asked.links, below: &below, accept: asked.accept };
+        let answers = self.drive(&mut state, class, event);
+        let Some(Action::Acquired { hits, .. }) = answers.into_iter().next() else {
+            unreachable!("an acquire is answered at once");
+        };
+        let mut twice = Vec::new();
+        for (entry, _) in &hits {
+            let key = state.class(class).shard.entry(*entry).expect("it was made live just now").key;
+            match state.kept.get_mut(&key) {
+                Some(kept) => {
+                    kept.until = kept.until.max(until);
+                    twice.push(*entry);
+                }
+                None => drop(state.kept.insert(key, Kept { class, entry: *entry, until })),
+            }
+        }
+        self.drive(&mut state, class, Event::Release { entries: &twice });
+        hits.len() as u32
+    }
+
+    /// Ends pins; returns how many there were.
+    pub(crate) fn unpin(&self, class: ClassId, keys: &[CopyKey]) -> u32 {
+        let mut state = self.state();
+        let ended: Vec<EntryId> = keys.iter().filter_map(|key| Some(state.kept.remove(key)?.entry)).collect();
+        self.drive(&mut state, class, Event::Release { entries: &ended });
+        ended.len() as u32
+    }
+
+    /// Ends pins whose time is over, and frees slots that have rested.
+    pub(crate) fn keep_time(&self) {
+        let (now, moment) = (Instant::now(), self.now());
+        let mut state = self.state();
+        state.classes.iter().for_each(|class| class.host.advance(moment));
+        let over: Vec<Kept> = state.kept.extract_if(|_, kept| kept.until <= now).map(|(_, kept)| kept).collect();
+        for Kept { class, entry, .. } in over {
+            self.drive(&mut state, class, Event::Release { entries: &[entry] });
+        }
+    }
+
+    /// Deletes everything of a namespace, on the disk first. Errors: the disk's; in memory the namespace is gone all the same.
+    pub(crate) fn delete(&self, namespace: Namespace, counters: &Counters) -> Result<(), DiskError> {
+        let on_disk = self.disk.as_ref().map_or(Ok(()), |disk| disk.delete_namespace(namespace));
+        let mut state = self.state();
+        for class in 0..state.classes.len() as ClassId {
+            for (entry, view) in state.class(class).shard.entries_of(&namespace) {
+                if let Some(kept) = state.kept.remove(&view.key) {
+                    self.drive(&mut state, class, Event::Release { entries: &[kept.entry] });
+                }
+                for (tier, copy) in [Tier::Device, Tier::Disk].into_iter().zip([view.copies[0], view.copies[2]]) {
+                    if copy == CopyState::Resident {
+                        let lost = Event::Lost { entry, tier, reason: MissReason::NeverStored };
+                        self.drive(&mut state, class, lost);
+                    }
+                }
+                counters.reclaimed(Reclaim::Deleted, u64::from(view.live));
+            }
+        }
+        on_disk
+    }
+
+    /// Checks the block in a slot, if it still has this generation; true when it was found to be wrong, and is gone.
+    pub(crate) fn verify(&self, class: ClassId, slot: SlotIndex, generation: Generation) -> bool {
+        let host = self.state().class(class).host.clone();
+        match host.holder(slot).filter(|(_, held)| *held == generation) {
+            Some((key, _)) => self.check(class, &host, &key) == Some(false),
+            None => false,
+        }
+    }
+
+    /// Checks the block in one slot of a class: `None` past its last slot, `Some(None)` for an empty one, else whether it is sound. An unsound one
+    /// is gone.
+    pub(crate) fn check_slot(&self, class: ClassId, slot: u32) -> Option<Option<bool>> {
+        let host = self.state().classes.get(class as usize)?.host.clone();
+        if slot >= host.layout().slots() {
+            return None;
+        }
+        Some(host.holder(SlotIndex(slot)).and_then(|(key, _)| self.check(class, &host, &key)))
+    }
+
+    fn check(&self, class: ClassId, host: &HostTier, key: &CopyKey) -> Option<bool> {
+        let is_sound = host.verify(key)?;
+        if !is_sound {
+            let mut state = self.state();
+            if let Some((entry, _)) = state.class(class).shard.view(key) {
+                self.drive(
+                    &mut state,
+                    class,
+                    Event::Lost { entry, tier: Tier::Device, reason: MissReason::FailedCheck },
+                );
+            }
+        }
+        Some(is_sound)
+    }
+
+    /// Number of classes, and the slot size of one of them; `None` when it is not there.
+    pub(crate) fn scrubbed_class(&self, class: ClassId) -> Option<(u32, u64)> {
+        let state = self.state();
+        let slot_bytes = state.classes.get(class as usize)?.shape.slot_bytes();
+        Some((state.classes.len() as u32, slot_bytes))
+    }
+
+    /// Takes bytes out of the host budget for something that is no block; false when they are not there.
+    pub(crate) fn take(&self, bytes: u64) -> bool {
+        self.state().pool.take(bytes)
+    }
+
+    /// Gives them back.
+    pub(crate) fn give_back(&self, bytes: u64) {
+        self.state().pool.granted_bytes -= bytes;
+    }
+
+    /// True while published blocks are being written to the disk.
+    pub(crate) fn is_writing(&self) -> bool {
+        !self.state().writes.is_empty()
+    }
+
+    pub(crate) fn used(&self) -> Used {
+        let state = self.state();
+        let mut used = Used { bytes: state.pool.granted_bytes, ..Used::default() };
+        for class in &state.classes {
+            let live = class.shard.live_entries();
+            used.blocks += u64::from(class.shard.resident());
+            used.leased_bytes += live.len() as u64 * class.shape.slot_bytes();
+            let granted = u64::from(class.shard.budgets().device_slots - class.shard.device_used());
+            used.bytes -= granted * class.shape.slot_bytes();
+        }
+        used
+    }
+
+    /// Bytes of the host arena that blocks of these namespaces take.
+    pub(crate) fn bytes_of(&self, namespaces: &[Namespace]) -> u64 {
+        let state = self.state();
+        let of = |class: &Class| {
+            let blocks: u64 = namespaces.iter().map(|namespace| class.shard.resident_of(namespace)).sum();
+            blocks * class.shape.slot_bytes()
+        };
+        state.classes.iter().map(of).sum()
+    }
+
+    /// Where a block is, or why it is not there.
+    pub(crate) fn find(&self, class: ClassId, key: &CopyKey) -> Result<Tier, MissReason> {
+        let below = self.below(std::slice::from_ref(key));
+        let state = self.state();
+        let accept =
+            if key.form.is_lossless() { Accept::Exact } else { Accept::AtLeast(state.class(class).shape.form) };
+        let (tiers, miss) = state.class(class).shard.peek(std::slice::from_ref(key), &below, accept);
+        tiers.first().map(|tier| named(*tier)).ok_or(miss.unwrap_or(MissReason::NeverStored))
+    }
+
+    /// What is known of a block that is not there.
+    pub(crate) fn gone(&self, class: ClassId, key: &CopyKey) -> Gone {
+        let now = self.now();
+        let ago = |then: Now| now.since(then) / 1_000_000;
+        let state = self.state();
+        let shard = &state.class(class).shard;
+        Gone {
+            ghost: shard.ghost(key).map(|ghost| (named(ghost.tier), ago(ghost.when))),
+            forgotten_ms: shard.forgotten_until().map(ago),
+        }
+    }
+
+    /// Takes in what the disk ends, until `is_over`.
+    pub(crate) fn collect_disk(&self, is_over: &dyn Fn() -> bool) {
+        let Some(disk) = &self.disk else {
+            return;
+        };
+        let mut ended = Vec::new();
+        while !is_over() {
+            disk.wait(LOOK_MILLIS);
+            disk.poll(&mut ended);
+            if ended.is_empty() {
+                continue;
+            }
+            let brought: Vec<Brought> = ended.drain(..).map(Brought::new).collect();
+            let now = self.now();
+            let mut state = self.state();
+            brought.into_iter().for_each(|brought| brought.feed(disk, &mut state, now));
+            drop(state);
+            self.ended.notify_all();
+        }
+    }
+
+    /// Waits until everything published is on the disk, or so long; then saves its index.
+    pub(crate) fn close(&self, limit: Duration) {
+        let until = Instant::now() + limit.mul_f32(0.6);
+        let mut state = self.state();
+        while !state.writes.is_empty() && Instant::now() < until {
+            state = self.wait(state, Duration::from_millis(LOOK_MILLIS));
+        }
+        drop(state);
+        if let Some(disk) = &self.disk {
+            disk.close(u64::try_from((limit / 3).as_millis()).unwrap_or(u64::MAX));
+        }
+    }
+}
+
+/// Leases the slots of live blocks, up to the first that has none.
+fn lease(
+    state: &State,
+    holdings: &mut Holdings,
+    class: ClassId,
+    hits: &[(EntryId, Tier)],
+    is_late: bool,
+) -> (Vec<Leased>, Option<MissReason>) {
+    let Class { host, shard, .. } = state.class(class);
+    let mut leased = Vec::with_capacity(hits.len());
+    for (entry, tier) in hits {
+        let view = shard.entry(*entry).expect("it was made live just now");
+        let Lookup::Hit(lease) = host.lookup(&view.key) else {
+            let late = if is_late { MissReason::Deadline } else { MissReason::Quota };
+            return (leased, Some(view.loss.unwrap_or(late)));
+        };
+        let place = lease.place();
+        let (slot, generation, number) = (lease.slot().0, lease.generation().0, holdings.number());
+        holdings.leases.insert(number, Held { class, entry: *entry, lease, since: Instant::now() });
+        leased.push(Leased {
+            lease: number,
+            key: view.key,
+            extent: place.extent,
+            slot,
+            offset: place.offset,
+            generation,
+            tier: named(*tier),
+        });
+    }
+    (leased, None)
+}

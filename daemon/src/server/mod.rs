@@ -1,0 +1,498 @@
+//! The service: a Unix socket over one cache of host arena and disk, and what operators see of it.
+//!
+//! | file | part |
+//! |---|---|
+//! | `listen` | the socket: who may connect, one daemon a socket |
+//! | `session` | one connection: requests in, answers out, everything given back at its end |
+//! | `staging` | a connection's memory for blocks on their way in |
+//! | `cache` | classes over arena and disk behind one mutex: what requests do |
+//! | `class` | the blocks of one shape: slots, shard, share of the budget |
+//! | `driver` | performs a shard's actions on arena and disk |
+//! | `namespaces` | whose blocks: manifests, tenants, quotas, what differs |
+//! | `requests` | what became of named requests, for `explain` |
+//! | `scrub` | blocks in memory checked again, at a pace |
+//!
+//! **Threads.** One for each connection, since its requests are answered in order and most take microseconds; one that takes in what the disk ends; one that
+//! keeps time (pins that expire) and scrubs; the HTTP endpoint has a runtime of its own. A thread that works for all and panics ends the daemon.
+
+mod cache;
+mod class;
+mod driver;
+mod listen;
+mod namespaces;
+mod requests;
+mod scrub;
+mod session;
+mod staging;
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use cache_core::hash::{Namespace, TenantId};
+use cache_core::key::CopyKey;
+use cache_core::manifest::Manifest;
+use cache_core::miss::MissReason;
+use cache_core::payload::BlockShape;
+use disk_tier::{DiskConfig, DiskError, DiskState, DiskTier};
+
+use crate::config::Config;
+use crate::http::{Endpoint, HttpError};
+use crate::server::cache::{Asked, Cache, Leased};
+use crate::server::class::ClassId;
+use crate::server::listen::Listener;
+use crate::server::namespaces::Namespaces;
+use crate::server::requests::Requests;
+use crate::stats::{Amount, BlockStory, Client, Counters, Disk, Explanation, Gauges, Snapshot, Source, State, TierUse};
+
+/// How long an orderly end may take.
+pub const DRAIN_MAX: Duration = Duration::from_secs(10);
+/// The smallest usual record on the disk: its index is made for as many as fit the budget.
+const RECORD_BYTES: u64 = 256 << 10;
+
+/// Why the daemon does not serve, or stopped. Text reads after "failed to".
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The socket cannot be made: another daemon has it, or the folder cannot be used.
+    #[error("listen at {}: {reason}", socket.display())]
+    Socket {
+        /// Its path.
+        socket: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The store cannot be opened.
+    #[error("open the store in {}", folder.display())]
+    Disk {
+        /// Its folder.
+        folder: PathBuf,
+        /// Why.
+        #[source]
+        source: DiskError,
+    },
+    /// The statistics endpoint cannot listen.
+    #[error("serve statistics")]
+    Http(#[from] HttpError),
+    /// The system refuses a thread or a signal handler.
+    #[error("start")]
+    Start(#[source] std::io::Error),
+    /// A thread that everything depends on has panicked.
+    #[error("go on: the thread {thread} has panicked")]
+    Panicked {
+        /// Its name.
+        thread: String,
+    },
+}
+
+/// Everything that the threads share.
+pub(crate) struct Server {
+    config: Config,
+    /// Names this run.
+    pub(crate) id: [u8; 16],
+    started: Instant,
+    pub(crate) cache: Cache,
+    pub(crate) counters: Counters,
+    namespaces: Mutex<Namespaces>,
+    requests: Mutex<Requests>,
+    connected: Mutex<BTreeMap<u64, Client>>,
+    /// A connection has ended.
+    fewer: Condvar,
+    draining: AtomicBool,
+    ended: Mutex<Sender<End>>,
+}
+
+/// Why the daemon ends.
+enum End {
+    /// A signal, or a client's request.
+    Asked,
+    Panicked(String),
+}
+
+/// An error with its causes, in one line.
+pub(crate) fn sentence(error: &dyn std::error::Error) -> String {
+    let mut text = format!("failed to {error}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+/// Serves until SIGTERM, SIGINT or a client's `Drain`; then ends in good order within [`DRAIN_MAX`]. The socket appears once connections are accepted.
+/// Errors: [`ServeError`].
+pub fn serve(config: Config) -> Result<(), ServeError> {
+    let (sender, receiver) = mpsc::channel();
+    // Before anything is opened: of two daemons on one socket or store the second one touches nothing.
+    let listener = Listener::claim(&config.socket)?;
+    let endpoint = config.http.map(Endpoint::bind).transpose()?;
+    let server = Server::open(config, sender)?;
+    take_signals(&server).map_err(ServeError::Start)?;
+    let http = endpoint.map(|endpoint| serve_http(&server, endpoint)).transpose().map_err(ServeError::Start)?;
+    if server.cache.disk().is_some() {
+        let collecting = Arc::clone(&server);
+        server.spawn("disk-ends", move || collecting.cache.collect_disk(&|| collecting.is_closed()))?;
+    }
+    let keeping = Arc::clone(&server);
+    server.spawn("keeper", move || keeping.keep())?;
+    let accepting = Arc::clone(&server);
+    let listener = Arc::new(listener);
+    let accepted = Arc::clone(&listener);
+    listener.show()?;
+    tracing::info!(socket = %server.config.socket.display(), "serving");
+    server.spawn("accept", move || accepted.accept(&accepting))?;
+    let end = wait(&receiver);
+    listener.hide();
+    server.end(http);
+    match end {
+        End::Asked => Ok(()),
+        End::Panicked(thread) => Err(ServeError::Panicked { thread }),
+    }
+}
+
+fn wait(receiver: &Receiver<End>) -> End {
+    receiver.recv().unwrap_or(End::Asked)
+}
+
+fn take_signals(server: &Arc<Server>) -> std::io::Result<()> {
+    let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT])?;
+    let server = Arc::clone(server);
+    std::thread::Builder::new().name("signals-0".into()).spawn(move || {
+        let mut seen = 0;
+        for signal in signals.forever() {
+            seen += 1;
+            if seen > 1 {
+                // Who asks twice does not want to wait.
+                std::process::exit(128 + signal);
+            }
+            tracing::info!(signal, "ending");
+            server.drain();
+        }
+    })?;
+    Ok(())
+}
+
+/// The HTTP endpoint, on a runtime of its own.
+struct Http {
+    runtime: tokio::runtime::Runtime,
+    end: tokio::sync::oneshot::Sender<()>,
+}
+
+fn serve_http(server: &Arc<Server>, endpoint: Endpoint) -> std::io::Result<Http> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("http")
+        .enable_io()
+        .enable_time()
+        .build()?;
+    let (end, ended) = tokio::sync::oneshot::channel::<()>();
+    let source: Arc<dyn Source> = Arc::clone(server) as Arc<dyn Source>;
+    tracing::info!(address = %endpoint.address(), "statistics");
+    runtime.spawn(async move {
+        // The sender going away ends it as well.
+        let served = endpoint.serve(source, async { drop(ended.await) }).await;
+        if let Err(error) = served {
+            tracing::error!(%error, "the statistics endpoint has ended");
+        }
+    });
+    Ok(Http { runtime, end })
+}
+
+impl Server {
+    fn open(config: Config, ended: Sender<End>) -> Result<Arc<Server>, ServeError> {
+        let disk = config.disk.as_ref().map(|folder| {
+            let settings = DiskConfig {
+                admission: config.disk_admission,
+                io: config.disk_io,
+                record_bytes: RECORD_BYTES,
+                ..DiskConfig::new(config.disk_size_bytes)
+            };
+            std::fs::create_dir_all(folder)
+                .map_err(|source| ServeError::Disk { folder: folder.clone(), source: DiskError::Thread(source) })?;
+            DiskTier::open(folder, settings).map_err(|source| ServeError::Disk { folder: folder.clone(), source })
+        });
+        let disk = disk.transpose()?;
+        let mut id = [0; 16];
+        rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())
+            .map_err(|error| ServeError::Start(error.into()))?;
+        Ok(Arc::new(Server {
+            cache: Cache::new(config.host_mem_bytes, disk),
+            config,
+            id,
+            started: Instant::now(),
+            counters: Counters::default(),
+            namespaces: Mutex::default(),
+            requests: Mutex::default(),
+            connected: Mutex::default(),
+            fewer: Condvar::new(),
+            draining: AtomicBool::new(false),
+            ended: Mutex::new(ended),
+        }))
+    }
+
+    /// A thread that works for all: if it panics, the daemon ends.
+    fn spawn(self: &Arc<Server>, name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), ServeError> {
+        let server = Arc::clone(self);
+        let thread = name.to_owned();
+        let body = move || {
+            if catch_unwind(AssertUnwindSafe(work)).is_err() {
+                server.tell(End::Panicked(thread));
+            }
+        };
+        std::thread::Builder::new().name(name.to_owned()).spawn(body).map(drop).map_err(ServeError::Start)
+    }
+
+    fn tell(&self, end: End) {
+        // Nobody listens once the daemon is ending.
+        let _ = lock(&self.ended).send(end);
+    }
+
+    /// Begins the end: nothing new is taken.
+    pub(crate) fn drain(&self) {
+        if !self.draining.swap(true, Ordering::SeqCst) {
+            self.tell(End::Asked);
+        }
+    }
+
+    pub(crate) fn is_ending(&self) -> bool {
+        self.draining.load(Ordering::SeqCst)
+    }
+
+    /// True when no connection can give the disk anything to do any more.
+    fn is_closed(&self) -> bool {
+        self.is_ending() && lock(&self.connected).is_empty() && !self.cache.is_writing()
+    }
+
+    /// Ends: connections first, then what waits for the disk, then the index.
+    fn end(&self, http: Option<Http>) {
+        self.draining.store(true, Ordering::SeqCst);
+        let until = Instant::now() + DRAIN_MAX / 2;
+        let mut connected = lock(&self.connected);
+        while !connected.is_empty() && Instant::now() < until {
+            let left = until.saturating_duration_since(Instant::now());
+            connected = self.fewer.wait_timeout(connected, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        drop(connected);
+        self.cache.close(DRAIN_MAX / 2);
+        if let Some(Http { runtime, end }) = http {
+            drop(end);
+            runtime.shutdown_timeout(Duration::from_millis(500));
+        }
+    }
+
+    /// Keeps time until the end.
+    fn keep(&self) {
+        let mut scrubber = scrub::Scrubber::new(self.config.scrub_bytes_s);
+        while !self.is_ending() {
+            std::thread::sleep(scrub::PACE);
+            self.cache.keep_time();
+            scrubber.go_on(&self.cache, &self.counters);
+        }
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    pub(crate) fn hello_timeout(&self) -> Duration {
+        Duration::from_millis(self.config.hello_timeout_ms.max(1))
+    }
+
+    pub(crate) fn lease_ttl(&self) -> Duration {
+        Duration::from_millis(self.config.lease_ttl_ms)
+    }
+
+    pub(crate) fn idle_timeout(&self) -> Option<Duration> {
+        Some(Duration::from_millis(self.config.idle_timeout_ms)).filter(|limit| !limit.is_zero())
+    }
+
+    pub(crate) fn default_deadline_ms(&self) -> u32 {
+        self.config.deadline_ms
+    }
+
+    /// How long a call may take that asks for `asked_ms`, 0 for the default.
+    pub(crate) fn deadline(&self, asked_ms: u32) -> Duration {
+        Duration::from_millis(u64::from(if asked_ms == 0 { self.config.deadline_ms } else { asked_ms }))
+    }
+
+    /// Takes a connection's staging memory out of the host budget. Errors: that it does not hold it.
+    pub(crate) fn take_staging(&self) -> Result<u64, String> {
+        let bytes = self.config.client_staging_bytes.next_multiple_of(4096);
+        match self.cache.take(bytes) {
+            true => Ok(bytes),
+            false => Err(format!("host_mem has no {bytes} bytes left for this client's staging memory")),
+        }
+    }
+
+    pub(crate) fn give_staging_back(&self, bytes: u64) {
+        self.cache.give_back(bytes);
+    }
+
+    pub(crate) fn report_holdings(&self, session: u64, client: &Client) {
+        lock(&self.connected).insert(session, client.clone());
+    }
+
+    /// A connection has ended.
+    pub(crate) fn left(&self, session: u64, staging_bytes: u64) {
+        self.cache.give_back(staging_bytes);
+        lock(&self.connected).remove(&session);
+        self.fewer.notify_all();
+    }
+
+    /// Lets a connection in, if there are not too many.
+    pub(crate) fn enters(&self, session: u64) -> bool {
+        let mut connected = lock(&self.connected);
+        let fits = connected.len() < self.config.clients_max as usize;
+        if fits {
+            connected.insert(session, Client::default());
+        }
+        fits
+    }
+
+    pub(crate) fn amount(&self, class: ClassId, blocks: u64) -> Amount {
+        let shape = self.cache.state().class(class).shape;
+        Amount { blocks, tokens: blocks * u64::from(shape.block_tokens), bytes: blocks * shape.slot_bytes() }
+    }
+
+    /// A block of this class was taken in.
+    pub(crate) fn inserted(&self, class: ClassId, namespace: &Namespace) {
+        let shape = self.cache.state().class(class).shape;
+        let raw16 = BlockShape { form: cache_core::form::Form::Raw16, ..shape };
+        self.counters.accepted(self.amount(class, 1), shape.form, raw16.slot_bytes());
+        lock(&self.namespaces).stored(namespace);
+    }
+
+    /// Notes a namespace that a client has opened.
+    pub(crate) fn knows(&self, manifest: Manifest, tenant: TenantId) -> Namespace {
+        lock(&self.namespaces).open(manifest, tenant)
+    }
+
+    /// The reason of a miss, as far as the namespace explains it.
+    pub(crate) fn reason(&self, namespace: &Namespace, miss: Option<MissReason>) -> Option<MissReason> {
+        let differs = || lock(&self.namespaces).differs(namespace).is_some();
+        if miss == Some(MissReason::NeverStored) && differs() { Some(MissReason::Namespace) } else { miss }
+    }
+
+    /// True while the namespace's tenant may have one more slot of so many bytes.
+    pub(crate) fn has_quota(&self, namespace: &Namespace, slot_bytes: u64) -> bool {
+        let (tenant, all) = {
+            let namespaces = lock(&self.namespaces);
+            let Some(tenant) = namespaces.tenant(namespace) else {
+                return false;
+            };
+            (tenant, namespaces.of(&tenant))
+        };
+        let Some(quota) = self.config.quota_bytes(&tenant) else {
+            return true;
+        };
+        self.cache.bytes_of(&all) + slot_bytes <= quota
+    }
+
+    pub(crate) fn delete_namespace(&self, namespace: Namespace) -> Result<(), String> {
+        lock(&self.namespaces).delete(&namespace);
+        self.cache.delete(namespace, &self.counters).map_err(|error| sentence(&error))
+    }
+
+    pub(crate) fn delete_tenant(&self, tenant: TenantId) -> Result<u32, String> {
+        let all = lock(&self.namespaces).of(&tenant);
+        all.iter().try_for_each(|namespace| self.delete_namespace(*namespace))?;
+        Ok(all.len() as u32)
+    }
+
+    /// Remembers what became of a named request's blocks.
+    pub(crate) fn note(&self, request: &str, asked: &Asked<'_>, leased: &[Leased], miss: Option<MissReason>) {
+        let first = asked.links.first().map_or(0, |link| link.depth);
+        let mut stories: Vec<BlockStory> =
+            leased.iter().zip(first..).map(|(leased, position)| BlockStory::hit(position, leased.tier)).collect();
+        if let Some(reason) = miss {
+            let link = &asked.links[leased.len()];
+            stories.push(self.story(link.depth, reason, asked.parts.class.0, &asked.parts.key(link.hash)));
+        }
+        lock(&self.requests).note(request, stories);
+    }
+
+    fn story(&self, position: u32, reason: MissReason, class: ClassId, key: &CopyKey) -> BlockStory {
+        let story = BlockStory::miss(position, reason);
+        let story = match (reason, self.cache.gone(class, key)) {
+            (MissReason::NeverStored | MissReason::Namespace, gone) => {
+                BlockStory { ago_ms: gone.forgotten_ms, ..story }
+            }
+            (_, gone) => match gone.ghost {
+                Some((tier, ago_ms)) => story.gone(tier, ago_ms),
+                None => story,
+            },
+        };
+        let field = lock(&self.namespaces).differs(&key.namespace).filter(|_| reason == MissReason::Namespace);
+        BlockStory { field: field.map(str::to_owned), ..story }
+    }
+
+    pub(crate) fn explain_block_json(&self, class: ClassId, key: &CopyKey) -> String {
+        let story = match self.cache.find(class, key) {
+            Ok(tier) => BlockStory::hit(0, tier),
+            Err(reason) => {
+                let reason = self.reason(&key.namespace, Some(reason)).unwrap_or(reason);
+                self.story(0, reason, class, key)
+            }
+        };
+        serde_json::to_string(&story).expect("a story is plain data")
+    }
+
+    pub(crate) fn explain_json(&self, request: &str) -> Option<String> {
+        self.explain(request).map(|told| serde_json::to_string(&told).expect("an explanation is plain data"))
+    }
+
+    pub(crate) fn stats_json(&self) -> String {
+        serde_json::to_string(&self.snapshot()).expect("a snapshot is plain data")
+    }
+}
+
+impl Source for Server {
+    fn snapshot(&self) -> Snapshot {
+        let used = self.cache.used();
+        let disk = self.cache.disk().map(Disk::of);
+        let state = match (self.is_ending(), self.cache.disk().map(DiskTier::state)) {
+            (true, _) => State::Draining,
+            (false, Some(DiskState::Recovering { .. })) => State::Recovering,
+            (false, _) => State::Ready,
+        };
+        self.counters.snapshot(Gauges {
+            daemon: self.id,
+            uptime: self.started.elapsed(),
+            state,
+            host: TierUse::new(used.bytes, self.config.host_mem_bytes, used.blocks),
+            disk,
+            clients: lock(&self.connected).values().cloned().collect(),
+            clients_max: u64::from(self.config.clients_max),
+            leased_bytes: used.leased_bytes,
+        })
+    }
+
+    fn explain(&self, request: &str) -> Option<Explanation> {
+        lock(&self.requests).find(request)
+    }
+
+    fn ready(&self) -> Result<(), Vec<String>> {
+        let mut reasons = Vec::new();
+        if self.is_ending() {
+            reasons.push("the daemon is about to end".to_owned());
+        }
+        match self.cache.disk().map(DiskTier::state) {
+            Some(DiskState::Recovering { done_segments, segments }) => {
+                reasons.push(format!("the disk's index is being read: {done_segments} of {segments} segments"));
+            }
+            Some(DiskState::Offline { reason }) => reasons.push(format!("the disk is offline: {reason}")),
+            _ => {}
+        }
+        if reasons.is_empty() { Ok(()) } else { Err(reasons) }
+    }
+}
+
+/// Nothing here leaves half a change behind when it panics.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,646 @@
+//! One connection: reads its requests one after the other, performs them, answers in order. Whatever ends it, what it held is given back.
+
+use std::collections::HashSet;
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cache_core::chain::Link;
+use cache_core::form::{Accept, FormMapId};
+use cache_core::hash::Namespace;
+use cache_core::manager::Owner;
+use cache_core::miss::MissReason;
+use cache_core::store::Sealed;
+use cache_core::units::{Generation, SlotIndex};
+use kvtier_sdk::socket::{Peer, send_with};
+use kvtier_sdk::wire::{
+    AbortReply, AcceptId, AcquireReply, AwaitReply, BODY_BYTES_BEFORE_HELLO, BODY_BYTES_MAX, Batch, CommitCode,
+    CommitReply, DeleteTenantReply, Empty, Explain, FrameHeader, Hello, HelloReply, Hit, Json, KeyParts, LeaseId,
+    LookupReply, MapExtentReply, OpenNamespace, OpenNamespaceReply, PinReply, PrefetchReply, ReadError, Refusal,
+    ReleaseReply, Reply, Request, ReservationId, ReserveCode, ReserveReply, Reserved, Run, Status, TierCode,
+    UnpinReply, VERSION, WireError, Zero, read_frame,
+};
+
+use crate::config::Verify;
+use crate::server::cache::{self, Asked, Committed, Holdings};
+use crate::server::class::ClassId;
+use crate::server::staging::StagingArea;
+use crate::server::{Server, sentence};
+use crate::stats::{Amount, Client, Operation, ProtocolError, Reclaim, Rejection, StoreRefusal};
+
+/// One look at the socket while nothing comes, in milliseconds: how soon a connection notices that the daemon ends.
+const LOOK_MILLIS: u64 = 200;
+/// How long a receiver may leave its answers unread.
+const UNREAD_MAX: Duration = Duration::from_secs(5);
+/// Reservations of one connection.
+const RESERVATIONS_MAX: usize = 1024;
+
+/// Why a request is not done.
+struct Refused {
+    status: Status,
+    sentence: String,
+}
+
+fn refused<T>(status: Status, sentence: impl Into<String>) -> Result<T, Refused> {
+    Err(Refused { status, sentence: sentence.into() })
+}
+
+impl From<WireError> for Refused {
+    fn from(error: WireError) -> Refused {
+        Refused { status: Status::BadFrame, sentence: error.to_string() }
+    }
+}
+
+/// A connection and what it holds.
+pub(crate) struct Session {
+    server: Arc<Server>,
+    stream: UnixStream,
+    id: u64,
+    peer: Peer,
+    name: String,
+    staging: Option<StagingArea>,
+    opened: HashSet<(Namespace, ClassId)>,
+    holdings: Holdings,
+    /// The client's own request that the calls belong to.
+    tag: String,
+    /// Sent with the next reply.
+    descriptor: Option<OwnedFd>,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let leases = self.holdings.leases() as u64;
+        self.server.cache.hang_up(&mut self.holdings, Owner(self.id));
+        self.server.counters.reclaimed(Reclaim::HangUp, leases);
+        self.server.left(self.id, self.staging.take().map_or(0, |staging| staging.memory().bytes()));
+    }
+}
+
+impl Session {
+    pub(crate) fn new(server: Arc<Server>, stream: UnixStream, id: u64, peer: Peer) -> Session {
+        Session {
+            server,
+            stream,
+            id,
+            peer,
+            name: String::new(),
+            staging: None,
+            opened: HashSet::new(),
+            holdings: Holdings::default(),
+            tag: String::new(),
+            descriptor: None,
+        }
+    }
+
+    fn owner(&self) -> Owner {
+        Owner(self.id)
+    }
+
+    /// Serves until the client hangs up, breaks the protocol or is too slow, or the daemon ends.
+    pub(crate) fn serve(mut self) {
+        if let Err(rejection) = self.exchange() {
+            self.server.counters.rejected(rejection);
+            tracing::info!(
+                session = self.id,
+                pid = self.peer.pid,
+                reason = rejection.name(),
+                "connection ended by the daemon"
+            );
+        }
+    }
+
+    fn exchange(&mut self) -> Result<(), Rejection> {
+        let failed = |_: io::Error| Rejection::Slow;
+        let hello_until = Instant::now() + self.server.hello_timeout();
+        self.stream.set_write_timeout(Some(UNREAD_MAX)).map_err(failed)?;
+        let reading = self.stream.try_clone().map_err(failed)?;
+        let mut reader = BufReader::with_capacity(16 << 10, reading);
+        let (mut body, mut out) = (Vec::new(), Vec::new());
+        let mut silent_since = Instant::now();
+        loop {
+            match self.wait_for_frame(&mut reader) {
+                Ok(true) => {}
+                Ok(false) => return Ok(()),
+                Err(Look::Nothing) if self.server.is_ending() => return Ok(()),
+                Err(Look::Nothing) => {
+                    let expired = self.server.cache.expire(&mut self.holdings, self.server.lease_ttl());
+                    self.server.counters.reclaimed(Reclaim::Expired, expired);
+                    let is_idle = self.holdings.leases() == 0 && self.holdings.reservations() == 0;
+                    let idle_max = self.server.idle_timeout().filter(|_| is_idle);
+                    if self.staging.is_none() && Instant::now() >= hello_until {
+                        return Err(Rejection::Slow);
+                    }
+                    if idle_max.is_some_and(|most| silent_since.elapsed() >= most) {
+                        return Err(Rejection::Idle);
+                    }
+                    continue;
+                }
+                Err(Look::Failed) => return Ok(()),
+            }
+            silent_since = Instant::now();
+            self.stream.set_read_timeout(Some(self.server.hello_timeout())).map_err(failed)?;
+            let limit = if self.staging.is_some() { BODY_BYTES_MAX } else { BODY_BYTES_BEFORE_HELLO };
+            let header = match read_frame(&mut reader, limit, &mut body) {
+                Ok(Some(header)) => header,
+                Ok(None) => return Ok(()),
+                Err(ReadError::Wire(error)) => {
+                    let is_long = matches!(error, WireError::BodyLength { .. });
+                    let kind = if is_long { ProtocolError::TooLarge } else { ProtocolError::BadFrame };
+                    self.server.counters.protocol_error(kind);
+                    let status = if is_long { Status::TooLarge } else { Status::BadFrame };
+                    out.clear();
+                    Refusal::new(status, &error.to_string()).encode_frame(0, 0, &mut out);
+                    // The stream has lost its place; whether the client still hears why makes no difference.
+                    let _ = self.stream.write_all(&out);
+                    return Err(Rejection::Protocol);
+                }
+                Err(ReadError::Io(error)) if is_timeout(&error) => return Err(Rejection::Slow),
+                Err(_) => return Ok(()),
+            };
+            out.clear();
+            let is_over = self.answer(&header, &body, &mut out);
+            self.server.report_holdings(self.id, &self.describe());
+            self.write(&out)?;
+            if is_over {
+                return Err(Rejection::Protocol);
+            }
+        }
+    }
+
+    /// Waits a moment for the beginning of a frame; `false` at the stream's end.
+    fn wait_for_frame(&self, reader: &mut BufReader<UnixStream>) -> Result<bool, Look> {
+        if !reader.buffer().is_empty() {
+            return Ok(true);
+        }
+        let limit = Some(Duration::from_millis(LOOK_MILLIS));
+        self.stream.set_read_timeout(limit).map_err(|_| Look::Failed)?;
+        match reader.fill_buf() {
+            Ok(bytes) => Ok(!bytes.is_empty()),
+            Err(error) if is_timeout(&error) || error.kind() == io::ErrorKind::Interrupted => Err(Look::Nothing),
+            Err(_) => Err(Look::Failed),
+        }
+    }
+
+    fn write(&mut self, out: &[u8]) -> Result<(), Rejection> {
+        let written = match self.descriptor.take() {
+            Some(descriptor) => send_with(&self.stream, out, descriptor.as_fd()),
+            None => self.stream.write_all(out),
+        };
+        match written {
+            Err(error) if is_timeout(&error) => Err(Rejection::NotReading),
+            // A client that is gone is noticed by the next read.
+            _ => Ok(()),
+        }
+    }
+
+    fn describe(&self) -> Client {
+        Client {
+            name: self.name.clone(),
+            pid: u32::try_from(self.peer.pid).unwrap_or(0),
+            leases: self.holdings.leases() as u64,
+            reservations: self.holdings.reservations() as u64,
+            staging_bytes: self.staging.as_ref().map_or(0, |staging| staging.memory().bytes()),
+        }
+    }
+
+    /// Performs one request; true when the connection is to end.
+    fn answer(&mut self, header: &FrameHeader, body: &[u8], out: &mut Vec<u8>) -> bool {
+        let id = header.request_id;
+        let done = match Request::parse(header, body) {
+            Ok(request) => self.perform(header, request, out),
+            Err(error) => Err(error.into()),
+        };
+        let Err(Refused { status, sentence }) = done else {
+            return false;
+        };
+        let error = match status {
+            Status::BadFrame => Some(ProtocolError::BadFrame),
+            Status::BadVersion => Some(ProtocolError::BadVersion),
+            Status::TooLarge => Some(ProtocolError::TooLarge),
+            Status::UnknownNamespace => Some(ProtocolError::UnknownNamespace),
+            _ => None,
+        };
+        error.into_iter().for_each(|error| self.server.counters.protocol_error(error));
+        out.clear();
+        Refusal::new(status, &sentence).encode_frame(header.kind, id, out);
+        // Before the introduction nobody gets a second try.
+        self.staging.is_none()
+    }
+
+    fn perform(&mut self, header: &FrameHeader, request: Request<'_>, out: &mut Vec<u8>) -> Result<(), Refused> {
+        let started = Instant::now();
+        let until = started + self.server.deadline(header.deadline_ms);
+        let id = header.request_id;
+        if let Request::Hello(hello) = request {
+            let reply = self.hello(&hello)?;
+            return Ok(Reply::Hello(reply).encode_frame(id, out)?);
+        }
+        if self.staging.is_none() {
+            self.server.counters.protocol_error(ProtocolError::NoHello);
+            return refused(Status::Denied, "the first request of a connection is Hello");
+        }
+        let operation = match request {
+            Request::Lookup(lookup) => {
+                let links: Vec<Link> =
+                    lookup.hashes.iter().map(|hash| Link { hash: *hash, parent: None, depth: 0 }).collect();
+                let asked = self.asked(lookup.parts, lookup.accept, &links)?;
+                let (tiers, miss) = self.server.cache.lookup(&asked);
+                let tiers: Vec<TierCode> = tiers.into_iter().map(TierCode::from).collect();
+                let reply =
+                    LookupReply { miss: self.server.reason(&lookup.parts.namespace, miss), tiers: Batch::new(&tiers)? };
+                Reply::Lookup(reply).encode_frame(id, out)?;
+                Operation::Lookup
+            }
+            Request::Acquire(acquire) => {
+                let links: Vec<Link> = acquire.run.links().collect();
+                let asked = self.asked(acquire.parts, acquire.accept, &links)?;
+                self.acquire(&asked, until, id, out)?;
+                Operation::Acquire
+            }
+            Request::Release(release) => {
+                let leases: Vec<u64> = release.leases.iter().map(|lease| lease.0.get()).collect();
+                let released = self.server.cache.release(&mut self.holdings, &leases);
+                let unknown = leases.len() as u32 - released;
+                (0..unknown).for_each(|_| self.server.counters.protocol_error(ProtocolError::UnknownLease));
+                Reply::Release(ReleaseReply { released, unknown }).encode_frame(id, out)?;
+                Operation::Release
+            }
+            Request::Reserve(reserve) => {
+                self.reserve(&reserve.parts, reserve.lineage, &reserve.run, id, out)?;
+                Operation::Reserve
+            }
+            Request::Commit(commit) => {
+                let answers: Vec<CommitCode> =
+                    commit.reservations.iter().map(|reservation| self.commit(*reservation)).collect();
+                Reply::Commit(CommitReply { answers: Batch::new(&answers)? }).encode_frame(id, out)?;
+                Operation::Commit
+            }
+            Request::Await(wanted) => {
+                let class = self.class(&wanted.parts)?;
+                let miss = self.server.cache.await_block(class, &wanted.parts.key(wanted.hash), until);
+                Reply::Await(AwaitReply { miss }).encode_frame(id, out)?;
+                Operation::Await
+            }
+            Request::Prefetch(wanted) => {
+                let links: Vec<Link> = wanted.run.links().collect();
+                let asked = self.asked(wanted.parts, wanted.accept, &links)?;
+                let accepted = self.server.cache.prefetch(&asked);
+                Reply::Prefetch(PrefetchReply { accepted }).encode_frame(id, out)?;
+                Operation::Prefetch
+            }
+            other => return self.perform_rarely(other, id, out),
+        };
+        self.server.counters.took(operation, started.elapsed());
+        Ok(())
+    }
+
+    /// Requests whose duration is not counted.
+    fn perform_rarely(&mut self, request: Request<'_>, id: u64, out: &mut Vec<u8>) -> Result<(), Refused> {
+        let reply = match request {
+            Request::OpenNamespace(open) => Reply::OpenNamespace(self.open(*open)?),
+            Request::MapExtent(map) => Reply::MapExtent(self.map(map.class.0, map.extent)?),
+            Request::Abort(abort) => {
+                let mut aborted = 0;
+                for reservation in abort.reservations.iter() {
+                    let offset = self.server.cache.abort(&mut self.holdings, Owner(self.id), reservation.0.get());
+                    aborted += u32::from(offset.is_some());
+                    offset.into_iter().for_each(|offset| self.give_back(offset));
+                }
+                let unknown = abort.reservations.len() as u32 - aborted;
+                (0..unknown).for_each(|_| self.server.counters.protocol_error(ProtocolError::UnknownReservation));
+                Reply::Abort(AbortReply { aborted, unknown })
+            }
+            Request::Pin(pin) => {
+                let links: Vec<Link> = pin.run.links().collect();
+                let asked = self.asked(pin.parts, pin.accept, &links)?;
+                let until = Instant::now() + Duration::from_millis(pin.ttl_ms.min(u64::from(u32::MAX)));
+                Reply::Pin(PinReply { pinned: self.server.cache.pin(&asked, until) })
+            }
+            Request::Unpin(unpin) => {
+                let class = self.class(&unpin.parts)?;
+                let keys: Vec<_> = unpin.hashes.iter().map(|hash| unpin.parts.key(*hash)).collect();
+                Reply::Unpin(UnpinReply { unpinned: self.server.cache.unpin(class, &keys) })
+            }
+            Request::DeleteNamespace(delete) => {
+                self.server.delete_namespace(delete.namespace).or_else(|error| refused(Status::Internal, error))?;
+                Reply::DeleteNamespace(Empty)
+            }
+            Request::DeleteTenant(delete) => {
+                let deleted =
+                    self.server.delete_tenant(delete.tenant).or_else(|error| refused(Status::Internal, error))?;
+                Reply::DeleteTenant(DeleteTenantReply { namespaces: deleted })
+            }
+            Request::Stats(Empty) => {
+                let text = self.server.stats_json();
+                return Ok(Reply::Stats(Json(&text)).encode_frame(id, out)?);
+            }
+            Request::Explain(what) => {
+                let text = match what {
+                    Explain::Request(name) => self.server.explain_json(name.as_str()),
+                    Explain::Block { parts, hash } => {
+                        let class = self.class(&parts)?;
+                        Some(self.server.explain_block_json(class, &parts.key(hash)))
+                    }
+                };
+                let Some(text) = text else {
+                    return refused(Status::UnknownNamespace, "no request of that name is remembered");
+                };
+                return Ok(Reply::Explain(Json(&text)).encode_frame(id, out)?);
+            }
+            Request::Drain(Empty) => {
+                self.server.drain();
+                Reply::Drain(Empty)
+            }
+            Request::Report(report) => {
+                let class = self.known(report.class.0)?;
+                self.server.counters.lease_lost();
+                if self.server.cache.verify(class, SlotIndex(report.slot.0), report.generation) {
+                    self.server.counters.integrity_failure();
+                }
+                Reply::Report(Empty)
+            }
+            Request::Tag(tag) => {
+                self.tag = tag.request.as_str().to_owned();
+                Reply::Tag(Empty)
+            }
+            other => unreachable!("{:?} was performed before", other.kind()),
+        };
+        Ok(reply.encode_frame(id, out)?)
+    }
+
+    fn hello(&mut self, hello: &Hello<'_>) -> Result<HelloReply, Refused> {
+        if self.staging.is_some() {
+            return refused(Status::BadFrame, "a connection introduces itself once");
+        }
+        if hello.version().is_none() {
+            let (min, max) = (hello.version_min, hello.version_max);
+            return refused(
+                Status::BadVersion,
+                format!("this daemon speaks version {VERSION}, the client {min} to {max}"),
+            );
+        }
+        if self.server.is_ending() {
+            return refused(Status::Draining, "the daemon is about to end");
+        }
+        let bytes = self.server.take_staging().or_else(|missing| refused(Status::Full, missing))?;
+        let staging = StagingArea::new(bytes);
+        let descriptor = match &staging {
+            Ok(area) => area.memory().duplicate().map_err(|error| sentence(&error)),
+            Err(error) => Err(sentence(error)),
+        };
+        match (staging, descriptor) {
+            (Ok(staging), Ok(descriptor)) => {
+                self.descriptor = Some(descriptor);
+                self.staging = Some(staging);
+            }
+            (_, descriptor) => {
+                self.server.give_staging_back(bytes);
+                return refused(Status::Full, descriptor.err().unwrap_or_default());
+            }
+        }
+        self.name = hello.client.as_str().to_owned();
+        tracing::info!(session = self.id, pid = self.peer.pid, client = self.name, "connected");
+        Ok(HelloReply {
+            version: VERSION,
+            reserved: Zero::BYTES,
+            default_deadline_ms: self.server.default_deadline_ms(),
+            daemon_id: self.server.id,
+            session: self.id,
+            staging_bytes: bytes,
+            reservations_max: RESERVATIONS_MAX as u32,
+            lease_ttl_ms: u32::try_from(self.server.lease_ttl().as_millis()).unwrap_or(u32::MAX),
+        })
+    }
+
+    fn open(&mut self, open: OpenNamespace) -> Result<OpenNamespaceReply, Refused> {
+        let slot_bytes = open.shape.slot_bytes();
+        let staging_bytes = self.staging.as_ref().map_or(0, |staging| staging.memory().bytes());
+        if slot_bytes > staging_bytes {
+            let text =
+                format!("a block has {slot_bytes} bytes and the staging memory {staging_bytes}: raise client_staging");
+            return refused(Status::TooLarge, text);
+        }
+        let class = self.server.cache.class_of(open.shape).or_else(|error| refused(Status::Full, sentence(&error)))?;
+        let namespace = self.server.knows(open.manifest, open.tenant);
+        self.opened.insert((namespace, class));
+        let extents = self.server.cache.state().class(class).host.layout().extents();
+        Ok(OpenNamespaceReply { namespace, class: kvtier_sdk::wire::ClassId(class), extents, slot_bytes })
+    }
+
+    fn map(&mut self, class: ClassId, extent: u32) -> Result<MapExtentReply, Refused> {
+        let class = self.known(class)?;
+        let state = self.server.cache.state();
+        let host = &state.class(class).host;
+        let Some(memory) = host.extents().get(extent as usize) else {
+            return refused(Status::UnknownNamespace, format!("the class has {} extents", host.layout().extents()));
+        };
+        let descriptor = memory.duplicate().or_else(|error| refused(Status::Internal, sentence(&error)))?;
+        let words_bytes = host.layout().generation_bytes(extent);
+        let reply = MapExtentReply {
+            bytes: memory.bytes(),
+            words_offset: 0,
+            words_bytes,
+            slots_offset: words_bytes,
+            first_slot: SlotIndex(host.layout().first_slot(extent)),
+            slots: memory.slots(),
+        };
+        drop(state);
+        self.descriptor = Some(descriptor);
+        Ok(reply)
+    }
+
+    /// A class that was opened on this connection.
+    fn known(&self, class: ClassId) -> Result<ClassId, Refused> {
+        match self.opened.iter().any(|(_, opened)| *opened == class) {
+            true => Ok(class),
+            false => refused(Status::UnknownNamespace, format!("class {class} was not opened on this connection")),
+        }
+    }
+
+    fn class(&self, parts: &KeyParts) -> Result<ClassId, Refused> {
+        let class = parts.class.0;
+        if !self.opened.contains(&(parts.namespace, class)) {
+            return refused(Status::UnknownNamespace, "namespace and class were not opened on this connection");
+        }
+        let form = self.server.cache.state().class(class).shape.form_map();
+        match parts.form == form {
+            true => Ok(class),
+            false => refused(Status::BadFrame, "the form is not that of the class"),
+        }
+    }
+
+    fn asked<'a>(&self, parts: KeyParts, accept: AcceptId, links: &'a [Link]) -> Result<Asked<'a>, Refused> {
+        let class = self.class(&parts)?;
+        let shape = self.server.cache.state().class(class).shape;
+        let accept = match accept {
+            AcceptId::Exact => Accept::Exact,
+            AcceptId::AtLeast(form) if form == FormMapId::of(shape.form) => Accept::AtLeast(shape.form),
+            AcceptId::AtLeast(_) => return refused(Status::BadFrame, "a class has copies of its own form only"),
+        };
+        Ok(Asked { parts, accept, links })
+    }
+
+    fn acquire(&mut self, asked: &Asked<'_>, until: Instant, id: u64, out: &mut Vec<u8>) -> Result<(), Refused> {
+        let (mut leased, mut miss) = self.server.cache.acquire(&mut self.holdings, asked, until);
+        if self.server.config().verify == Verify::Always {
+            let is_wrong = |leased: &cache::Leased| {
+                self.server.cache.verify(asked.parts.class.0, SlotIndex(leased.slot), Generation(leased.generation))
+            };
+            if let Some(wrong) = leased.iter().position(is_wrong) {
+                let rest: Vec<u64> = leased.split_off(wrong).iter().map(|leased| leased.lease).collect();
+                self.server.cache.release(&mut self.holdings, &rest);
+                self.server.counters.integrity_failure();
+                miss = Some(MissReason::FailedCheck);
+            }
+        }
+        let miss = self.server.reason(&asked.parts.namespace, miss);
+        let hits: Vec<Hit> = leased.iter().map(hit).collect();
+        self.count_found(asked, &leased, miss);
+        if !self.tag.is_empty() {
+            self.server.note(&self.tag, asked, &leased, miss);
+        }
+        Ok(Reply::Acquire(AcquireReply { miss, hits: Batch::new(&hits)? }).encode_frame(id, out)?)
+    }
+
+    fn count_found(&self, asked: &Asked<'_>, leased: &[cache::Leased], miss: Option<MissReason>) {
+        let shape = self.server.cache.state().class(asked.parts.class.0).shape;
+        let counters = &self.server.counters;
+        let amount = |blocks: u64| Amount {
+            blocks,
+            tokens: blocks * u64::from(shape.block_tokens),
+            bytes: blocks * shape.slot_bytes(),
+        };
+        counters.requested(amount(asked.links.len() as u64));
+        for tier in [cache_core::units::Tier::Host, cache_core::units::Tier::Disk] {
+            counters.hit(tier, amount(leased.iter().filter(|leased| leased.tier == tier).count() as u64));
+        }
+        if let Some(reason) = miss {
+            counters.missed(reason, (asked.links.len() - leased.len()) as u64);
+        }
+    }
+
+    fn reserve(
+        &mut self,
+        parts: &KeyParts,
+        lineage: cache_core::form::Lineage,
+        run: &Run<'_>,
+        id: u64,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Refused> {
+        let class = self.class(parts)?;
+        if self.server.is_ending() {
+            self.server.counters.refused(StoreRefusal::Draining, run.hashes().len() as u64);
+            return refused(Status::Draining, "the daemon is about to end");
+        }
+        let slot_bytes = self.server.cache.state().class(class).shape.slot_bytes();
+        let mut answers = Vec::with_capacity(run.hashes().len());
+        for link in run.links() {
+            let sealed = Sealed { key: parts.key(link.hash), lineage, link };
+            answers.push(self.reserve_one(sealed, class, slot_bytes));
+        }
+        Ok(Reply::Reserve(ReserveReply { answers: Batch::new(&answers)? }).encode_frame(id, out)?)
+    }
+
+    fn reserve_one(&mut self, sealed: Sealed, class: ClassId, slot_bytes: u64) -> Reserved {
+        let nothing = |answer| Reserved {
+            reservation: ReservationId(0.into()),
+            staging_offset: 0.into(),
+            answer,
+            reserved: Zero::BYTES,
+        };
+        let counters = &self.server.counters;
+        let is_over = !self.server.has_quota(&sealed.key.namespace, slot_bytes);
+        let staging = self.staging.as_mut().filter(|_| !is_over && self.holdings.reservations() < RESERVATIONS_MAX);
+        let Some(offset) = staging.and_then(|staging| staging.take(slot_bytes)) else {
+            counters.refused(if is_over { StoreRefusal::Quota } else { StoreRefusal::Full }, 1);
+            return nothing(ReserveCode::Full);
+        };
+        let owner = self.owner();
+        let answer = match self.server.cache.reserve(&mut self.holdings, owner, sealed, class, offset) {
+            cache::Reserved::Granted { reservation } => {
+                return Reserved {
+                    reservation: ReservationId(reservation.into()),
+                    staging_offset: offset.into(),
+                    ..nothing(ReserveCode::Reserved)
+                };
+            }
+            cache::Reserved::Present => {
+                counters.present(self.server.amount(class, 1));
+                ReserveCode::Present
+            }
+            cache::Reserved::PendingElsewhere => {
+                counters.refused(StoreRefusal::Pending, 1);
+                ReserveCode::PendingElsewhere
+            }
+            cache::Reserved::Full => {
+                counters.refused(StoreRefusal::Full, 1);
+                ReserveCode::Full
+            }
+        };
+        self.give_back(offset);
+        nothing(answer)
+    }
+
+    fn commit(&mut self, reservation: ReservationId) -> CommitCode {
+        let owner = self.owner();
+        let staging = self.staging.as_ref().expect("a connection that was introduced has staging memory").memory();
+        let (committed, offset) = self.server.cache.commit(&mut self.holdings, owner, staging, reservation.0.get());
+        let counters = &self.server.counters;
+        let code = match committed {
+            Committed::Inserted { class, namespace } => {
+                self.server.inserted(class, &namespace);
+                CommitCode::Inserted
+            }
+            Committed::Present { class } => {
+                counters.present(self.server.amount(class, 1));
+                CommitCode::Present
+            }
+            Committed::FailedCheck => {
+                counters.refused(StoreRefusal::FailedCheck, 1);
+                CommitCode::FailedCheck
+            }
+            Committed::Full => {
+                counters.refused(StoreRefusal::Full, 1);
+                CommitCode::Full
+            }
+            Committed::Unknown => {
+                counters.protocol_error(ProtocolError::UnknownReservation);
+                CommitCode::Unknown
+            }
+        };
+        offset.into_iter().for_each(|offset| self.give_back(offset));
+        code
+    }
+
+    fn give_back(&mut self, offset: u64) {
+        if let Some(staging) = &mut self.staging {
+            staging.give_back(offset);
+        }
+    }
+}
+
+/// Why no frame begins.
+enum Look {
+    Nothing,
+    Failed,
+}
+
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}
+
+fn hit(leased: &cache::Leased) -> Hit {
+    Hit {
+        lease: LeaseId(leased.lease.into()),
+        offset: leased.offset.into(),
+        generation: leased.generation.into(),
+        provenance: leased.key.provenance.0.into(),
+        slot: leased.slot.into(),
+        extent: leased.extent.into(),
+        form: leased.key.form.0.into(),
+        tier: leased.tier.into(),
+        reserved: Zero::BYTES,
+    }
+}

@@ -1,0 +1,285 @@
+//! The service through its socket: blocks in and out, what others may see of them, and what is left when a client goes.
+
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use cache_core::chain::{Chain, Link};
+use cache_core::form::{Accept, Form, Lineage, Provenance};
+use cache_core::hash::{Namespace, TenantId, WeightsId};
+use cache_core::header::{seal_image, verify_image};
+use cache_core::key::CopyKey;
+use cache_core::manifest::{GroupKind, HeadSlice, LayerGroup, Manifest, RopeIdentity};
+use cache_core::miss::MissReason;
+use cache_core::payload::BlockShape;
+use cache_core::units::Tier;
+use kvtier_daemon::config::{Config, Machine};
+use kvtier_daemon::{ServeError, serve};
+use kvtier_sdk::client::{Client, ClientSettings, Place, Wanted};
+use kvtier_sdk::wire::CommitCode;
+use serde_json::Value;
+
+const SHAPE: BlockShape = BlockShape { layers: 2, kv_heads: 1, head_dim: 16, block_tokens: 16, form: Form::Raw16 };
+
+struct Daemon {
+    socket: PathBuf,
+    thread: JoinHandle<Result<(), ServeError>>,
+}
+
+fn start(folder: &Path, change: impl FnOnce(&mut Config)) -> Daemon {
+    let socket = folder.join("kvtier.sock");
+    let mut config = Config::defaults(&Machine::here().unwrap());
+    config.socket = socket.clone();
+    config.http = None;
+    config.host_mem_bytes = 32 << 20;
+    config.client_staging_bytes = 256 << 10;
+    change(&mut config);
+    let thread = std::thread::spawn(move || serve(config));
+    let until = Instant::now() + Duration::from_secs(20);
+    while !socket.exists() {
+        assert!(Instant::now() < until && !thread.is_finished(), "the daemon does not start");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Daemon { socket, thread }
+}
+
+impl Daemon {
+    fn client(&self) -> Client {
+        let deadline = Duration::from_secs(10);
+        let settings = ClientSettings { socket: self.socket.clone(), name: "service test".to_owned(), deadline };
+        let client = Client::open(settings, SHAPE);
+        assert!(client.is_connected());
+        client
+    }
+
+    fn end(self, client: Client) {
+        client.drain().unwrap();
+        drop(client);
+        self.thread.join().unwrap().unwrap();
+    }
+}
+
+fn manifest() -> Manifest {
+    Manifest {
+        weights: WeightsId([7; 32]),
+        architecture: "llama".to_owned(),
+        dtype: "bf16".to_owned(),
+        block_tokens: SHAPE.block_tokens,
+        groups: vec![LayerGroup {
+            kind: GroupKind::Full,
+            layers: vec![0, 1],
+            kv_heads: SHAPE.kv_heads,
+            head_dim: SHAPE.head_dim,
+        }],
+        head_slice: HeadSlice::WHOLE,
+        rope: RopeIdentity { dimensions: 16, base_bits: 10_000f32.to_bits(), scaling: String::new() },
+        adapter: String::new(),
+        numerics: "test".to_owned(),
+    }
+}
+
+fn links(namespace: Namespace, blocks: usize) -> Vec<Link> {
+    let tokens: Vec<u32> = (0..16 * blocks as u32).collect();
+    Chain::over(namespace, SHAPE.block_tokens, &tokens).links().to_vec()
+}
+
+fn key(namespace: Namespace, link: &Link) -> CopyKey {
+    CopyKey::exact(namespace, link.hash)
+}
+
+fn image(namespace: Namespace, link: &Link) -> Vec<u8> {
+    let mut image = vec![0; SHAPE.slot_bytes() as usize];
+    let start = SHAPE.header_bytes() as usize;
+    image[start..].iter_mut().enumerate().for_each(|(index, byte)| *byte = (index as u32 * 7 + link.depth) as u8);
+    let key = key(namespace, link);
+    seal_image(&SHAPE, key, Lineage::of(key.form), *link, &mut image);
+    image
+}
+
+fn wanted<'a>(namespace: Namespace, links: &'a [Link]) -> Wanted<'a> {
+    Wanted { namespace, provenance: Provenance::EXACT, links }
+}
+
+/// Puts blocks, each image changed by `change` before it is committed.
+fn put(client: &Client, namespace: Namespace, links: &[Link], change: impl Fn(&mut Vec<u8>)) -> Vec<CommitCode> {
+    let wanted = wanted(namespace, links);
+    let places = client.reserve(&wanted, Lineage::of(SHAPE.form_map())).unwrap();
+    let mut reservations = Vec::new();
+    for (place, link) in places.answers.iter().zip(links) {
+        let Place::Reserved { reservation, offset } = place else { panic!("{place:?}") };
+        let mut image = image(namespace, link);
+        change(&mut image);
+        places.staging.write(*offset, &image);
+        reservations.push(*reservation);
+    }
+    client.commit(places.connection, &reservations).unwrap()
+}
+
+fn stats(client: &Client) -> Value {
+    serde_json::from_str(&client.stats().unwrap()).unwrap()
+}
+
+/// Waits until a figure is what it should be.
+fn settles(client: &Client, what: &str, figure: impl Fn(&Value) -> bool) {
+    let until = Instant::now() + Duration::from_secs(10);
+    while !figure(&stats(client)) {
+        assert!(Instant::now() < until, "{what}: {}", stats(client));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn what_one_client_puts_another_reads_in_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let daemon = start(folder.path(), |_| {});
+    let (writer, reader) = (daemon.client(), daemon.client());
+    let namespace = writer.name(&manifest(), TenantId::of_salt(None));
+    assert_eq!(reader.name(&manifest(), TenantId::of_salt(None)), namespace);
+    let links = links(namespace, 5);
+    assert_eq!(put(&writer, namespace, &links[..4], |_| {}), vec![CommitCode::Inserted; 4]);
+    let (tiers, miss) = reader.lookup(&wanted(namespace, &links), Accept::Exact).unwrap();
+    assert_eq!((tiers, miss), (vec![Tier::Host; 4], Some(MissReason::NeverStored)));
+    let (lent, miss) = reader.acquire(&wanted(namespace, &links), Accept::Exact).unwrap();
+    assert_eq!((lent.len(), miss), (4, Some(MissReason::NeverStored)));
+    for (lent, link) in lent.iter().zip(&links) {
+        let slot_end = lent.offset() + SHAPE.slot_bytes();
+        assert!(slot_end <= lent.extent().bytes(), "the block lies inside the mapped extent");
+        let mut read = vec![0; SHAPE.slot_bytes() as usize];
+        assert!(lent.read(0, &mut read));
+        verify_image(&SHAPE, &key(namespace, link), &read).unwrap();
+        assert_eq!(read, image(namespace, link));
+    }
+    let held = stats(&writer);
+    assert_eq!((&held["leases"]["count"], &held["copied_bytes"]), (&4.into(), &0.into()), "{held}");
+    // Whoever comes second is told.
+    let places = writer.reserve(&wanted(namespace, &links[..1]), Lineage::of(SHAPE.form_map())).unwrap();
+    assert_eq!(places.answers, [Place::Present]);
+    drop(lent);
+    // Leases are given back with the next call.
+    reader.lookup(&wanted(namespace, &links[..1]), Accept::Exact).unwrap();
+    settles(&writer, "leases", |stats| stats["leases"]["count"] == 0);
+    drop(reader);
+    daemon.end(writer);
+}
+
+#[test]
+fn a_spoilt_image_is_refused_and_never_seen() {
+    let folder = tempfile::tempdir().unwrap();
+    let daemon = start(folder.path(), |_| {});
+    let client = daemon.client();
+    let namespace = client.name(&manifest(), TenantId::of_salt(None));
+    let links = links(namespace, 1);
+    for byte in [0, 60, 200, SHAPE.header_bytes() as usize, SHAPE.slot_bytes() as usize - 1] {
+        let codes = put(&client, namespace, &links, |image| image[byte] ^= 1);
+        assert_eq!(codes, [CommitCode::FailedCheck], "byte {byte}");
+        let (tiers, _) = client.lookup(&wanted(namespace, &links), Accept::Exact).unwrap();
+        assert!(tiers.is_empty(), "byte {byte}");
+    }
+    assert_eq!(put(&client, namespace, &links, |_| {}), [CommitCode::Inserted]);
+    assert_eq!(stats(&client)["reservations"], 0);
+    daemon.end(client);
+}
+
+#[test]
+fn tenants_and_models_find_nothing_of_each_other_and_a_changed_field_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let daemon = start(folder.path(), |_| {});
+    let client = daemon.client();
+    let own = client.name(&manifest(), TenantId::of_salt(Some("a")));
+    put(&client, own, &links(own, 2), |_| {});
+    let found = |namespace| client.lookup(&wanted(namespace, &links(namespace, 2)), Accept::Exact).unwrap();
+    assert_eq!(found(own).0.len(), 2);
+    for salt in [None, Some("b")] {
+        let other = client.name(&manifest(), TenantId::of_salt(salt));
+        assert_eq!(found(other), (vec![], Some(MissReason::NeverStored)), "{salt:?}");
+    }
+    let changed: [fn(&mut Manifest); 5] = [
+        |manifest| manifest.weights = WeightsId([8; 32]),
+        |manifest| manifest.dtype.push('x'),
+        |manifest| manifest.rope.dimensions = 8,
+        |manifest| manifest.adapter.push('x'),
+        |manifest| manifest.numerics.push('x'),
+    ];
+    for change in changed {
+        let mut manifest = manifest();
+        change(&mut manifest);
+        let other = client.name(&manifest, TenantId::of_salt(Some("a")));
+        assert_eq!(found(other), (vec![], Some(MissReason::Namespace)), "{manifest:?}");
+    }
+    daemon.end(client);
+}
+
+#[test]
+fn a_client_that_goes_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let daemon = start(folder.path(), |_| {});
+    let watcher = daemon.client();
+    let namespace = watcher.name(&manifest(), TenantId::of_salt(None));
+    let links = links(namespace, 8);
+    put(&watcher, namespace, &links[..4], |_| {});
+    let start = stats(&watcher);
+    for _ in 0..20 {
+        let client = daemon.client();
+        client.name(&manifest(), TenantId::of_salt(None));
+        let (lent, _) = client.acquire(&wanted(namespace, &links), Accept::Exact).unwrap();
+        assert_eq!(lent.len(), 4);
+        client.reserve(&wanted(namespace, &links[4..]), Lineage::of(SHAPE.form_map())).unwrap();
+        // Its leases are not given back: the connection ends with them.
+        lent.into_iter().for_each(std::mem::forget);
+        drop(client);
+        settles(&watcher, "holdings", |stats| {
+            stats["leases"]["count"] == 0 && stats["reservations"] == 0 && stats["clients"]["count"] == 1
+        });
+    }
+    let end = stats(&watcher);
+    assert_eq!(end["tiers"]["host"]["used_bytes"], start["tiers"]["host"]["used_bytes"]);
+    assert_eq!(end["leases"]["reclaimed"]["hang_up"], 80);
+    daemon.end(watcher);
+}
+
+#[test]
+fn blocks_outlive_the_daemon_on_its_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store");
+    let with_disk = |config: &mut Config| {
+        config.disk = Some(store.clone());
+        config.disk_size_bytes = 64 << 20;
+    };
+    let daemon = start(folder.path(), with_disk);
+    let client = daemon.client();
+    let namespace = client.name(&manifest(), TenantId::of_salt(None));
+    let links = links(namespace, 64);
+    for links in links.chunks(8) {
+        assert_eq!(put(&client, namespace, links, |_| {}), vec![CommitCode::Inserted; 8]);
+    }
+    let held = stats(&client);
+    let host = &held["tiers"]["host"];
+    assert!(host["used_bytes"].as_u64() <= host["budget_bytes"].as_u64(), "{held}");
+    daemon.end(client);
+    let daemon = start(folder.path(), with_disk);
+    let client = daemon.client();
+    client.name(&manifest(), TenantId::of_salt(None));
+    settles(&client, "recovery", |stats| stats["state"] == "ready");
+    let (lent, miss) = client.acquire(&wanted(namespace, &links), Accept::Exact).unwrap();
+    assert_eq!((lent.len(), miss), (64, None));
+    for (lent, link) in lent.iter().zip(&links) {
+        assert_eq!(lent.tier(), Tier::Disk);
+        let mut read = vec![0; SHAPE.slot_bytes() as usize];
+        assert!(lent.read(0, &mut read));
+        assert_eq!(read, image(namespace, link));
+    }
+    drop(lent);
+    daemon.end(client);
+}
+
+#[test]
+fn a_second_daemon_on_one_socket_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let daemon = start(folder.path(), |_| {});
+    let mut config = Config::defaults(&Machine::here().unwrap());
+    config.socket = daemon.socket.clone();
+    config.http = None;
+    let refused = serve(config).unwrap_err();
+    assert!(refused.to_string().contains("another daemon listens there"), "{refused}");
+    daemon.end(daemon.client());
+}
