@@ -5,7 +5,12 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kvtier_engine::run::Form;
 
+use crate::doctor::DoctorArgs;
+use crate::explain::ExplainArgs;
+use crate::serve::ServeArgs;
 use crate::size::Size;
+use crate::stats::StatsArgs;
+use crate::top::TopArgs;
 
 /// The memory system for long-context LLM inference.
 #[derive(Parser, Debug)]
@@ -37,6 +42,16 @@ pub enum Command {
     /// This machine's ceilings beside our figures
     #[command(subcommand)]
     Bench(BenchCommand),
+    /// The daemon: one cache for all engines of this machine
+    Serve(ServeArgs),
+    /// A daemon's figures in the terminal, second by second
+    Top(TopArgs),
+    /// A daemon's figures
+    Stats(StatsArgs),
+    /// Why the blocks of a request were there or not
+    Explain(ExplainArgs),
+    /// What this machine offers and lacks
+    Doctor(DoctorArgs),
 }
 
 /// `kvtier verify`.
@@ -221,6 +236,30 @@ pub enum AdmissionArg {
     SecondHit,
 }
 
+/// How blocks are encoded on their way to disk, without loss.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub enum StageArg {
+    /// Not at all
+    Off,
+    /// As sx12
+    #[default]
+    Auto,
+    /// 12 bits a value for raw16, nothing for the other forms
+    Sx12,
+    /// LZ4, for every form
+    Lz4,
+    /// Zstandard, for every form
+    Zstd,
+}
+
+impl StageArg {
+    /// Its name on the command line.
+    pub fn name(self) -> String {
+        let value = self.to_possible_value().expect("every stage has a name");
+        value.get_name().to_owned()
+    }
+}
+
 /// Where blocks outlive memory and the process.
 #[derive(Args, Clone, Debug)]
 pub struct DiskArgs {
@@ -233,6 +272,15 @@ pub struct DiskArgs {
     /// Which blocks are written [default: always]
     #[arg(long, requires = "disk")]
     pub disk_admission: Option<AdmissionArg>,
+    /// How blocks are encoded on their way there, without loss [default: auto]
+    #[arg(long, requires = "disk")]
+    pub disk_stage: Option<StageArg>,
+    /// Socket of a daemon (`kvtier serve`) that shares blocks with other processes, in the place of host arena and disk
+    #[arg(long, value_name = "SOCKET", conflicts_with_all = ["disk", "host_mem", "no_cache"])]
+    pub daemon: Option<PathBuf>,
+    /// How long one call to the daemon may take, in milliseconds [default: 2000]
+    #[arg(long, value_name = "MS", requires = "daemon", value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    pub daemon_deadline: Option<u64>,
 }
 
 /// How a continuation is chosen.
@@ -375,6 +423,9 @@ pub struct DemoArgs {
     /// Hard limit of everything in it, at least 64MiB
     #[arg(long, value_name = "SIZE", default_value = "512MiB")]
     pub disk_size: Size,
+    /// How blocks are encoded on their way there, without loss
+    #[arg(long, default_value = "auto")]
+    pub disk_stage: StageArg,
     /// Compute threads [default: all cores]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,

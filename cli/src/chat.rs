@@ -61,12 +61,12 @@ impl Conversation {
 
 /// Runs the command.
 pub fn run(args: &ChatArgs) -> Result<(), Failure> {
-    let disk = disk::options(&args.disk)?;
+    let below = disk::below(&args.disk)?;
     let document = args.file.as_deref().map(load::read_document).transpose()?;
     let signals = Signals::install()?;
     let loaded = load::load(&args.engine)?;
     let template = loaded.template()?;
-    let mut session = Session::open(&loaded, &args.engine, disk, !args.generate.no_cache, &signals)?;
+    let mut session = Session::open(&loaded, &args.engine, below, !args.generate.no_cache, &signals)?;
     let mut opening = document.map(|bytes| format!("{}\n\n", String::from_utf8_lossy(&bytes)));
     let mut conversation = Conversation::default();
     let mut lines = std::io::stdin().lock().lines();

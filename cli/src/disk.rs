@@ -1,25 +1,27 @@
-//! The disk of an engine: from the command line, and what a person is told about it.
+//! What an engine has below its device, a disk of its own or a daemon: from the command line, and what a person is told about it.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use kvtier_engine::run::engine::{DiskOptions, Engine};
-use kvtier_sdk::embedded::{Admission, DiskState, DiskStatus, DiskTier, IoChoice};
+use kvtier_engine::run::engine::{DaemonOptions, DiskOptions, Engine};
+use kvtier_sdk::embedded::{Admission, ByteStage, DiskState, DiskStatus, DiskTier, IoChoice};
 
-use crate::args::{AdmissionArg, DiskArgs};
+use crate::args::{AdmissionArg, DiskArgs, StageArg};
 use crate::failure::Failure;
 use crate::output;
 use crate::size::Size;
 
 /// What a store may take where nothing is said.
 const DEFAULT_SIZE: Size = Size(8 << 30);
+/// How long a call to a daemon may take where nothing is said.
+const DAEMON_DEADLINE_MILLIS: u64 = 2000;
 /// How long the first lookup waits for the store's index.
 const WAIT: Duration = Duration::from_secs(10);
 /// A shorter wait is not worth a line.
 const QUIET: Duration = Duration::from_millis(700);
 
 /// The disk that the options ask for; `None` without `--disk`. Errors: exit code 2.
-pub fn options(args: &DiskArgs) -> Result<Option<DiskOptions>, Failure> {
+fn options(args: &DiskArgs) -> Result<Option<DiskOptions>, Failure> {
     let Some(directory) = args.disk.as_deref() else {
         return Ok(None);
     };
@@ -27,7 +29,41 @@ pub fn options(args: &DiskArgs) -> Result<Option<DiskOptions>, Failure> {
         None | Some(AdmissionArg::Always) => Admission::Always,
         Some(AdmissionArg::SecondHit) => Admission::SecondHit,
     };
-    Ok(Some(DiskOptions { admission, ..at(directory, args.disk_size.unwrap_or(DEFAULT_SIZE))? }))
+    let stage = stage(args.disk_stage.unwrap_or_default());
+    Ok(Some(DiskOptions { admission, stage, ..at(directory, args.disk_size.unwrap_or(DEFAULT_SIZE))? }))
+}
+
+/// What an engine has below its device.
+#[derive(Clone, Debug, Default)]
+pub struct Below {
+    /// A disk of its own.
+    pub disk: Option<DiskOptions>,
+    /// A daemon.
+    pub daemon: Option<DaemonOptions>,
+}
+
+impl From<Option<DiskOptions>> for Below {
+    fn from(disk: Option<DiskOptions>) -> Below {
+        Below { disk, daemon: None }
+    }
+}
+
+/// What the arguments put below the device. Errors: as [`options`].
+pub fn below(args: &DiskArgs) -> Result<Below, Failure> {
+    let deadline_millis = args.daemon_deadline.unwrap_or(DAEMON_DEADLINE_MILLIS);
+    let daemon = args.daemon.clone().map(|socket| DaemonOptions { socket, deadline_millis });
+    Ok(Below { disk: options(args)?, daemon })
+}
+
+/// The byte stage of that name.
+pub fn stage(name: StageArg) -> ByteStage {
+    match name {
+        StageArg::Off => ByteStage::Off,
+        StageArg::Auto => ByteStage::Auto,
+        StageArg::Sx12 => ByteStage::Sx12,
+        StageArg::Lz4 => ByteStage::Lz4,
+        StageArg::Zstd => ByteStage::Zstd,
+    }
 }
 
 /// A store in `directory` that takes every block. Errors: exit code 2 for less than a store needs, and for a bad `KVTIER_DISK_IO`.
@@ -37,7 +73,8 @@ pub fn at(directory: &Path, size: Size) -> Result<DiskOptions, Failure> {
         return Err(Failure::input(format!("--disk-size is {size}; a store needs at least {least}")));
     }
     let directory = directory.to_path_buf();
-    Ok(DiskOptions { directory, budget_bytes: size.0, admission: Admission::Always, io: io()? })
+    let (admission, stage) = (Admission::Always, ByteStage::Auto);
+    Ok(DiskOptions { directory, budget_bytes: size.0, admission, io: io()?, stage })
 }
 
 /// The way to the disk that `KVTIER_DISK_IO` names. Errors: exit code 2.
@@ -81,6 +118,9 @@ impl Told {
             DiskStatus::Absent { reason } => format!("going on without the disk: {reason}"),
             DiskStatus::Open(DiskState::Offline { reason }) => {
                 format!("going on without the disk, which is offline: {reason}")
+            }
+            _ if engine.cache().is_daemon_connected() == Some(false) => {
+                "going on without the daemon, which does not answer".to_owned()
             }
             _ => return,
         };

@@ -8,12 +8,13 @@ use kvtier_engine::gguf::GgufFile;
 use kvtier_engine::model::identity::DigestCache;
 use kvtier_engine::model::{self, Model, ModelConfig};
 use kvtier_engine::models::{DEFAULT_MODEL, FetchProgress, ModelStore};
-use kvtier_engine::run::engine::{DiskOptions, Engine, EngineOptions};
+use kvtier_engine::run::engine::{Engine, EngineOptions};
 use kvtier_engine::run::{Form, Isa, Link, WeightsId};
 use kvtier_engine::template::{ChatTemplate, TemplateError};
 use kvtier_engine::tokenizer::Tokenizer;
 
 use crate::args::{EngineArgs, PathArg};
+use crate::disk::Below;
 use crate::failure::Failure;
 
 /// A model with everything its text needs.
@@ -97,8 +98,9 @@ fn engine_path(path: PathArg) -> model::Path {
 }
 
 /// Opens an engine. `use_cache` false keeps everything on the device, which by default holds a whole context.
-pub fn open(loaded: &Loaded, args: &EngineArgs, disk: Option<DiskOptions>, use_cache: bool) -> Result<Engine, Failure> {
-    let options = EngineOptions { disk, ..options(&loaded.model.config, args, use_cache)? };
+pub fn open(loaded: &Loaded, args: &EngineArgs, below: Below, use_cache: bool) -> Result<Engine, Failure> {
+    let Below { disk, daemon } = below;
+    let options = EngineOptions { disk, daemon, ..options(&loaded.model.config, args, use_cache)? };
     Ok(Engine::open(Arc::clone(&loaded.model), loaded.weights, options)?)
 }
 
@@ -125,6 +127,7 @@ fn options(config: &ModelConfig, args: &EngineArgs, use_cache: bool) -> Result<E
         device_bytes,
         host_bytes: args.host_mem.map_or(ram / 4, |size| size.0),
         disk: None,
+        daemon: None,
         link: match args.link {
             None => Link::InPlace,
             Some(0.0) => Link::Strict { bytes_per_second: None },

@@ -6,6 +6,9 @@ mod bench;
 mod chat;
 mod demo;
 mod disk;
+mod doctor;
+mod endpoint;
+mod explain;
 mod failure;
 mod load;
 mod model;
@@ -14,9 +17,12 @@ mod prompt;
 mod quality;
 mod run;
 mod score;
+mod serve;
 mod session;
 mod signals;
 mod size;
+mod stats;
+mod top;
 mod verify;
 
 use std::process::ExitCode;
@@ -56,6 +62,11 @@ fn run_command(command: &Command) -> Result<(), Failure> {
         Command::Model(command) => model::run(command),
         Command::Verify(args) => verify::run(args),
         Command::Bench(command) => bench::run(command),
+        Command::Serve(args) => serve::run(args),
+        Command::Top(args) => top::run(args),
+        Command::Stats(args) => stats::run(args),
+        Command::Explain(args) => explain::run(args),
+        Command::Doctor(args) => doctor::run(args),
     }
 }
 

@@ -16,11 +16,11 @@ use kvtier_engine::quality::{FLOOR, Open};
 use kvtier_engine::run::Form;
 use kvtier_engine::run::engine::{DiskOptions, Engine, EngineOptions};
 use kvtier_engine::tokenizer::SpecialTokens;
-use kvtier_sdk::embedded::{Admission, IoChoice};
+use kvtier_sdk::embedded::{Admission, ByteStage, IoChoice};
 use serde_json::{Value, json};
 
 use crate::args::QualityArgs;
-use crate::disk;
+use crate::disk::{self, Below};
 use crate::failure::Failure;
 use crate::load::{self, Loaded};
 use crate::output;
@@ -60,7 +60,7 @@ pub fn run(args: &QualityArgs) -> Result<(), Failure> {
     let loaded = load::load(&args.engine)?;
     let tokens = loaded.tokenizer.encode(&document, SpecialTokens::Plain).map_err(Failure::input)?;
     let pieces = pieces(&tokens, args, loaded.model.config.context_tokens)?;
-    let options = load::open(&loaded, &args.engine, None, false)?.options().clone();
+    let options = load::open(&loaded, &args.engine, Below::default(), false)?.options().clone();
     let io = disk::io()?;
     let open =
         |form: Form, store: Option<&Path>| open(&loaded, &options, args, form, store.map(|folder| stored(folder, io)));
@@ -136,7 +136,8 @@ fn open(
 
 /// A store that takes every block.
 fn stored(folder: &Path, io: IoChoice) -> DiskOptions {
-    DiskOptions { directory: folder.to_owned(), budget_bytes: STORE_BYTES, admission: Admission::Always, io }
+    let (admission, stage) = (Admission::Always, ByteStage::Auto);
+    DiskOptions { directory: folder.to_owned(), budget_bytes: STORE_BYTES, admission, io, stage }
 }
 
 fn measure(

@@ -17,12 +17,12 @@ use crate::signals::Signals;
 
 /// Runs the command.
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
-    let disk = disk::options(&args.disk)?;
+    let below = disk::below(&args.disk)?;
     let document = load::read_document(&args.file)?;
     let signals = Signals::install()?;
     let loaded = load::load(&args.engine)?;
     let template = loaded.template()?;
-    let mut session = Session::open(&loaded, &args.engine, disk, !args.generate.no_cache, &signals)?;
+    let mut session = Session::open(&loaded, &args.engine, below, !args.generate.no_cache, &signals)?;
     let document = String::from_utf8_lossy(&document);
     let mut requests = Vec::new();
     for (index, question) in args.ask.iter().enumerate() {

@@ -4,6 +4,7 @@ use kvtier_engine::tokenizer::SpecialTokens;
 use serde_json::json;
 
 use crate::args::ScoreArgs;
+use crate::disk::Below;
 use crate::failure::Failure;
 use crate::load;
 use crate::output::{self, Watcher};
@@ -21,7 +22,7 @@ pub fn run(args: &ScoreArgs) -> Result<(), Failure> {
             tokens.len()
         )));
     }
-    let mut engine = load::open(&loaded, &args.engine, None, false)?;
+    let mut engine = load::open(&loaded, &args.engine, Below::default(), false)?;
     let mut watcher = Watcher::new(&loaded.tokenizer, false);
     let score = engine.score(&tokens, &mut |progress| watcher.show(progress))?;
     watcher.finish()?;

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kvtier_engine::EngineError;
-use kvtier_engine::run::engine::{DiskOptions, Engine};
+use kvtier_engine::run::engine::Engine;
 use kvtier_engine::run::request::{Answer, Request};
 use kvtier_engine::tokenizer::Tokenizer;
 
 use crate::args::EngineArgs;
-use crate::disk::Told;
+use crate::disk::{Below, Told};
 use crate::failure::Failure;
 use crate::load::{self, Loaded};
 use crate::output::{self, Watcher};
@@ -30,11 +30,11 @@ impl Session {
     pub fn open(
         loaded: &Loaded,
         args: &EngineArgs,
-        disk: Option<DiskOptions>,
+        below: impl Into<Below>,
         use_cache: bool,
         signals: &Signals,
     ) -> Result<Session, Failure> {
-        let mut engine = load::open(loaded, args, disk, use_cache)?;
+        let mut engine = load::open(loaded, args, below.into(), use_cache)?;
         engine.stop_when(Arc::clone(signals.stop()));
         if engine.cache().disk_tier().is_some() {
             let disk = engine.disk_closer();

@@ -11,6 +11,7 @@ use kvtier_engine::template::Message;
 use serde_json::json;
 
 use crate::args::{BenchDecodeArgs, EngineArgs, PathArg};
+use crate::disk::Below;
 use crate::failure::Failure;
 use crate::load::{self, Loaded};
 use crate::output::{self, Watcher};
@@ -44,7 +45,7 @@ pub fn run(args: &BenchDecodeArgs) -> Result<(), Failure> {
     let engine_args = engine_args(args);
     let loaded = load::load(&engine_args)?;
     let prompt = prompt_of(args, &loaded)?;
-    let mut engine = load::open(&loaded, &engine_args, None, true)?;
+    let mut engine = load::open(&loaded, &engine_args, Below::default(), true)?;
     let threads = engine.options().threads;
     let ctx = prompt.len();
     let request = Request {

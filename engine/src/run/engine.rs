@@ -16,8 +16,10 @@ use gpu_tier::cpu::workers::Workers;
 use gpu_tier::cpu::{CpuConfig, CpuDevice, Link};
 use gpu_tier::device::{Device, MemoryUse, Traffic};
 use kvtier_sdk::cache::{CacheError, CacheStats, KvCache};
+use kvtier_sdk::client::ClientSettings;
 use kvtier_sdk::embedded::{
-    Admission, DiskSettings, DiskStatus, DiskStore, Embedded, EmbeddedConfig, IoChoice, StoreSettings, Writes,
+    Admission, ByteStage, DaemonSettings, DiskSettings, DiskStatus, DiskStore, Embedded, EmbeddedConfig, IoChoice,
+    StoreSettings, Writes,
 };
 
 use crate::error::EngineError;
@@ -39,6 +41,8 @@ pub struct EngineOptions {
     pub host_bytes: u64,
     /// Where blocks outlive memory and the process.
     pub disk: Option<DiskOptions>,
+    /// A daemon that lends blocks and takes what is published, in the place of host arena and disk.
+    pub daemon: Option<DaemonOptions>,
     /// In place, or strict over a modelled link.
     pub link: Link,
     /// Tokens of a block: a power of two, 16 to 256.
@@ -57,6 +61,15 @@ pub struct EngineOptions {
     pub context_tokens: u32,
 }
 
+/// The daemon of an engine.
+#[derive(Clone, Debug)]
+pub struct DaemonOptions {
+    /// Its socket.
+    pub socket: PathBuf,
+    /// How long one call may take, in milliseconds.
+    pub deadline_millis: u64,
+}
+
 /// The disk tier of an engine.
 #[derive(Clone, Debug)]
 pub struct DiskOptions {
@@ -68,6 +81,8 @@ pub struct DiskOptions {
     pub admission: Admission,
     /// Which way to the disk.
     pub io: IoChoice,
+    /// How records are encoded on their way there.
+    pub stage: ByteStage,
 }
 
 /// A model over a device and a cache.
@@ -248,7 +263,11 @@ impl Engine {
 
     /// The namespace of a tenant.
     pub fn namespace(&self, salt: Option<&str>) -> Namespace {
-        self.manifest.namespace(TenantId::of_salt(salt))
+        let tenant = TenantId::of_salt(salt);
+        if let Some(closed) = &self.closed {
+            closed.namespace(&self.manifest, tenant);
+        }
+        self.cache.namespace(&self.manifest, tenant)
     }
 
     /// Refuses token ids that the model or the context cannot take.
@@ -320,6 +339,7 @@ impl Openings<'_> {
                 admission: disk.admission,
                 write_limit_bytes_s: None,
                 io: disk.io,
+                stage: disk.stage,
             })
         });
         let Some(closed_shape) = closed_shape else {
@@ -341,9 +361,19 @@ impl Openings<'_> {
         writes: Writes,
     ) -> Result<Arc<Embedded>, EngineError> {
         let options = self.options;
+        let live_blocks = options.context_tokens.div_ceil(options.block_tokens).saturating_mul(2);
+        if let Some(daemon) = options.daemon.as_ref().filter(|_| options.use_cache) {
+            let client = ClientSettings {
+                socket: daemon.socket.clone(),
+                name: format!("kvtier {}", shape.form),
+                deadline: Duration::from_millis(daemon.deadline_millis),
+            };
+            let settings = DaemonSettings { client, live_blocks, writes };
+            return Ok(Arc::new(Embedded::over_daemon(Arc::clone(self.device), shape, device_slots, settings)?));
+        }
         let disk = store.map(|store| DiskSettings {
             store,
-            live_blocks: options.context_tokens.div_ceil(options.block_tokens).saturating_mul(2),
+            live_blocks,
             pieces_min: 2 * sections_per_group(&shape, self.geometry),
             writes,
         });

@@ -1,0 +1,148 @@
+//! Engines over a daemon: bits do not depend on it, it is shared, it outlives them, and its end is no trouble.
+
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use cache_core::payload::BlockShape;
+use kvtier_daemon::config::{Config, Machine};
+use kvtier_daemon::{ServeError, serve};
+use kvtier_engine::run::Form;
+use kvtier_engine::run::engine::{DaemonOptions, EngineOptions};
+use kvtier_sdk::client::{Client, ClientSettings};
+use kvtier_tests::disk::expected;
+use kvtier_tests::{STRICT, ask, fixture, options, request, turn};
+
+struct Daemon {
+    socket: PathBuf,
+    thread: JoinHandle<Result<(), ServeError>>,
+}
+
+/// A daemon in `folder`, with a store there.
+fn start(folder: &Path) -> Daemon {
+    let socket = folder.join("kvtier.sock");
+    let mut config = Config::defaults(&Machine::here().unwrap());
+    config.socket = socket.clone();
+    config.http = None;
+    config.host_mem_bytes = 256 << 20;
+    config.disk = Some(folder.join("store"));
+    config.disk_size_bytes = 256 << 20;
+    let thread = std::thread::spawn(move || serve(config));
+    let until = Instant::now() + Duration::from_secs(20);
+    while !socket.exists() {
+        assert!(Instant::now() < until && !thread.is_finished(), "the daemon does not start");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Daemon { socket, thread }
+}
+
+impl Daemon {
+    fn client(&self) -> Client {
+        let shape = BlockShape { layers: 1, kv_heads: 1, head_dim: 16, block_tokens: 16, form: Form::Raw16 };
+        let deadline = Duration::from_secs(10);
+        Client::open(ClientSettings { socket: self.socket.clone(), name: "test".to_owned(), deadline }, shape)
+    }
+
+    fn stats(&self) -> serde_json::Value {
+        serde_json::from_str(&self.client().stats().unwrap()).unwrap()
+    }
+
+    /// An orderly end.
+    fn end(self) {
+        self.client().drain().unwrap();
+        self.thread.join().unwrap().unwrap();
+        assert!(!self.socket.exists(), "the socket goes with the daemon");
+    }
+}
+
+fn over(socket: &Path) -> EngineOptions {
+    let daemon = DaemonOptions { socket: socket.to_owned(), deadline_millis: 10_000 };
+    EngineOptions { daemon: Some(daemon), host_bytes: 0, ..options() }
+}
+
+#[test]
+fn engines_share_a_daemon_and_its_disk_outlives_it() {
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let prompt = fixture().prompt(100, 400);
+    let expected = expected(&prompt, 16);
+    let daemon = start(folder.path());
+    {
+        let mut first = fixture().engine(over(&daemon.socket));
+        let answer = ask(&mut first, &prompt, 16);
+        assert_eq!((answer.logits_digest, answer.computed_tokens), (expected, 400 + 15));
+        first.cache().audit().unwrap();
+    }
+    for link in [options().link, STRICT] {
+        let mut other = fixture().engine(EngineOptions { link, ..over(&daemon.socket) });
+        let answer = ask(&mut other, &prompt, 16);
+        assert_eq!(answer.logits_digest, expected, "{link:?}");
+        assert_eq!((answer.cached_tokens.host, answer.computed_tokens), (384, 16 + 15), "{link:?}");
+        // Another tenant finds nothing.
+        let mut salted = request(&prompt, 4);
+        salted.salt = Some("another".to_owned());
+        let answer = other.generate(vec![salted], &mut |_| {}).pop().unwrap().unwrap();
+        assert_eq!(answer.cached_tokens.host + answer.cached_tokens.disk, 0, "{link:?}");
+        other.cache().audit().unwrap();
+    }
+    let stats = daemon.stats();
+    assert_eq!(stats["copied_bytes"], 0, "hits are read in place");
+    assert!(stats["hits"]["host"]["blocks"].as_u64() >= Some(12), "{stats}");
+    assert_eq!((&stats["leases"]["count"], &stats["reservations"]), (&0.into(), &0.into()), "{stats}");
+    daemon.end();
+    let daemon = start(folder.path());
+    let mut engine = fixture().engine(over(&daemon.socket));
+    // Its index is read in the background.
+    let until = Instant::now() + Duration::from_secs(20);
+    while daemon.stats()["state"] != "ready" {
+        assert!(Instant::now() < until, "{}", daemon.stats());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let answer = ask(&mut engine, &prompt, 16);
+    assert_eq!((answer.logits_digest, answer.cached_tokens.disk), (expected, 384));
+    drop(engine);
+    daemon.end();
+}
+
+#[test]
+fn closed_blocks_are_shared_as_well() {
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let prompt = fixture().prompt(700, 520);
+    let daemon = start(folder.path());
+    let answers: Vec<_> = (0..3)
+        .map(|_| {
+            let mut engine = fixture().engine(EngineOptions { form: Form::Kc4vt4, ..over(&daemon.socket) });
+            ask(&mut engine, &prompt, 8)
+        })
+        .collect();
+    assert!(answers[0].clamped_at.is_empty());
+    assert!(answers[1].cached_tokens.host >= 320, "{:?}", answers[1].cached_tokens);
+    // What is found by the second and the third is the same, and so are the clamps and the bits.
+    assert_eq!(answers[1].clamped_at, answers[2].clamped_at);
+    assert_eq!(answers[1].logits_digest, answers[2].logits_digest);
+    daemon.end();
+}
+
+#[test]
+fn a_daemon_that_is_not_there_or_ends_is_no_trouble() {
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let prompt = fixture().prompt(1500, 300);
+    let expected = expected(&prompt, 8);
+    let mut engine = fixture().engine(over(&folder.path().join("kvtier.sock")));
+    assert_eq!(ask(&mut engine, &prompt, 8).logits_digest, expected, "without a daemon");
+    let daemon = start(folder.path());
+    let until = Instant::now() + Duration::from_secs(10);
+    while engine.cache().is_daemon_connected() != Some(true) {
+        assert!(Instant::now() < until, "the engine does not find the daemon that has come");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let other = fixture().prompt(1600, 300);
+    let others = kvtier_tests::disk::expected(&other, 8);
+    assert_eq!(ask(&mut engine, &other, 8).logits_digest, others, "with one that has come");
+    daemon.end();
+    assert_eq!(ask(&mut engine, &other, 8).logits_digest, others, "after it has gone");
+    assert_eq!(ask(&mut engine, &prompt, 8).logits_digest, expected, "after it has gone");
+    engine.cache().audit().unwrap();
+}
