@@ -287,5 +287,6 @@ fn a_second_daemon_on_one_socket_is_refused() {
     config.http = None;
     let refused = serve(config).unwrap_err();
     assert!(refused.to_string().contains("another daemon listens there"), "{refused}");
-    daemon.end(daemon.client());
+    let client = daemon.client();
+    daemon.end(client);
 }
