@@ -92,7 +92,7 @@ impl Mapping {
 
     /// Copies out, 8 bytes at a time. `offset` and length are multiples of 8. The copy may be torn.
     pub(crate) fn load(&self, offset: u64, target: &mut [u8]) {
-        let words = self.words(offset, target.len());
+        let words = self.loadable(offset, target.len());
         for (chunk, word) in target.chunks_exact_mut(8).zip(words) {
             chunk.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
         }
@@ -100,7 +100,7 @@ impl Mapping {
 
     /// Copies in, 8 bytes at a time. `offset` and length are multiples of 8. The caller holds the reservation.
     pub(crate) fn store(&self, offset: u64, source: &[u8]) {
-        let words = self.words(offset, source.len());
+        let words = self.storable(offset, source.len());
         for (chunk, word) in source.chunks_exact(8).zip(words) {
             word.store(u64::from_ne_bytes(chunk.try_into().expect("chunks of 8 bytes")), Ordering::Relaxed);
         }
@@ -109,7 +109,7 @@ impl Mapping {
     /// Copies `bytes` bytes from another mapping, which another process may be writing: the copy may be torn. Offsets and length are multiples
     /// of 8. The caller holds the reservation.
     pub(crate) fn store_from(&self, offset: u64, source: &Mapping, from: u64, bytes: usize) {
-        for (target, word) in self.words(offset, bytes).iter().zip(source.words(from, bytes)) {
+        for (target, word) in self.storable(offset, bytes).iter().zip(source.loadable(from, bytes)) {
             target.store(word.load(Ordering::Relaxed), Ordering::Relaxed);
         }
     }
@@ -123,9 +123,16 @@ impl Mapping {
         look(unsafe { std::slice::from_raw_parts(self.address.as_ptr().add(offset as usize), bytes as usize) })
     }
 
-    fn words(&self, offset: u64, bytes: usize) -> &[AtomicU64] {
+    /// Words to be stored to.
+    fn storable(&self, offset: u64, bytes: usize) -> &[AtomicU64] {
+        assert_eq!(self.access, Access::ReadWrite, "only the service mapping is written");
+        self.loadable(offset, bytes)
+    }
+
+    /// Words to be loaded; stored to only as [`Mapping::storable`].
+    fn loadable(&self, offset: u64, bytes: usize) -> &[AtomicU64] {
         assert!(offset.is_multiple_of(8) && bytes.is_multiple_of(8), "copies are whole words: {offset}+{bytes}");
-        assert_eq!(self.access, Access::ReadWrite, "only the service mapping is touched by address");
+        assert_ne!(self.access, Access::ReadOnly, "a mapping that may be protected is not touched by address");
         self.check(offset, bytes as u64);
         // SAFETY: as in `atomic`, for each word; AtomicU64 has the size and, on 64-bit targets, the alignment of u64.
         unsafe { std::slice::from_raw_parts(self.address.as_ptr().add(offset as usize).cast::<AtomicU64>(), bytes / 8) }

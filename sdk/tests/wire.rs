@@ -115,13 +115,8 @@ fn numbers_that_stand_for_something_never_change() {
     assert_eq!(tiers.map(|tier| Tier::from(TierCode::from(tier))), tiers);
     let answers = [ReserveCode::Reserved, ReserveCode::Present, ReserveCode::PendingElsewhere, ReserveCode::Full];
     assert_eq!(answers.map(|answer| answer as u8), [1, 2, 3, 4]);
-    let answers = [
-        CommitCode::Inserted,
-        CommitCode::Present,
-        CommitCode::FailedCheck,
-        CommitCode::Unknown,
-        CommitCode::Full,
-    ];
+    let answers =
+        [CommitCode::Inserted, CommitCode::Present, CommitCode::FailedCheck, CommitCode::Unknown, CommitCode::Full];
     assert_eq!(answers.map(|answer| answer as u8), [1, 2, 3, 4, 5]);
     assert_eq!(AcceptId::of(Accept::Exact), Some(AcceptId::Exact));
     assert_eq!(AcceptId::of(Accept::AtLeast(Form::I8h)), Some(AcceptId::AtLeast(FormMapId(4))));

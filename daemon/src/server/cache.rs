@@ -24,7 +24,7 @@ use kvtier_sdk::wire::KeyParts;
 
 use crate::server::class::{Class, ClassId, Pool};
 use crate::server::driver::{Brought, Driver, Load, Write};
-use crate::stats::{Counters, Reclaim};
+use crate::stats::{Amount, Counters, Reclaim};
 
 /// How often the disk's thread looks whether it is to end, in milliseconds.
 const LOOK_MILLIS: u64 = 100;
@@ -46,8 +46,8 @@ pub(crate) struct State {
     pub(crate) loads: HashMap<OpId, Load>,
     /// Requests for loads that somebody waits for, and whether each has ended.
     pub(crate) awaited: HashMap<Ticket, bool>,
-    /// Published blocks that were not written to the disk.
-    pub(crate) unwritten: u64,
+    /// What came and went since somebody last asked.
+    pub(crate) moved: Moved,
     /// Blocks that clients want kept, each with the reader that keeps it, until then.
     kept: HashMap<CopyKey, Kept>,
     next: u64,
@@ -89,6 +89,13 @@ impl Asked<'_> {
     fn keys(&self) -> Vec<CopyKey> {
         self.links.iter().map(|link| self.parts.key(link.hash)).collect()
     }
+}
+
+/// Copies that came into the arena from the disk, and that were dropped from it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Moved {
+    pub(crate) evicted: u64,
+    pub(crate) loaded: Amount,
 }
 
 struct Kept {
@@ -190,6 +197,9 @@ pub(crate) enum Committed {
     Unknown,
 }
 
+/// The run of blocks that are there, and why the next is not.
+type Found = (Vec<(EntryId, Tier)>, Option<MissReason>);
+
 /// The tier of a shard's place, for people.
 fn named(tier: Tier) -> Tier {
     if tier == Tier::Device { Tier::Host } else { tier }
@@ -207,7 +217,7 @@ impl Cache {
                 writes: HashMap::new(),
                 loads: HashMap::new(),
                 awaited: HashMap::new(),
-                unwritten: 0,
+                moved: Moved::default(),
                 kept: HashMap::new(),
                 next: 0,
             }),
@@ -257,6 +267,16 @@ impl Cache {
         (tiers.into_iter().map(named).collect(), miss)
     }
 
+    /// Makes the longest run that is there live, and says why the next block is not.
+    fn make_live(&self, state: &mut State, asked: &Asked<'_>, keys: &[CopyKey], below: &[Below]) -> Found {
+        let event = Event::Acquire { keys, links: asked.links, below, accept: asked.accept };
+        let answers = self.drive(state, asked.class(), event);
+        match answers.into_iter().next() {
+            Some(Action::Acquired { hits, miss }) => (hits, miss),
+            other => unreachable!("{other:?} to an acquire"),
+        }
+    }
+
     /// Leases the longest run that is there; what only the disk has is loaded first. Waits for that until `until`.
     pub(crate) fn acquire(
         &self,
@@ -268,11 +288,7 @@ impl Cache {
         let below = self.below(&keys);
         let mut state = self.state();
         let class = asked.class();
-        let event = Event::Acquire { keys: &keys, links: asked.links, below: &below, accept: asked.accept };
-        let answers = self.drive(&mut state, class, event);
-        let Some(Action::Acquired { hits, miss }) = answers.into_iter().next() else {
-            unreachable!("an acquire is answered at once");
-        };
+        let (hits, miss) = self.make_live(&mut state, asked, &keys, &below);
         let wanted: Vec<EntryId> =
             hits.iter().filter(|(_, tier)| *tier == Tier::Disk).map(|(entry, _)| *entry).collect();
         let mut is_late = false;
@@ -450,11 +466,7 @@ impl Cache {
         let below = self.below(&keys);
         let mut state = self.state();
         let class = asked.class();
-        let event = Event::Acquire { keys: &keys, links: asked.links, below: &below, accept: asked.accept };
-        let answers = self.drive(&mut state, class, event);
-        let Some(Action::Acquired { hits, .. }) = answers.into_iter().next() else {
-            unreachable!("an acquire is answered at once");
-        };
+        let (hits, _) = self.make_live(&mut state, asked, &keys, &below);
         let entries: Vec<EntryId> = hits.iter().map(|(entry, _)| *entry).collect();
         let ticket = Ticket(state.number());
         state.grow(class, entries.len() as u32);
@@ -502,11 +514,7 @@ impl Cache {
         let below = self.below(&keys);
         let class = asked.class();
         let mut state = self.state();
-        let event = Event::Acquire { keys: &keys, links: asked.links, below: &below, accept: asked.accept };
-        let answers = self.drive(&mut state, class, event);
-        let Some(Action::Acquired { hits, .. }) = answers.into_iter().next() else {
-            unreachable!("an acquire is answered at once");
-        };
+        let (hits, _) = self.make_live(&mut state, asked, &keys, &below);
         let mut twice = Vec::new();
         for (entry, _) in &hits {
             let key = state.class(class).shard.entry(*entry).expect("it was made live just now").key;
@@ -616,6 +624,11 @@ impl Cache {
     /// True while published blocks are being written to the disk.
     pub(crate) fn is_writing(&self) -> bool {
         !self.state().writes.is_empty()
+    }
+
+    /// What came and went since this was last asked.
+    pub(crate) fn take_moved(&self) -> Moved {
+        std::mem::take(&mut self.state().moved)
     }
 
     pub(crate) fn used(&self) -> Used {

@@ -80,6 +80,7 @@ impl<'a> Driver<'a> {
     fn perform(&mut self, action: Action) {
         match action {
             Action::Drop { key, tier: Tier::Device, .. } => {
+                self.state.moved.evicted += 1;
                 // Leased only by a client that has vanished; the slot then rests.
                 let host = &self.state.class(self.class).host;
                 if host.remove(&key).is_err() {
@@ -186,6 +187,13 @@ impl Brought {
             });
             // Its slot is free before the shard hears that nothing came.
             drop(done.memory);
+            if end == CopyEnd::Done {
+                let shape = state.class(load.class).shape;
+                let loaded = &mut state.moved.loaded;
+                loaded.blocks += 1;
+                loaded.tokens += u64::from(shape.block_tokens);
+                loaded.bytes += shape.slot_bytes();
+            }
             Driver::new(Some(disk), state, load.class, now).run(Event::Onboarded { entry: load.entry, end });
         } else if let Some(write) = state.writes.remove(&done.op) {
             // Held while the shard hears of the record, which it may then want pinned.
@@ -195,7 +203,6 @@ impl Brought {
                 Ok(_) | Err(DiskEnd::Full | DiskEnd::Refused(_)) => CopyEnd::Full,
                 Err(_) => CopyEnd::Failed,
             };
-            state.unwritten += u64::from(end != CopyEnd::Done);
             drop(done.memory);
             Driver::new(Some(disk), state, write.class, now).run(Event::Stored { key: write.key, spill: false, end });
             if let Some(entry) = write.reader {

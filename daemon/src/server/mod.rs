@@ -31,6 +31,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use cache_core::hash::{Namespace, TenantId};
@@ -102,6 +103,8 @@ pub(crate) struct Server {
     /// A connection has ended.
     fewer: Condvar,
     draining: AtomicBool,
+    /// The time for a good end has passed.
+    over: AtomicBool,
     ended: Mutex<Sender<End>>,
 }
 
@@ -132,23 +135,27 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     let listener = Listener::claim(&config.socket)?;
     let endpoint = config.http.map(Endpoint::bind).transpose()?;
     let server = Server::open(config, sender)?;
-    take_signals(&server).map_err(ServeError::Start)?;
+    let signals = Signals::take(&server).map_err(ServeError::Start)?;
     let http = endpoint.map(|endpoint| serve_http(&server, endpoint)).transpose().map_err(ServeError::Start)?;
+    let mut threads = Vec::new();
     if server.cache.disk().is_some() {
         let collecting = Arc::clone(&server);
-        server.spawn("disk-ends", move || collecting.cache.collect_disk(&|| collecting.is_closed()))?;
+        threads.push(server.spawn("disk-ends", move || collecting.cache.collect_disk(&|| collecting.is_closed()))?);
     }
     let keeping = Arc::clone(&server);
-    server.spawn("keeper", move || keeping.keep())?;
+    threads.push(server.spawn("keeper", move || keeping.keep())?);
     let accepting = Arc::clone(&server);
     let listener = Arc::new(listener);
     let accepted = Arc::clone(&listener);
     listener.show()?;
     tracing::info!(socket = %server.config.socket.display(), "serving");
-    server.spawn("accept", move || accepted.accept(&accepting))?;
+    threads.push(server.spawn("accept", move || accepted.accept(&accepting))?);
     let end = wait(&receiver);
     listener.hide();
     server.end(http);
+    signals.give_back();
+    // They see that the daemon is ending, and hold its socket and its store as long as they live.
+    threads.into_iter().for_each(|thread| thread.join().expect("a panic was told of, not passed on"));
     match end {
         End::Asked => Ok(()),
         End::Panicked(thread) => Err(ServeError::Panicked { thread }),
@@ -159,22 +166,37 @@ fn wait(receiver: &Receiver<End>) -> End {
     receiver.recv().unwrap_or(End::Asked)
 }
 
-fn take_signals(server: &Arc<Server>) -> std::io::Result<()> {
-    let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT])?;
-    let server = Arc::clone(server);
-    std::thread::Builder::new().name("signals-0".into()).spawn(move || {
-        let mut seen = 0;
-        for signal in signals.forever() {
-            seen += 1;
-            if seen > 1 {
-                // Who asks twice does not want to wait.
-                std::process::exit(128 + signal);
+/// SIGTERM and SIGINT, as long as the daemon has them.
+struct Signals {
+    handle: signal_hook::iterator::Handle,
+    thread: JoinHandle<()>,
+}
+
+impl Signals {
+    fn take(server: &Arc<Server>) -> std::io::Result<Signals> {
+        use signal_hook::consts::{SIGINT, SIGTERM};
+        let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT])?;
+        let handle = signals.handle();
+        let server = Arc::clone(server);
+        let thread = std::thread::Builder::new().name("signals-0".into()).spawn(move || {
+            let mut seen = 0;
+            for signal in signals.forever() {
+                seen += 1;
+                if seen > 1 {
+                    // Who asks twice does not want to wait.
+                    std::process::exit(128 + signal);
+                }
+                tracing::info!(signal, "ending");
+                server.drain();
             }
-            tracing::info!(signal, "ending");
-            server.drain();
-        }
-    })?;
-    Ok(())
+        })?;
+        Ok(Signals { handle, thread })
+    }
+
+    fn give_back(self) {
+        self.handle.close();
+        self.thread.join().expect("nothing in it panics");
+    }
 }
 
 /// The HTTP endpoint, on a runtime of its own.
@@ -212,8 +234,6 @@ impl Server {
                 record_bytes: RECORD_BYTES,
                 ..DiskConfig::new(config.disk_size_bytes)
             };
-            std::fs::create_dir_all(folder)
-                .map_err(|source| ServeError::Disk { folder: folder.clone(), source: DiskError::Thread(source) })?;
             DiskTier::open(folder, settings).map_err(|source| ServeError::Disk { folder: folder.clone(), source })
         });
         let disk = disk.transpose()?;
@@ -231,12 +251,17 @@ impl Server {
             connected: Mutex::default(),
             fewer: Condvar::new(),
             draining: AtomicBool::new(false),
+            over: AtomicBool::new(false),
             ended: Mutex::new(ended),
         }))
     }
 
     /// A thread that works for all: if it panics, the daemon ends.
-    fn spawn(self: &Arc<Server>, name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), ServeError> {
+    fn spawn(
+        self: &Arc<Server>,
+        name: &str,
+        work: impl FnOnce() + Send + 'static,
+    ) -> Result<JoinHandle<()>, ServeError> {
         let server = Arc::clone(self);
         let thread = name.to_owned();
         let body = move || {
@@ -244,7 +269,7 @@ impl Server {
                 server.tell(End::Panicked(thread));
             }
         };
-        std::thread::Builder::new().name(name.to_owned()).spawn(body).map(drop).map_err(ServeError::Start)
+        std::thread::Builder::new().name(name.to_owned()).spawn(body).map_err(ServeError::Start)
     }
 
     fn tell(&self, end: End) {
@@ -265,7 +290,8 @@ impl Server {
 
     /// True when no connection can give the disk anything to do any more.
     fn is_closed(&self) -> bool {
-        self.is_ending() && lock(&self.connected).is_empty() && !self.cache.is_writing()
+        let is_over = self.over.load(Ordering::SeqCst);
+        is_over || self.is_ending() && lock(&self.connected).is_empty() && !self.cache.is_writing()
     }
 
     /// Ends: connections first, then what waits for the disk, then the index.
@@ -279,6 +305,7 @@ impl Server {
         }
         drop(connected);
         self.cache.close(DRAIN_MAX / 2);
+        self.over.store(true, Ordering::SeqCst);
         if let Some(Http { runtime, end }) = http {
             drop(end);
             runtime.shutdown_timeout(Duration::from_millis(500));
@@ -453,7 +480,9 @@ impl Server {
 
 impl Source for Server {
     fn snapshot(&self) -> Snapshot {
-        let used = self.cache.used();
+        let (used, moved) = (self.cache.used(), self.cache.take_moved());
+        self.counters.evicted(moved.evicted);
+        self.counters.loaded(moved.loaded);
         let disk = self.cache.disk().map(Disk::of);
         let state = match (self.is_ending(), self.cache.disk().map(DiskTier::state)) {
             (true, _) => State::Draining,

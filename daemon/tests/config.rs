@@ -38,7 +38,6 @@ fn refused(text: &str) -> String {
 }
 
 #[test]
-#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak config"]
 fn without_any_source_the_documented_defaults_hold() {
     let config = Config::load(&sources()).unwrap();
     assert_eq!(config.socket, Path::new("/run/user/1000/kvtier/kvtier.sock"));
@@ -49,7 +48,6 @@ fn without_any_source_the_documented_defaults_hold() {
 }
 
 #[test]
-#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak config"]
 fn the_socket_is_in_a_folder_that_its_user_has() {
     let of = |machine: Machine| Config::defaults(&machine).socket;
     assert_eq!(of(Machine { uid: 0, ..machine() }), Path::new("/run/kvtier/kvtier.sock"));
@@ -58,7 +56,6 @@ fn the_socket_is_in_a_folder_that_its_user_has() {
 }
 
 #[test]
-#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak config"]
 fn the_last_source_that_speaks_counts_and_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let path = file(folder.path(), "host_mem = \"1GiB\"\nclients_max = 7\ndisk_size = \"1.5GiB\"\nhttp = \"off\"\n");
@@ -78,7 +75,6 @@ fn the_last_source_that_speaks_counts_and_is_named() {
 }
 
 #[test]
-#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak config"]
 fn what_is_printed_reads_back_as_itself_with_every_origin() {
     let folder = tempfile::tempdir().unwrap();
     let tenant = "ab".repeat(32);
@@ -99,7 +95,6 @@ fn what_is_printed_reads_back_as_itself_with_every_origin() {
 }
 
 #[test]
-#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak config"]
 fn an_unknown_key_is_refused_with_the_nearest_name() {
     let message = refused("disk_sise = \"1GiB\"");
     assert!(message.contains("`disk_sise`") && message.contains("did you mean `disk_size`?"), "{message}");
@@ -108,7 +103,6 @@ fn an_unknown_key_is_refused_with_the_nearest_name() {
 }
 
 #[test]
-#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak config"]
 fn an_unknown_variable_of_ours_is_refused_and_the_engines_are_not() {
     let with = |name: &str, value: &str| {
         Config::load(&Sources { environment: vec![variable(name, value)], ..sources() })
@@ -122,7 +116,6 @@ fn an_unknown_variable_of_ours_is_refused_and_the_engines_are_not() {
 }
 
 #[test]
-#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak config"]
 fn wrong_values_name_key_value_origin_and_fix() {
     for (text, named) in [
         ("host_mem = 12", ["host_mem", "12", "512MiB"]),
@@ -152,14 +145,12 @@ fn wrong_values_name_key_value_origin_and_fix() {
 }
 
 #[test]
-#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak config"]
 fn a_file_that_is_no_toml_is_refused_with_its_line() {
     let message = refused("clients_max = 3\nhost_mem = 1 GiB\n");
     assert!(message.contains("line 2"), "{message}");
 }
 
 #[test]
-#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak config"]
 fn an_address_open_to_others_needs_to_be_allowed() {
     let message = refused("http = \"0.0.0.0:7411\"");
     assert!(message.contains("0.0.0.0:7411") && message.contains("http_public = true"), "{message}");
@@ -169,7 +160,6 @@ fn an_address_open_to_others_needs_to_be_allowed() {
 }
 
 #[test]
-#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak config"]
 fn a_conventional_file_is_found_and_a_named_one_must_exist() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::create_dir(folder.path().join("kvtier")).unwrap();
@@ -184,7 +174,6 @@ fn a_conventional_file_is_found_and_a_named_one_must_exist() {
 }
 
 #[test]
-#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak config"]
 fn the_operators_page_lists_every_setting() {
     let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/daemon.md")).unwrap();
     for key in &KEYS {

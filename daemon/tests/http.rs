@@ -118,7 +118,6 @@ fn value(families: &BTreeMap<String, Family>, name: &str, labels: &[(&str, &str)
 }
 
 #[test]
-#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak http"]
 fn prometheus_text_parses_and_agrees_with_the_snapshot() {
     let figures = Figures::new(false);
     let served = Served::new(figures.clone());
@@ -179,7 +178,6 @@ fn prometheus_text_parses_and_agrees_with_the_snapshot() {
 }
 
 #[test]
-#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak http"]
 fn histograms_are_cumulative_and_end_with_everything() {
     let figures = Figures::new(false);
     let served = Served::new(figures.clone());
@@ -204,7 +202,6 @@ fn histograms_are_cumulative_and_end_with_everything() {
 }
 
 #[test]
-#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak http"]
 fn the_operators_page_lists_every_metric_and_no_other() {
     let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/daemon.md")).unwrap();
     let rows = page.lines().filter_map(|line| line.strip_prefix("| `kvtier_")?.split_once('`'));
@@ -215,7 +212,6 @@ fn the_operators_page_lists_every_metric_and_no_other() {
 }
 
 #[test]
-#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak http"]
 fn the_answer_of_stats_is_the_snapshot() {
     let figures = Figures::new(false);
     let served = Served::new(figures.clone());
@@ -225,7 +221,6 @@ fn the_answer_of_stats_is_the_snapshot() {
 }
 
 #[test]
-#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak http"]
 fn a_request_is_explained_block_by_block_and_an_unknown_one_is_not() {
     let served = Served::new(Figures::new(false));
     let answer: Explanation = serde_json::from_str(&get(&served, "/explain?request=chat%207%26a%3Db").text).unwrap();
@@ -240,7 +235,6 @@ fn a_request_is_explained_block_by_block_and_an_unknown_one_is_not() {
 }
 
 #[test]
-#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak http"]
 fn readiness_follows_the_source_and_tells_its_reasons() {
     let figures = Figures::new(false);
     let served = Served::new(figures.clone());
@@ -255,7 +249,6 @@ fn readiness_follows_the_source_and_tells_its_reasons() {
 }
 
 #[test]
-#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak http"]
 fn every_answer_is_fresh_and_lets_nothing_in_from_outside() {
     let served = Served::new(Figures::new(false));
     for path in ["/", "/stats", "/metrics", "/healthz", "/readyz", "/version", "/explain?request=x", "/absent"] {
@@ -273,7 +266,6 @@ fn every_answer_is_fresh_and_lets_nothing_in_from_outside() {
 }
 
 #[test]
-#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak http"]
 fn a_request_for_another_host_is_refused() {
     let served = Served::new(Figures::new(false));
     let answer = ask(&served, "/stats", Some("attacker.example"));
@@ -282,7 +274,6 @@ fn a_request_for_another_host_is_refused() {
 }
 
 #[test]
-#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak http"]
 fn a_taken_port_is_named_with_the_setting() {
     let served = Served::new(Figures::new(false));
     let error = kvtier_daemon::http::Endpoint::bind(served.address).unwrap_err().to_string();

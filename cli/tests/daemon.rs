@@ -48,7 +48,6 @@ fn refused(args: &[&str], variables: &[(&str, &str)], code: i32, named: &[&str])
 }
 
 #[test]
-#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak daemon"]
 fn settings_are_printed_with_their_origins() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("kvtier.toml");
@@ -65,7 +64,6 @@ fn settings_are_printed_with_their_origins() {
 }
 
 #[test]
-#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak daemon"]
 fn wrong_settings_end_with_exit_code_2_and_one_line() {
     refused(&["serve", "--host-mem", "lots"], &[], 2, &["host_mem", "lots", "--host-mem", "512MiB"]);
     refused(&["serve", "--print-config"], &[("KVTIER_HOSTMEM", "1GiB")], 2, &["KVTIER_HOSTMEM", "KVTIER_HOST_MEM"]);
@@ -76,7 +74,6 @@ fn wrong_settings_end_with_exit_code_2_and_one_line() {
 }
 
 #[test]
-#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak daemon"]
 fn a_machine_is_checked_for_people_and_for_scripts() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
@@ -145,7 +142,6 @@ fn serve() -> SocketAddr {
 }
 
 #[test]
-#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak daemon"]
 fn figures_are_shown_as_json_as_tables_and_as_a_frame() {
     let address = serve().to_string();
     let object: Value = serde_json::from_str(&fine(&["stats", "--json", "--http", &address])).unwrap();
@@ -158,7 +154,6 @@ fn figures_are_shown_as_json_as_tables_and_as_a_frame() {
 }
 
 #[test]
-#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak daemon"]
 fn a_request_is_explained_and_an_unknown_one_is_told() {
     let address = serve().to_string();
     let told = fine(&["explain", "chat 7", "--http", &address]);
@@ -169,7 +164,6 @@ fn a_request_is_explained_and_an_unknown_one_is_told() {
 }
 
 #[test]
-#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak daemon"]
 fn where_no_daemon_answers_the_address_is_named() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();

@@ -58,7 +58,6 @@ fn is_shown(text: &str, form: &str, value: &Value) -> bool {
 }
 
 #[test]
-#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak page"]
 fn the_page_shows_what_stats_says_at_two_widths_and_in_both_schemes() {
     let Some(browser) = browser() else {
         println!("SKIP: no chromium");
@@ -107,7 +106,6 @@ fn agrees(figures: &Figures, shown: &Value, name: &str) {
 }
 
 #[test]
-#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak page"]
 fn a_figure_that_is_off_is_noticed() {
     let shown = |text: &str, form: &str, value: f64| is_shown(text, form, &Value::from(value));
     assert!(shown("1,234", "count", 1234.0) && !shown("1,235", "count", 1234.0));

@@ -28,7 +28,6 @@ fn mode(path: &Path, mode: u32) {
 }
 
 #[test]
-#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak check"]
 fn a_machine_without_anything_yet_is_fine_and_stays_as_it_was() {
     let folder = tempfile::tempdir().unwrap();
     let checks = check::machine(&config(folder.path()));
@@ -38,7 +37,6 @@ fn a_machine_without_anything_yet_is_fine_and_stays_as_it_was() {
 }
 
 #[test]
-#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak check"]
 fn folders_open_to_others_are_told_with_the_command_that_closes_them() {
     let folder = tempfile::tempdir().unwrap();
     let config = config(folder.path());
@@ -56,7 +54,6 @@ fn folders_open_to_others_are_told_with_the_command_that_closes_them() {
 }
 
 #[test]
-#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak check"]
 fn a_disk_budget_over_the_free_space_fails_with_what_would_fit() {
     let folder = tempfile::tempdir().unwrap();
     let mut config = config(folder.path());
@@ -67,7 +64,6 @@ fn a_disk_budget_over_the_free_space_fails_with_what_would_fit() {
 }
 
 #[test]
-#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak check"]
 fn more_host_memory_than_the_machine_has_fails() {
     let folder = tempfile::tempdir().unwrap();
     let mut config = config(folder.path());
@@ -76,7 +72,6 @@ fn more_host_memory_than_the_machine_has_fails() {
 }
 
 #[test]
-#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak check"]
 fn what_stands_at_the_sockets_path_is_told_apart() {
     let folder = tempfile::tempdir().unwrap();
     let config = config(folder.path());
@@ -94,7 +89,6 @@ fn what_stands_at_the_sockets_path_is_told_apart() {
 }
 
 #[test]
-#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak check"]
 fn the_way_to_the_disk_is_the_one_that_the_settings_ask_for() {
     let folder = tempfile::tempdir().unwrap();
     let mut config = config(folder.path());

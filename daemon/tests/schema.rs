@@ -14,7 +14,6 @@ fn schema() -> Value {
 }
 
 #[test]
-#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak schema"]
 fn the_answer_of_stats_is_as_its_schema_says() {
     let answer = serde_json::to_value(Figures::new(false).snapshot()).unwrap();
     let schema = jsonschema::validator_for(&schema()).unwrap();
@@ -26,7 +25,6 @@ fn the_answer_of_stats_is_as_its_schema_says() {
 
 /// Every field that is taken away, and every one that nobody knows, is noticed: the schema leaves nothing out.
 #[test]
-#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak schema"]
 fn the_schema_names_every_field_of_the_answer() {
     fn paths(value: &Value, at: &str, found: &mut Vec<String>) {
         match value {

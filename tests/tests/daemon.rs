@@ -61,7 +61,6 @@ fn over(socket: &Path) -> EngineOptions {
 }
 
 #[test]
-#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak daemon"]
 fn engines_share_a_daemon_and_its_disk_outlives_it() {
     let _turn = turn();
     let folder = tempfile::tempdir().unwrap();
@@ -79,9 +78,9 @@ fn engines_share_a_daemon_and_its_disk_outlives_it() {
         let answer = ask(&mut other, &prompt, 16);
         assert_eq!(answer.logits_digest, expected, "{link:?}");
         assert_eq!((answer.cached_tokens.host, answer.computed_tokens), (384, 16 + 15), "{link:?}");
-        // Another tenant finds nothing.
+        // Another tenant finds nothing: one that has not asked before.
         let mut salted = request(&prompt, 4);
-        salted.salt = Some("another".to_owned());
+        salted.salt = Some(format!("{link:?}"));
         let answer = other.generate(vec![salted], &mut |_| {}).pop().unwrap().unwrap();
         assert_eq!(answer.cached_tokens.host + answer.cached_tokens.disk, 0, "{link:?}");
         other.cache().audit().unwrap();
@@ -106,7 +105,6 @@ fn engines_share_a_daemon_and_its_disk_outlives_it() {
 }
 
 #[test]
-#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak daemon"]
 fn closed_blocks_are_shared_as_well() {
     let _turn = turn();
     let folder = tempfile::tempdir().unwrap();
@@ -127,7 +125,6 @@ fn closed_blocks_are_shared_as_well() {
 }
 
 #[test]
-#[ignore = "by hand until it has passed on a quiet machine: cargo xtask soak daemon"]
 fn a_daemon_that_is_not_there_or_ends_is_no_trouble() {
     let _turn = turn();
     let folder = tempfile::tempdir().unwrap();
