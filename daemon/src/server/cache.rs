@@ -206,13 +206,14 @@ fn named(tier: Tier) -> Tier {
 }
 
 impl Cache {
-    pub(crate) fn new(host_bytes: u64, disk: Option<DiskTier>) -> Cache {
+    /// `staging_bytes`: what one client's staging memory takes.
+    pub(crate) fn new(host_bytes: u64, staging_bytes: u64, disk: Option<DiskTier>) -> Cache {
         Cache {
             disk,
             started: Instant::now(),
             state: Mutex::new(State {
                 classes: Vec::new(),
-                pool: Pool::new(host_bytes),
+                pool: Pool::new(host_bytes, staging_bytes),
                 pins: HashMap::new(),
                 writes: HashMap::new(),
                 loads: HashMap::new(),
@@ -611,14 +612,14 @@ impl Cache {
         Some((state.classes.len() as u32, slot_bytes))
     }
 
-    /// Takes bytes out of the host budget for something that is no block; false when they are not there.
-    pub(crate) fn take(&self, bytes: u64) -> bool {
-        self.state().pool.take(bytes)
+    /// Takes staging memory out of the host budget; false when it is not there.
+    pub(crate) fn take_staging(&self, bytes: u64) -> bool {
+        self.state().pool.take_staging(bytes)
     }
 
-    /// Gives them back.
-    pub(crate) fn give_back(&self, bytes: u64) {
-        self.state().pool.granted_bytes -= bytes;
+    /// Gives it back.
+    pub(crate) fn give_staging_back(&self, bytes: u64) {
+        self.state().pool.give_staging_back(bytes);
     }
 
     /// True while published blocks are being written to the disk.

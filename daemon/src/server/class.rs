@@ -28,28 +28,46 @@ pub(crate) struct Class {
     pub(crate) regions: Vec<Arc<dyn Region>>,
 }
 
-/// The host budget, in bytes.
+/// The host budget, in bytes. A part of it is set aside for the staging memory of clients: classes keep what they were granted, so without it a
+/// full cache would let nobody in any more.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pool {
     pub(crate) budget_bytes: u64,
-    /// Metadata of the classes and the slots that they were granted.
+    /// Metadata of the classes, the slots that they were granted, and staging memory.
     pub(crate) granted_bytes: u64,
+    /// Of those, staging memory.
+    staging_bytes: u64,
+    /// What is kept from the classes for staging memory.
+    aside_bytes: u64,
 }
 
 impl Pool {
-    pub(crate) fn new(budget_bytes: u64) -> Pool {
-        Pool { budget_bytes, granted_bytes: 0 }
+    /// Sets an eighth aside, or what four clients with `staging_bytes` each take if that is more, but no more than a quarter.
+    pub(crate) fn new(budget_bytes: u64, staging_bytes: u64) -> Pool {
+        let aside_bytes = (budget_bytes / 8).max(4 * staging_bytes).min(budget_bytes / 4);
+        Pool { budget_bytes, granted_bytes: 0, staging_bytes: 0, aside_bytes }
     }
 
-    /// Takes so many bytes; false when they are not there.
-    pub(crate) fn take(&mut self, bytes: u64) -> bool {
-        let fits = bytes <= self.left();
-        self.granted_bytes += if fits { bytes } else { 0 };
+    /// Takes staging memory; false when it is not there.
+    pub(crate) fn take_staging(&mut self, bytes: u64) -> bool {
+        let fits = bytes <= self.budget_bytes - self.granted_bytes;
+        if fits {
+            self.granted_bytes += bytes;
+            self.staging_bytes += bytes;
+        }
         fits
     }
 
+    /// Gives it back.
+    pub(crate) fn give_staging_back(&mut self, bytes: u64) {
+        self.granted_bytes -= bytes;
+        self.staging_bytes -= bytes;
+    }
+
+    /// What classes may still have.
     fn left(&self) -> u64 {
-        self.budget_bytes - self.granted_bytes
+        let aside = self.aside_bytes.saturating_sub(self.staging_bytes);
+        (self.budget_bytes - self.granted_bytes).saturating_sub(aside)
     }
 }
 
@@ -88,5 +106,28 @@ impl Class {
             self.shard.set_device_slots(granted + more);
             self.host.limit_touched(u64::from(granted + more));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cache_core::form::Form;
+
+    use super::*;
+
+    const SHAPE: BlockShape = BlockShape { layers: 2, kv_heads: 1, head_dim: 16, block_tokens: 16, form: Form::Raw16 };
+
+    #[test]
+    fn a_full_cache_still_lets_clients_in() {
+        let (budget, staging) = (32 << 20, 1 << 20);
+        let mut pool = Pool::new(budget, staging);
+        let mut class = Class::open(SHAPE, &mut pool, false).unwrap();
+        class.grow(u32::MAX, &mut pool);
+        assert!(pool.left() < SHAPE.slot_bytes(), "the class has all that it may have");
+        assert!((0..4).all(|_| pool.take_staging(staging)) && pool.granted_bytes <= budget);
+        assert!(!pool.take_staging(budget - pool.granted_bytes + 1), "the budget is a hard limit");
+        pool.give_staging_back(staging);
+        class.grow(u32::MAX, &mut pool);
+        assert!(pool.take_staging(staging), "what was given back is for the next client");
     }
 }

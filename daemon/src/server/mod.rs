@@ -241,8 +241,9 @@ impl Server {
         rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())
             .map_err(|error| ServeError::Start(error.into()))?;
         Ok(Arc::new(Server {
-            cache: Cache::new(config.host_mem_bytes, disk),
+            cache: Cache::new(config.host_mem_bytes, config.client_staging_bytes, disk),
             config,
+            planted,
             id,
             started: Instant::now(),
             counters: Counters::default(),
@@ -350,14 +351,14 @@ impl Server {
     /// Takes a connection's staging memory out of the host budget. Errors: that it does not hold it.
     pub(crate) fn take_staging(&self) -> Result<u64, String> {
         let bytes = self.config.client_staging_bytes.next_multiple_of(4096);
-        match self.cache.take(bytes) {
+        match self.cache.take_staging(bytes) {
             true => Ok(bytes),
             false => Err(format!("host_mem has no {bytes} bytes left for this client's staging memory")),
         }
     }
 
     pub(crate) fn give_staging_back(&self, bytes: u64) {
-        self.cache.give_back(bytes);
+        self.cache.give_staging_back(bytes);
     }
 
     pub(crate) fn report_holdings(&self, session: u64, client: &Client) {
@@ -366,7 +367,7 @@ impl Server {
 
     /// A connection has ended.
     pub(crate) fn left(&self, session: u64, staging_bytes: u64) {
-        self.cache.give_back(staging_bytes);
+        self.cache.give_staging_back(staging_bytes);
         lock(&self.connected).remove(&session);
         self.fewer.notify_all();
     }
