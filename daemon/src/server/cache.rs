@@ -29,6 +29,22 @@ use crate::stats::{Amount, Counters, Reclaim};
 /// How often the disk's thread looks whether it is to end, in milliseconds.
 const LOOK_MILLIS: u64 = 100;
 
+/// How long a wait may take, and what ends it before its time.
+#[derive(Clone, Copy)]
+pub(crate) struct Patience<'a> {
+    pub(crate) until: Instant,
+    /// True when nobody waits any more: the client has hung up, or the daemon ends. Looked at now and then.
+    pub(crate) is_over: &'a dyn Fn() -> bool,
+}
+
+impl Patience<'_> {
+    /// How long the next part of the wait may be; `None` when it is over.
+    fn next(&self) -> Option<Duration> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        (!left.is_zero() && !(self.is_over)()).then(|| left.min(Duration::from_millis(LOOK_MILLIS)))
+    }
+}
+
 pub(crate) struct Cache {
     disk: Option<DiskTier>,
     started: Instant,
@@ -278,12 +294,12 @@ impl Cache {
         }
     }
 
-    /// Leases the longest run that is there; what only the disk has is loaded first. Waits for that until `until`.
+    /// Leases the longest run that is there; what only the disk has is loaded first, as long as patience lasts.
     pub(crate) fn acquire(
         &self,
         holdings: &mut Holdings,
         asked: &Asked<'_>,
-        until: Instant,
+        patience: Patience<'_>,
     ) -> (Vec<Leased>, Option<MissReason>) {
         let keys = asked.keys();
         let below = self.below(&keys);
@@ -294,7 +310,7 @@ impl Cache {
             hits.iter().filter(|(_, tier)| *tier == Tier::Disk).map(|(entry, _)| *entry).collect();
         let mut is_late = false;
         if !wanted.is_empty() {
-            (state, is_late) = self.load(state, class, &wanted, until);
+            (state, is_late) = self.load(state, class, &wanted, patience);
         }
         let (leased, missed) = lease(&state, holdings, class, &hits, is_late);
         let left: Vec<EntryId> = hits[leased.len()..].iter().map(|(entry, _)| *entry).collect();
@@ -310,7 +326,7 @@ impl Cache {
         mut state: MutexGuard<'a, State>,
         class: ClassId,
         entries: &[EntryId],
-        until: Instant,
+        patience: Patience<'_>,
     ) -> (MutexGuard<'a, State>, bool) {
         let ticket = Ticket(state.number());
         state.grow(class, entries.len() as u32);
@@ -318,12 +334,13 @@ impl Cache {
         self.drive(&mut state, class, Event::Promote { ticket, entries });
         loop {
             let has_ended = state.awaited[&ticket];
-            let left = until.saturating_duration_since(Instant::now());
-            if has_ended || left.is_zero() {
-                state.awaited.remove(&ticket);
-                return (state, !has_ended);
+            match patience.next().filter(|_| !has_ended) {
+                Some(part) => state = self.wait(state, part),
+                None => {
+                    state.awaited.remove(&ticket);
+                    return (state, !has_ended);
+                }
             }
-            state = self.wait(state, left);
         }
     }
 
@@ -440,16 +457,17 @@ impl Cache {
     }
 
     /// Waits until a block that somebody writes is there, or is given up. `Err`: why it is not there.
-    pub(crate) fn await_block(&self, class: ClassId, key: &CopyKey, until: Instant) -> Option<MissReason> {
+    pub(crate) fn await_block(&self, class: ClassId, key: &CopyKey, patience: Patience<'_>) -> Option<MissReason> {
         let mut state = self.state();
         loop {
             let shard = &state.class(class).shard;
-            let left = until.saturating_duration_since(Instant::now());
             match shard.view(key) {
                 Some((_, view)) if view.copies[0] == CopyState::Resident => return None,
                 _ if shard.opened_by(key).is_none() => break,
-                _ if left.is_zero() => return Some(MissReason::Deadline),
-                _ => state = self.wait(state, left),
+                _ => match patience.next() {
+                    Some(part) => state = self.wait(state, part),
+                    None => return Some(MissReason::Deadline),
+                },
             }
         }
         let gone = state.class(class).shard.ghost(key).map(|ghost| ghost.reason);

@@ -22,9 +22,10 @@ use kvtier_sdk::wire::{
     ReleaseReply, Reply, Request, ReservationId, ReserveCode, ReserveReply, Reserved, Run, Status, TierCode,
     UnpinReply, VERSION, WireError, Zero, read_frame,
 };
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::config::Verify;
-use crate::server::cache::{self, Asked, Committed, Holdings};
+use crate::server::cache::{self, Asked, Committed, Holdings, Patience};
 use crate::server::class::ClassId;
 use crate::server::staging::StagingArea;
 use crate::server::{Server, sentence};
@@ -279,7 +280,11 @@ impl Session {
             }
             Request::Await(wanted) => {
                 let class = self.class(&wanted.parts)?;
-                let miss = self.server.cache.await_block(class, &wanted.parts.key(wanted.hash), until);
+                let miss = {
+                    let is_over = is_over(&self.server, &self.stream);
+                    let patience = Patience { until, is_over: &is_over };
+                    self.server.cache.await_block(class, &wanted.parts.key(wanted.hash), patience)
+                };
                 Reply::Await(AwaitReply { miss }).encode_frame(id, out)?;
                 Operation::Await
             }
@@ -483,7 +488,9 @@ impl Session {
     }
 
     fn acquire(&mut self, asked: &Asked<'_>, until: Instant, id: u64, out: &mut Vec<u8>) -> Result<(), Refused> {
-        let (mut leased, mut miss) = self.server.cache.acquire(&mut self.holdings, asked, until);
+        let is_over = is_over(&self.server, &self.stream);
+        let patience = Patience { until, is_over: &is_over };
+        let (mut leased, mut miss) = self.server.cache.acquire(&mut self.holdings, asked, patience);
         if self.server.config().verify == Verify::Always {
             let is_wrong = |leased: &cache::Leased| {
                 self.server.cache.verify(asked.parts.class.0, SlotIndex(leased.slot), Generation(leased.generation))
@@ -618,6 +625,16 @@ impl Session {
         if let Some(staging) = &mut self.staging {
             staging.give_back(offset);
         }
+    }
+}
+
+/// Says whether a wait is for nobody any more: the client has hung up, or the daemon ends.
+fn is_over<'a>(server: &'a Server, stream: &'a UnixStream) -> impl Fn() -> bool + use<'a> {
+    move || {
+        let mut look = [PollFd::new(stream, PollFlags::empty())];
+        let found = poll(&mut look, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+        let has_hung_up = found.is_ok() && look[0].revents().intersects(PollFlags::HUP | PollFlags::ERR);
+        has_hung_up || server.is_ending()
     }
 }
 
