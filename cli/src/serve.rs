@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use kvtier_daemon::check;
 use kvtier_daemon::config::{Config, Flag, Sources};
-use kvtier_daemon::{ServeError, check};
 
 use crate::doctor;
 use crate::failure::Failure;
@@ -53,7 +53,7 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
     }
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(config.log_level).with_ansi(false).init();
     kvtier_daemon::serve(config).map_err(|error| {
-        let code = if matches!(error, ServeError::Panicked { .. }) { 3 } else { 2 };
+        let code = error.exit_code();
         Failure::from_error(&error, code)
     })
 }

@@ -14,5 +14,9 @@ pub mod config;
 pub mod http;
 pub mod server;
 pub mod stats;
+#[cfg(feature = "testing")]
+pub mod testing;
+#[cfg(not(feature = "testing"))]
+mod testing;
 
 pub use server::{ServeError, serve};

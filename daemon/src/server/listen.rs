@@ -15,6 +15,7 @@ use rustix::fs::{FlockOperation, flock};
 use crate::server::session::Session;
 use crate::server::{ServeError, Server};
 use crate::stats::Rejection;
+use crate::testing::Point;
 
 /// One look at the socket while nobody connects: how soon the thread notices that the daemon ends.
 const LOOK: Duration = Duration::from_millis(20);
@@ -87,6 +88,7 @@ impl Listener {
     /// Accepts connections until the daemon ends.
     pub(crate) fn accept(&self, server: &Arc<Server>) {
         while !server.is_ending() {
+            server.planted.strike(Point::Accept);
             match self.listener.accept() {
                 Ok((stream, _)) => self.admit(server, stream),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

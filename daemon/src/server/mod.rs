@@ -49,6 +49,7 @@ use crate::server::listen::Listener;
 use crate::server::namespaces::Namespaces;
 use crate::server::requests::Requests;
 use crate::stats::{Amount, BlockStory, Client, Counters, Disk, Explanation, Gauges, Snapshot, Source, State, TierUse};
+use crate::testing::{Planted, Point, Testing};
 
 /// How long an orderly end may take.
 pub const DRAIN_MAX: Duration = Duration::from_secs(10);
@@ -81,7 +82,7 @@ pub enum ServeError {
     /// The system refuses a thread or a signal handler.
     #[error("start")]
     Start(#[source] std::io::Error),
-    /// A thread that everything depends on has panicked.
+    /// A thread that everything depends on has panicked, or ended before its time.
     #[error("go on: the thread {thread} has panicked")]
     Panicked {
         /// Its name.
@@ -89,9 +90,17 @@ pub enum ServeError {
     },
 }
 
+impl ServeError {
+    /// What a process that serves ends with: 2 when it never served, since settings or another daemon are in the way; 3 when it failed on the way.
+    pub fn exit_code(&self) -> u8 {
+        if matches!(self, ServeError::Panicked { .. }) { 3 } else { 2 }
+    }
+}
+
 /// Everything that the threads share.
 pub(crate) struct Server {
     config: Config,
+    pub(crate) planted: Planted,
     /// Names this run.
     pub(crate) id: [u8; 16],
     started: Instant,
@@ -130,17 +139,27 @@ pub(crate) fn sentence(error: &dyn std::error::Error) -> String {
 /// Serves until SIGTERM, SIGINT or a client's `Drain`; then ends in good order within [`DRAIN_MAX`]. The socket appears once connections are accepted.
 /// Errors: [`ServeError`].
 pub fn serve(config: Config) -> Result<(), ServeError> {
+    serve_with(config, Testing::default())
+}
+
+/// As [`serve`], with switches for tests.
+pub fn serve_with(config: Config, testing: Testing) -> Result<(), ServeError> {
     let (sender, receiver) = mpsc::channel();
     // Before anything is opened: of two daemons on one socket or store the second one touches nothing.
     let listener = Listener::claim(&config.socket)?;
     let endpoint = config.http.map(Endpoint::bind).transpose()?;
-    let server = Server::open(config, sender)?;
+    let server = Server::open(config, testing, sender)?;
     let signals = Signals::take(&server).map_err(ServeError::Start)?;
     let http = endpoint.map(|endpoint| serve_http(&server, endpoint)).transpose().map_err(ServeError::Start)?;
     let mut threads = Vec::new();
     if server.cache.disk().is_some() {
         let collecting = Arc::clone(&server);
-        threads.push(server.spawn("disk-ends", move || collecting.cache.collect_disk(&|| collecting.is_closed()))?);
+        threads.push(server.spawn("disk-ends", move || {
+            collecting.cache.collect_disk(&|| {
+                collecting.planted.strike(Point::DiskEnds);
+                collecting.is_closed()
+            });
+        })?);
     }
     let keeping = Arc::clone(&server);
     threads.push(server.spawn("keeper", move || keeping.keep())?);
@@ -215,18 +234,29 @@ fn serve_http(server: &Arc<Server>, endpoint: Endpoint) -> std::io::Result<Http>
     let (end, ended) = tokio::sync::oneshot::channel::<()>();
     let source: Arc<dyn Source> = Arc::clone(server) as Arc<dyn Source>;
     tracing::info!(address = %endpoint.address(), "statistics");
+    let planted = server.planted.clone();
+    let serving = runtime.spawn(async move {
+        tokio::select! {
+            // The sender going away ends it as well.
+            served = endpoint.serve(source, async { drop(ended.await) }) => served,
+            never = planted.struck(Point::Http) => match never {},
+        }
+    });
+    let watching = Arc::clone(server);
     runtime.spawn(async move {
-        // The sender going away ends it as well.
-        let served = endpoint.serve(source, async { drop(ended.await) }).await;
-        if let Err(error) = served {
-            tracing::error!(%error, "the statistics endpoint has ended");
+        // A panic, an error, or an end that nobody asked for: operators would look at a daemon that no longer shows itself.
+        let ended = serving.await;
+        if !watching.is_ending() {
+            tracing::error!(?ended, "the statistics endpoint has ended");
+            watching.tell(End::Panicked("http".to_owned()));
         }
     });
     Ok(Http { runtime, end })
 }
 
 impl Server {
-    fn open(config: Config, ended: Sender<End>) -> Result<Arc<Server>, ServeError> {
+    fn open(config: Config, testing: Testing, ended: Sender<End>) -> Result<Arc<Server>, ServeError> {
+        let Testing { medium, planted } = testing;
         let disk = config.disk.as_ref().map(|folder| {
             let settings = DiskConfig {
                 admission: config.disk_admission,
@@ -234,7 +264,11 @@ impl Server {
                 record_bytes: RECORD_BYTES,
                 ..DiskConfig::new(config.disk_size_bytes)
             };
-            DiskTier::open(folder, settings).map_err(|source| ServeError::Disk { folder: folder.clone(), source })
+            let opened = match medium {
+                Some(medium) => DiskTier::over(medium, settings),
+                None => DiskTier::open(folder, settings),
+            };
+            opened.map_err(|source| ServeError::Disk { folder: folder.clone(), source })
         });
         let disk = disk.transpose()?;
         let mut id = [0; 16];
@@ -318,6 +352,7 @@ impl Server {
         let mut scrubber = scrub::Scrubber::new(self.config.scrub_bytes_s);
         while !self.is_ending() {
             std::thread::sleep(scrub::PACE);
+            self.planted.strike(Point::Keeper);
             self.cache.keep_time();
             scrubber.go_on(&self.cache, &self.counters);
         }

@@ -30,6 +30,7 @@ use crate::server::class::ClassId;
 use crate::server::staging::StagingArea;
 use crate::server::{Server, sentence};
 use crate::stats::{Amount, Client, Operation, ProtocolError, Reclaim, Rejection, StoreRefusal};
+use crate::testing::Point;
 
 /// One look at the socket while nothing comes, in milliseconds: how soon a connection notices that the daemon ends.
 const LOOK_MILLIS: u64 = 200;
@@ -72,6 +73,9 @@ pub(crate) struct Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
+        if self.server.planted.is_due(Point::HangUp) {
+            return;
+        }
         let leases = self.holdings.leases() as u64;
         self.server.cache.hang_up(&mut self.holdings, Owner(self.id));
         self.server.counters.reclaimed(Reclaim::HangUp, leases);
@@ -210,7 +214,10 @@ impl Session {
     fn answer(&mut self, header: &FrameHeader, body: &[u8], out: &mut Vec<u8>) -> bool {
         let id = header.request_id;
         let done = match Request::parse(header, body) {
-            Ok(request) => self.perform(header, request, out),
+            Ok(request) => {
+                self.server.planted.strike(Point::Session);
+                self.perform(header, request, out)
+            }
             Err(error) => Err(error.into()),
         };
         let Err(Refused { status, sentence }) = done else {
