@@ -1,63 +1,24 @@
 //! Engines over a daemon: bits do not depend on it, it is shared, it outlives them, and its end is no trouble.
 
-use std::path::{Path, PathBuf};
-use std::thread::JoinHandle;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use cache_core::payload::BlockShape;
-use kvtier_daemon::config::{Config, Machine};
-use kvtier_daemon::{ServeError, serve};
 use kvtier_engine::run::Form;
-use kvtier_engine::run::engine::{DaemonOptions, EngineOptions};
-use kvtier_sdk::client::{Client, ClientSettings};
+use kvtier_engine::run::engine::EngineOptions;
+use kvtier_tests::daemons::in_process::Daemon;
 use kvtier_tests::disk::expected;
 use kvtier_tests::{STRICT, ask, fixture, options, request, turn};
 
-struct Daemon {
-    socket: PathBuf,
-    thread: JoinHandle<Result<(), ServeError>>,
-}
-
-/// A daemon in `folder`, with a store there.
+/// A daemon with a store beside its socket.
 fn start(folder: &Path) -> Daemon {
-    let socket = folder.join("kvtier.sock");
-    let mut config = Config::defaults(&Machine::here().unwrap());
-    config.socket = socket.clone();
-    config.http = None;
-    config.host_mem_bytes = 256 << 20;
-    config.disk = Some(folder.join("store"));
-    config.disk_size_bytes = 256 << 20;
-    let thread = std::thread::spawn(move || serve(config));
-    let until = Instant::now() + Duration::from_secs(20);
-    while !socket.exists() {
-        assert!(Instant::now() < until && !thread.is_finished(), "the daemon does not start");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    Daemon { socket, thread }
-}
-
-impl Daemon {
-    fn client(&self) -> Client {
-        let shape = BlockShape { layers: 1, kv_heads: 1, head_dim: 16, block_tokens: 16, form: Form::Raw16 };
-        let deadline = Duration::from_secs(10);
-        Client::open(ClientSettings { socket: self.socket.clone(), name: "test".to_owned(), deadline }, shape)
-    }
-
-    fn stats(&self) -> serde_json::Value {
-        serde_json::from_str(&self.client().stats().unwrap()).unwrap()
-    }
-
-    /// An orderly end.
-    fn end(self) {
-        self.client().drain().unwrap();
-        self.thread.join().unwrap().unwrap();
-        assert!(!self.socket.exists(), "the socket goes with the daemon");
-    }
+    Daemon::start(folder, |config| {
+        config.disk = Some(folder.join("store"));
+        config.disk_size_bytes = 256 << 20;
+    })
 }
 
 fn over(socket: &Path) -> EngineOptions {
-    let daemon = DaemonOptions { socket: socket.to_owned(), deadline_millis: 10_000 };
-    EngineOptions { daemon: Some(daemon), host_bytes: 0, ..options() }
+    kvtier_tests::daemons::in_process::over(socket, options())
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 use std::sync::OnceLock;
 
+use crate::open;
 use gpu_tier::cpu::isa::Isa;
 use kvtier_engine::run::engine::EngineOptions;
 use kvtier_tests::{STRICT, TOKEN_BYTES, ask, ask_together, fixture, options, plain, request, turn};
@@ -23,7 +24,7 @@ fn expected() -> &'static Vec<[u8; 32]> {
 }
 
 fn digests(options: EngineOptions) -> Vec<[u8; 32]> {
-    let mut engine = fixture().engine(options);
+    let mut engine = open(options);
     prompts().iter().map(|prompt| ask(&mut engine, prompt, TOKENS).logits_digest).collect()
 }
 
@@ -49,7 +50,7 @@ fn instruction_sets_give_the_same_bits() {
         assert_eq!(&digests(EngineOptions { isa: Isa::Avx2, ..options() }), expected());
     }
     let prompt = &prompts()[0];
-    let of = |isa| ask(&mut fixture().engine(EngineOptions { isa, ..options() }), prompt, 4).logits_digest;
+    let of = |isa| ask(&mut open(EngineOptions { isa, ..options() }), prompt, 4).logits_digest;
     for isa in Isa::available() {
         assert_eq!(of(isa), of(Isa::detect()), "{}", isa.name());
     }
@@ -67,7 +68,7 @@ fn block_size_leaves_no_trace() {
 fn company_leaves_no_trace() {
     let _turn = turn();
     let prompts = prompts();
-    let mut engine = fixture().engine(options());
+    let mut engine = open(options());
     let all: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
     let answers = ask_together(&mut engine, &all, TOKENS);
     assert_eq!(&answers.iter().map(|answer| answer.logits_digest).collect::<Vec<_>>(), expected());
@@ -77,7 +78,7 @@ fn company_leaves_no_trace() {
 #[test]
 fn warm_from_device_equals_cold() {
     let _turn = turn();
-    let mut engine = fixture().engine(options());
+    let mut engine = open(options());
     for (prompt, expected) in prompts().iter().zip(expected()) {
         assert_eq!(&ask(&mut engine, prompt, TOKENS).logits_digest, expected);
         let warm = ask(&mut engine, prompt, TOKENS);
@@ -89,7 +90,7 @@ fn warm_from_device_equals_cold() {
 
 /// A device that holds one prompt at a time sends each one's blocks to the host before it is asked again.
 fn warm_from_host(options: EngineOptions) {
-    let mut engine = fixture().engine(EngineOptions { device_bytes: 800 * TOKEN_BYTES + (12 << 20), ..options });
+    let mut engine = open(EngineOptions { device_bytes: 800 * TOKEN_BYTES + (12 << 20), ..options });
     let prompts = prompts();
     for prompt in &prompts {
         ask(&mut engine, prompt, TOKENS);
@@ -126,7 +127,7 @@ fn an_eighth_of_the_kv_on_the_device_is_enough() {
         // A step needs one block of 16 tokens and its scratch; only the longer prompts have an eighth that is more than that.
         let device_bytes = (kv / 8).max(600 << 10);
         for link in [STRICT, options().link] {
-            let mut engine = fixture().engine(EngineOptions { block_tokens: 16, device_bytes, link, ..options() });
+            let mut engine = open(EngineOptions { block_tokens: 16, device_bytes, link, ..options() });
             if link == STRICT {
                 engine.cache().protect_host_reader().unwrap();
             }
@@ -147,7 +148,7 @@ fn two_sequences_beyond_the_device_both_finish() {
     let _turn = turn();
     let prompts = prompts();
     for link in [STRICT, options().link] {
-        let mut engine = fixture().engine(EngineOptions { device_bytes: 500 * TOKEN_BYTES, link, ..options() });
+        let mut engine = open(EngineOptions { device_bytes: 500 * TOKEN_BYTES, link, ..options() });
         let answers = ask_together(&mut engine, &[&prompts[4], &prompts[5]], TOKENS);
         assert_eq!([answers[0].logits_digest, answers[1].logits_digest], [expected()[4], expected()[5]]);
         let memory = engine.memory();
@@ -162,7 +163,7 @@ fn sequences_beyond_both_budgets_take_turns() {
     let prompts = prompts();
     let small =
         EngineOptions { device_bytes: 500 * TOKEN_BYTES, host_bytes: 500 * TOKEN_BYTES, link: STRICT, ..options() };
-    let mut engine = fixture().engine(small);
+    let mut engine = open(small);
     let answers = ask_together(&mut engine, &[&prompts[4], &prompts[5]], TOKENS);
     assert_eq!([answers[0].logits_digest, answers[1].logits_digest], [expected()[4], expected()[5]]);
 }
@@ -179,7 +180,7 @@ fn a_sequence_beyond_all_budgets_ends_alone() {
         block_tokens: 16,
         ..options()
     };
-    let mut engine = fixture().engine(small);
+    let mut engine = open(small);
     let requests = vec![request(&fixture().prompt(0, 2000), TOKENS), request(&prompts[1], TOKENS)];
     let results = engine.generate(requests, &mut |_| {});
     let refusal = results[0].as_ref().unwrap_err();

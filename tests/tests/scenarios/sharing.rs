@@ -1,5 +1,6 @@
 //! What two prompts share: equal prefixes, once; nothing after the first difference; nothing across salts.
 
+use crate::open;
 use kvtier_engine::run::engine::EngineOptions;
 use kvtier_tests::{ask, fixture, options, request, turn};
 
@@ -7,7 +8,7 @@ use kvtier_tests::{ask, fixture, options, request, turn};
 fn a_shared_prefix_is_stored_once() {
     let _turn = turn();
     let fixture = fixture();
-    let mut engine = fixture.engine(options());
+    let mut engine = open(options());
     let document = fixture.prompt(0, 600);
     let first: Vec<u32> = document.iter().chain(&fixture.prompt(3000, 30)).copied().collect();
     let second: Vec<u32> = document.iter().chain(&fixture.prompt(4000, 50)).copied().collect();
@@ -25,7 +26,7 @@ fn a_shared_prefix_is_stored_once() {
 fn one_early_token_shares_only_the_blocks_before_it() {
     let _turn = turn();
     let fixture = fixture();
-    let mut engine = fixture.engine(options());
+    let mut engine = open(options());
     let prompt = fixture.prompt(0, 500);
     ask(&mut engine, &prompt, 1);
     let mut other = prompt.clone();
@@ -40,7 +41,7 @@ fn one_early_token_shares_only_the_blocks_before_it() {
 fn another_salt_shares_nothing() {
     let _turn = turn();
     let fixture = fixture();
-    let mut engine = fixture.engine(options());
+    let mut engine = open(options());
     let prompt = fixture.prompt(0, 300);
     let salted = |salt: Option<&str>| {
         let mut request = request(&prompt, 4);
@@ -58,7 +59,7 @@ fn another_salt_shares_nothing() {
 fn equal_prompts_side_by_side_are_computed_once() {
     let _turn = turn();
     let fixture = fixture();
-    let mut engine = fixture.engine(EngineOptions { chunk: 64, ..options() });
+    let mut engine = open(EngineOptions { chunk: 64, ..options() });
     let prompt = fixture.prompt(100, 400);
     let results = engine.generate(vec![request(&prompt, 8), request(&prompt, 8)], &mut |_| {});
     let answers: Vec<_> = results.into_iter().map(Result::unwrap).collect();
@@ -75,13 +76,13 @@ fn equal_prompts_side_by_side_are_computed_once() {
 fn blocks_written_by_decode_are_found_again() {
     let _turn = turn();
     let fixture = fixture();
-    let mut engine = fixture.engine(options());
+    let mut engine = open(options());
     let mut prompt = fixture.prompt(0, 250);
     let answer = ask(&mut engine, &prompt, 200);
     prompt.extend(&answer.tokens);
     prompt.extend(fixture.prompt(5000, 20));
     let next = ask(&mut engine, &prompt, 4);
     assert!(next.prefill_tokens <= 20 + 63 + 1, "{}", next.prefill_tokens);
-    let cold = ask(&mut fixture.engine(options()), &prompt, 4);
+    let cold = ask(&mut open(options()), &prompt, 4);
     assert_eq!(next.logits_digest, cold.logits_digest);
 }
