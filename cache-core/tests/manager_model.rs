@@ -3,6 +3,7 @@
 //! One seed alone: `KVTIER_SEED=n cargo test -p cache-core --test manager_model`; more of them: `KVTIER_SEEDS=n`.
 
 mod model;
+mod random;
 
 use cache_core::chain::Link;
 use cache_core::form::{Accept, Provenance};

@@ -14,6 +14,9 @@
 //! | `copies`, `disk` | a block's copies: books, losses, demotion; records, spills, pins |
 //! | `room`, `victim`, `promotion` | requests for slots, who goes for them, and the way back up |
 //! | `audit` | the books checked against each other |
+//! | `rates`, `meeting` | load or compute: what each takes, and where the two meet |
+//!
+//! The last row is apart from the shards: plain functions of figures, for whoever computes blocks.
 
 mod acquire;
 mod action;
@@ -25,7 +28,9 @@ mod entry;
 mod event;
 mod eviction;
 mod ghost;
+mod meeting;
 mod promotion;
+mod rates;
 mod room;
 mod route;
 mod shard;
@@ -36,5 +41,7 @@ pub use counters::Counters;
 pub use entry::{CopyState, EntryId, EntryView};
 pub use event::{Below, CopyEnd, Event, Owner, Ticket};
 pub use ghost::{Ghost, GhostTable};
+pub use meeting::{Lies, Meeting, Next, Plan, Prefix, Rates, plan};
+pub use rates::{ComputeRate, LoadRate};
 pub use route::CacheManager;
 pub use shard::{Budgets, Shard};

@@ -15,26 +15,12 @@ use cache_core::manager::{Action, Budgets, CopyState, EntryId, Event, Owner, Sha
 use cache_core::miss::MissReason;
 use cache_core::units::{Now, Tier};
 
+use crate::random::Random;
+
 pub use bugs::Bug;
 pub use ends::settle;
 
 pub const HOME: Namespace = Namespace([3; 32]);
-
-/// SplitMix64: small, seeded, good enough to pick events.
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn below(&mut self, limit: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((mixed ^ (mixed >> 31)) % limit as u64) as usize
-    }
-
-    pub fn chance(&mut self, percent: usize) -> bool {
-        self.below(100) < percent
-    }
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Copy {
