@@ -522,3 +522,28 @@ fn a_copy_stays_when_no_entry_is_left_for_blocks_below() {
     assert_eq!(bench.copies(entries[1]), [NONE, NONE, RESIDENT]);
     assert_eq!(bench.copies(entries[0]), [RESIDENT, NONE, RESIDENT]);
 }
+
+/// A deletion, or a failed check, that meets a block on its way up: it does not stay there, and whoever waits for it is told.
+#[test]
+fn a_copy_that_is_condemned_on_its_way_does_not_stay() {
+    for (host_slots, tier) in [(0, Tier::Device), (2, Tier::Host)] {
+        for end in [CopyEnd::Done, CopyEnd::Failed] {
+            let mut bench = Bench::with_disk(2, host_slots, 4);
+            let chain = links(1, 1);
+            let entry = bench.live_on_disk(&chain)[0];
+            bench.on(Event::Promote { ticket: Ticket(9), entries: &[entry] });
+            let lost = |tier| Event::Lost { entry, tier, reason: MissReason::NeverStored };
+            assert_eq!(bench.on(lost(tier)), [], "it has not come yet");
+            assert_eq!(bench.on(lost(Tier::Disk)), [Action::Unpin { key: key(&chain[0]) }]);
+            let actions = bench.on(match tier {
+                Tier::Device => Event::Onboarded { entry, end },
+                _ => Event::Loaded { entry, end },
+            });
+            let discard = Action::Discard { key: key(&chain[0]), tier };
+            let promoted = Action::Promoted { ticket: Ticket(9), arrived: 0, loaded: 0, missed: 1 };
+            let expected = if end == CopyEnd::Done { vec![discard, promoted] } else { vec![promoted] };
+            assert_eq!((actions, bench.copies(entry)), (expected, [NONE; 3]), "{tier:?}, {end:?}");
+            assert_eq!(bench.shard.entry(entry).unwrap().loss, Some(MissReason::NeverStored));
+        }
+    }
+}

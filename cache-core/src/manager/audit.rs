@@ -130,6 +130,9 @@ fn audit_entry(id: EntryId, entry: &Entry) -> Result<(), String> {
     if entry.spill.is_some() && entry.copies[DEVICE] != CopyState::Leaving {
         return Err(format!("{id:?} is spilled with copies {:?}", entry.copies));
     }
+    if entry.condemned.is_some() && !entry.in_slots().contains(&CopyState::Arriving) {
+        return Err(format!("{id:?} has copies {:?}, none on its way up that could be condemned", entry.copies));
+    }
     if entry.copies[DISK] == CopyState::Leaving {
         return Err(format!("{id:?} has a record that leaves"));
     }

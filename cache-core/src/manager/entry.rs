@@ -91,6 +91,8 @@ pub(crate) struct Entry {
     pub(crate) loss: Option<MissReason>,
     /// A lease stood in the way of its eviction: no candidate until the next request for room.
     pub(crate) parked: bool,
+    /// The copy that is on its way up into a slot must not stay there: why.
+    pub(crate) condemned: Option<MissReason>,
 }
 
 impl Entry {
@@ -250,6 +252,7 @@ impl Slab {
             spill: None,
             loss: None,
             parked: false,
+            condemned: None,
         });
         id
     }

@@ -142,7 +142,7 @@ pub enum Event<'a> {
         refused: bool,
     },
     /// A copy turned out to be gone or wrong. Answer: [`crate::manager::Action::Discard`] for the copy; on the disk only if it failed its
-    /// check, since the disk decides itself what else to keep.
+    /// check, since the disk decides itself what else to keep. One that is being promoted or loaded is discarded as soon as it has arrived.
     Lost {
         /// Whose copy.
         entry: EntryId,

@@ -88,10 +88,30 @@ impl Shard {
         arriving && self.promotions.iter().any(|promotion| promotion.loading.contains(&id))
     }
 
+    /// True while a copy is being promoted or loaded into this tier.
+    pub(crate) fn is_coming_up(&self, id: EntryId, tier: Tier) -> bool {
+        match tier {
+            Tier::Device => self.slab.get(id).is_some_and(|entry| entry.copies[DEVICE] == CopyState::Arriving),
+            Tier::Host => self.slab.get(id).is_some() && self.is_loading(id),
+            Tier::Disk | Tier::Remote => false,
+        }
+    }
+
+    /// How a copy upwards really ended: one that has come but must not stay has failed.
+    fn judge(&mut self, id: EntryId, tier: Tier, end: CopyEnd, actions: &mut Actions) -> (CopyEnd, Option<MissReason>) {
+        let condemned = self.slab[id].condemned.take();
+        if condemned.is_some() && end == CopyEnd::Done {
+            actions.push(Action::Discard { key: self.slab[id].key, tier });
+            return (CopyEnd::Failed, condemned);
+        }
+        (end, condemned)
+    }
+
     pub(crate) fn loaded(&mut self, id: EntryId, end: CopyEnd, actions: &mut Actions) {
         if self.slab.get(id).is_none_or(|entry| entry.copies[HOST] != CopyState::Arriving) {
             return;
         }
+        let (end, condemned) = self.judge(id, Tier::Host, end, actions);
         let arrived = end == CopyEnd::Done;
         self.counters.loaded_blocks += u64::from(arrived);
         self.set_copy(id, HOST, if arrived { CopyState::Resident } else { CopyState::None });
@@ -110,6 +130,7 @@ impl Shard {
             CopyEnd::SourceLost => self.lost_under(id, Tier::Disk, MissReason::Evicted, waiters, actions),
             CopyEnd::Done | CopyEnd::Full | CopyEnd::Failed => {}
         }
+        self.went_condemned(id, Tier::Host, condemned);
         self.went_unnoticed(id, Tier::Disk);
         self.go_on(actions);
     }
@@ -119,6 +140,7 @@ impl Shard {
             return;
         }
         let source = if self.loads_directly() { Tier::Disk } else { Tier::Host };
+        let (end, condemned) = self.judge(id, Tier::Device, end, actions);
         let arrived = end == CopyEnd::Done;
         if arrived {
             self.counters.promoted_blocks += 1;
@@ -143,8 +165,18 @@ impl Shard {
             CopyEnd::SourceLost => self.lost_under(id, source, MissReason::LeaseLost, waiters, actions),
             CopyEnd::Done | CopyEnd::Full | CopyEnd::Failed => {}
         }
+        self.went_condemned(id, Tier::Device, condemned);
         self.went_unnoticed(id, source);
         self.answer_promotions(actions);
+    }
+
+    /// The last copy of a block went with one that had been condemned.
+    fn went_condemned(&mut self, id: EntryId, tier: Tier, condemned: Option<MissReason>) {
+        let is_last = self.slab.get(id).is_some_and(|entry| entry.is_bare() && entry.loss.is_none());
+        if let Some(reason) = condemned.filter(|_| is_last) {
+            self.counters.miss(reason);
+            self.went(id, tier, reason);
+        }
     }
 
     /// The source of a copy that several waited for is lost: one miss is counted with it, every further waiter has its own.

@@ -157,6 +157,9 @@ impl Shard {
             Event::Stored { key, spill, end } => self.stored(key, spill, end, &mut actions),
             Event::Loaded { entry, end } => self.loaded(entry, end, &mut actions),
             Event::Dropped { entry, refused } => self.dropped(entry, refused, &mut actions),
+            Event::Lost { entry, tier, reason } if self.is_coming_up(entry, tier) => {
+                self.slab[entry].condemned = Some(reason);
+            }
             Event::Lost { entry, tier, reason } => self.lost(entry, tier, reason, &mut actions),
         }
         actions
@@ -181,10 +184,11 @@ impl Shard {
         self.slab.ids().filter_map(known).filter(|(_, view)| view.key.namespace == *namespace).collect()
     }
 
-    /// Copies of a namespace in the first place, arriving ones included. O(entries).
+    /// Copies of a namespace in the first place, arriving ones and those for which an open block was granted included. O(entries).
     pub fn resident_of(&self, namespace: &Namespace) -> u64 {
         let stays = |id: &EntryId| self.slab[*id].key.namespace == *namespace && self.slab[*id].copies[DEVICE].stays();
-        self.slab.ids().filter(stays).count() as u64
+        let opened = self.opened.keys().filter(|key| key.namespace == *namespace).count();
+        (self.slab.ids().filter(stays).count() + opened) as u64
     }
 
     /// Copies in the first place, arriving ones included.

@@ -578,7 +578,8 @@ impl Cache {
                     self.drive(&mut state, class, Event::Release { entries: &[kept.entry] });
                 }
                 for (tier, copy) in [Tier::Device, Tier::Disk].into_iter().zip([view.copies[0], view.copies[2]]) {
-                    if copy == CopyState::Resident {
+                    // What is just being loaded goes when it has come.
+                    if matches!(copy, CopyState::Resident | CopyState::Arriving) {
                         let lost = Event::Lost { entry, tier, reason: MissReason::NeverStored };
                         self.drive(&mut state, class, lost);
                     }
