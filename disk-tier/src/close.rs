@@ -45,7 +45,8 @@ impl Inner {
         self.changed.notify_all();
     }
 
-    /// Ends the log as a crash would: nothing is drained, sealed or marked.
+    /// Ends the log as a crash would: nothing is drained, sealed or marked. The medium has a deadline's time to come to an end, also where a
+    /// close before left it less, so that whoever opens the store next does not find it held.
     pub(crate) fn drop_all(&self, join: impl FnOnce()) {
         let was_closing = std::mem::replace(&mut self.lock().is_closing, true);
         self.changed.notify_all();
@@ -56,8 +57,8 @@ impl Inner {
                 log.is_closed = true;
                 log.refuse_waiting(DiskEnd::Offline);
             });
-            self.medium.close(self.config.deadline_millis);
         }
+        self.medium.close(self.config.deadline_millis);
     }
 
     fn end_well(&self) {

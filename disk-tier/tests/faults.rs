@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use cache_core::contract::SHAPE;
 use cache_core::hash::Namespace;
-use disk_tier::io::rig::{Completion, Effect, FailNth, Fault, MemoryMedium, Plan, Scope};
-use disk_tier::io::{Directory, FileId, IoChoice, IoError, Medium};
+use disk_tier::io::rig::{Completion, Effect, FailNth, Fault, MemoryMedium, Plan, Repeat, Scope};
+use disk_tier::io::{Directory, FileId, IoChoice, IoError, Medium, Memory};
 use disk_tier::testing::{PlantedBug, Testing};
 use disk_tier::{DiskEnd, DiskOk, DiskState, DiskTier};
 use support::*;
@@ -308,6 +308,36 @@ fn a_tier_that_shows_failed_writes_is_caught() {
         let lies: usize = (1..60).step_by(3).map(spoilt).sum();
         println!("{name}: {lies} untruths");
         assert!(lies > 0, "{name}: the planted bug was not noticed");
+    }
+}
+
+/// Writes under way when their tier goes: more than a medium takes at once.
+const UNDER_WAY: u32 = 40;
+
+/// A tier goes with operations in hand that fail or have no time to end: its medium's threads, and those that tell of operations refused by a
+/// closed medium, go with it. Else the folder would still be held for a moment, and the next tier of this process refused.
+#[test]
+fn a_folder_is_free_once_its_tier_has_gone() {
+    for (choice, round) in
+        [IoChoice::Pread, IoChoice::IoUring].into_iter().flat_map(|way| (0..scale(20, 200)).map(move |n| (way, n)))
+    {
+        let ground = OnDisk::new(choice);
+        let rig = FailNth::new(ground.medium(), Plan::nth(u64::MAX, Fault::Short));
+        let tier = DiskTier::over_with(Arc::clone(&rig) as Arc<dyn Medium>, config(SEGMENTS), ground.testing(None));
+        let tier = tier.unwrap();
+        tier.wait_ready(5000);
+        written(&tier, 100..102);
+        rig.arm(Plan::nth(1 + round % 7, Fault::Errno(EIO)).repeat(Repeat::Times(1 + round % 3 * 100)));
+        drop(rig);
+        for number in 0..UNDER_WAY {
+            tier.write(key(number), Memory::Owned(image(number, 0)));
+        }
+        if round % 4 < 2 {
+            tier.close(0);
+        }
+        drop(tier);
+        // Panics where the folder is held.
+        drop(ground.medium());
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::JoinHandle;
 
 use super::{Done, IoError, Operation, Sink};
 
@@ -18,20 +19,37 @@ enum Link {
 }
 
 /// Where ends are told. Never while a lock of the medium is held.
-pub(super) struct Ends(Mutex<Link>);
+pub(super) struct Ends {
+    link: Mutex<Link>,
+    /// Threads of [`Ends::tell_elsewhere`].
+    elsewhere: Mutex<Vec<JoinHandle<()>>>,
+}
 
 impl Ends {
     pub(super) fn new() -> Ends {
-        Ends(Mutex::new(Link::None))
+        Ends { link: Mutex::new(Link::None), elsewhere: Mutex::default() }
     }
 
     pub(super) fn connect(&self, sink: Arc<dyn Sink>) {
-        *lock(&self.0) = Link::Open(sink);
+        *lock(&self.link) = Link::Open(sink);
     }
 
-    /// From here on the sink is only told while somebody else keeps it.
+    /// Waits for the threads that tell: one of them may hold the log, and with it the medium, when its owner has let go of both. From here on
+    /// the sink is only told while somebody else keeps it.
     pub(super) fn close(&self) {
-        let mut link = lock(&self.0);
+        let own = std::thread::current().id();
+        // What the sink hears may make it submit more, which is refused on another thread.
+        loop {
+            let threads = std::mem::take(&mut *lock(&self.elsewhere));
+            if threads.is_empty() {
+                break;
+            }
+            for thread in threads.into_iter().filter(|thread| thread.thread().id() != own) {
+                // A sink's panic is caught where it is told.
+                let _ = thread.join();
+            }
+        }
+        let mut link = lock(&self.link);
         if let Link::Open(sink) = &*link {
             let weak = Arc::downgrade(sink);
             *link = Link::Closed(weak);
@@ -43,7 +61,7 @@ impl Ends {
         if ended.is_empty() {
             return;
         }
-        let sink = match &*lock(&self.0) {
+        let sink = match &*lock(&self.link) {
             Link::None => None,
             Link::Open(sink) => Some(Arc::clone(sink)),
             Link::Closed(sink) => sink.upgrade(),
@@ -60,7 +78,8 @@ impl Ends {
             return;
         }
         let ends = Arc::clone(self);
-        drop(std::thread::Builder::new().name("disk-ends".into()).spawn(move || ends.tell(told)));
+        let thread = std::thread::Builder::new().name("disk-ends".into()).spawn(move || ends.tell(told));
+        lock(&self.elsewhere).extend(thread);
     }
 
     /// Ends a batch that came after the close.

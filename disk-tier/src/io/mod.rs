@@ -193,6 +193,7 @@ pub trait Medium: Send + Sync {
     fn depth(&self) -> usize;
     /// What it is, for people: `io_uring, O_DIRECT, registered buffers`.
     fn describe(&self) -> String;
-    /// Ends the medium: waits until the kernel has given back every buffer (or for so long), then stops its threads.
+    /// Ends the medium: waits until the kernel has given back every buffer (or for so long), then stops its threads. What was not over in
+    /// time holds what it needs, a folder's lock among it, until it is; another close waits for it once more.
     fn close(&self, millis: u64);
 }

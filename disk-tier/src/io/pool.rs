@@ -131,7 +131,7 @@ impl Pool {
     }
 
     /// Ends what is queued, waits for what is running, at most so long. A thread stuck in the kernel keeps its operation and what else it
-    /// needs until it comes back.
+    /// needs until it comes back; a later close waits for it again.
     pub(super) fn close(&self, millis: u64) {
         let limit = Instant::now() + Duration::from_millis(millis);
         let mut state = lock(&self.shared.state);
@@ -154,10 +154,10 @@ impl Pool {
         // Every thread is stuck: nobody else tells of these.
         self.shared.ends.tell_elsewhere(std::mem::take(&mut state.refused));
         drop(state);
-        let handles = std::mem::take(&mut *lock(&self.handles));
-        let own = std::thread::current().id();
-        for handle in handles {
-            if stopped && handle.thread().id() != own {
+        if stopped {
+            let handles = std::mem::take(&mut *lock(&self.handles));
+            let own = std::thread::current().id();
+            for handle in handles.into_iter().filter(|handle| handle.thread().id() != own) {
                 // A worker does not panic: `act` is ours, and sinks are caught.
                 let _ = handle.join();
             }

@@ -214,9 +214,9 @@ impl Medium for Uring {
         }
         let stopped = inbox.stopped;
         drop(inbox);
-        // A thread whose operations the kernel still has goes on by itself until it has them back.
-        let thread = lock(&self.thread).take();
-        if let Some(thread) = thread.filter(|thread| stopped && thread.thread().id() != std::thread::current().id()) {
+        // A thread whose operations the kernel still has goes on by itself until it has them back; a later close waits for it again.
+        let thread = if stopped { lock(&self.thread).take() } else { None };
+        if let Some(thread) = thread.filter(|thread| thread.thread().id() != std::thread::current().id()) {
             // Its panic has been printed; its operations were told as failed.
             let _ = thread.join();
         }

@@ -15,6 +15,8 @@ struct Bag {
     jobs: BTreeMap<(Instant, u64), Job>,
     coming: u64,
     stopped: bool,
+    /// Threads of jobs that came after the stop.
+    late: Vec<JoinHandle<()>>,
 }
 
 pub(super) struct Courier {
@@ -37,8 +39,7 @@ impl Courier {
     pub(super) fn after(&self, millis: u64, job: impl FnOnce() + Send + 'static) {
         let mut bag = lock(&self.bag.0);
         if bag.stopped {
-            drop(bag);
-            drop(std::thread::spawn(job));
+            bag.late.push(std::thread::spawn(job));
             return;
         }
         let key = (Instant::now() + Duration::from_millis(millis), bag.coming);
@@ -47,15 +48,21 @@ impl Courier {
         self.bag.1.notify_one();
     }
 
-    /// Does what is left, without waiting for its time, and ends the thread.
+    /// Does what is left, without waiting for its time, and ends the threads. A medium stops it before and after what it stands on, since ends
+    /// that are told there may bring more jobs.
     pub(super) fn stop(&self) {
         lock(&self.bag.0).stopped = true;
         self.bag.1.notify_one();
-        if let Some(thread) = lock(&self.thread).take()
-            && thread.thread().id() != std::thread::current().id()
-        {
-            // A job that panicked has printed its message; the test fails by what it did not hear.
-            let _ = thread.join();
+        let mut threads: Vec<JoinHandle<()>> = lock(&self.thread).take().into_iter().collect();
+        loop {
+            threads.append(&mut lock(&self.bag.0).late);
+            if threads.is_empty() {
+                return;
+            }
+            for thread in threads.drain(..).filter(|thread| thread.thread().id() != std::thread::current().id()) {
+                // A job that panicked has printed its message; the test fails by what it did not hear.
+                let _ = thread.join();
+            }
         }
     }
 }

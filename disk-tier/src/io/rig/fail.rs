@@ -338,6 +338,7 @@ impl Medium for FailNth {
     fn close(&self, millis: u64) {
         self.courier.stop();
         self.inner.close(millis);
+        self.courier.stop();
         lock(&self.desk.held).clear();
         self.desk.ends.close();
     }
