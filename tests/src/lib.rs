@@ -4,7 +4,9 @@ pub mod daemons;
 pub mod disk;
 pub mod golden;
 pub mod kill;
+pub mod nvfp4;
 pub mod spoilt;
+mod wrapped;
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Instant;
@@ -20,7 +22,9 @@ use kvtier_engine::run::sampler::Sampling;
 use kvtier_engine::run::{Form, Isa, Link, WeightsId};
 use kvtier_engine::tokenizer::{SpecialTokens, Tokenizer};
 
-use crate::spoilt::{Spoil, Spoilt};
+use crate::nvfp4::Nvfp4;
+use crate::spoilt::Spoil;
+use crate::wrapped::{Change, Wrapped};
 
 /// The demo's document: prompts are cut from it.
 pub const DOCUMENT: &str = include_str!("../../cli/assets/moby-dick.txt");
@@ -66,7 +70,16 @@ pub fn turn() -> MutexGuard<'static, ()> {
 impl Fixture {
     /// An engine over the fast path whose device makes a mistake.
     pub fn spoilt_engine(&self, options: EngineOptions, spoil: Spoil) -> Engine {
-        let wrap = |device| Arc::new(Spoilt { device, spoil }) as Arc<dyn Attention>;
+        self.changed_engine(options, spoil)
+    }
+
+    /// An engine over the fast path without a cache, whose closed blocks hold what NVFP4 would leave of them, in slots of `i8h`.
+    pub fn nvfp4_engine(&self) -> Engine {
+        self.changed_engine(EngineOptions { form: Form::I8h, ..plain() }, Nvfp4)
+    }
+
+    fn changed_engine<C: Change + Copy + 'static>(&self, options: EngineOptions, change: C) -> Engine {
+        let wrap = |device| Arc::new(Wrapped { device, change }) as Arc<dyn Attention>;
         Engine::open_over(Arc::clone(&self.model), self.weights, options, &wrap).expect("an engine")
     }
 

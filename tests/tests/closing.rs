@@ -56,13 +56,17 @@ fn bits_depend_on_the_form_alone() {
             assert!(answer.clamped_at.is_empty(), "{form:?}, {name}");
         }
         let other: Vec<u32> = prompt[..290].iter().chain(&fixture().prompt(3000, 90)).copied().collect();
-        let together = ask_together(&mut fixture().engine(closing(form)), &[&prompt, &other, &prompt], 24);
-        for index in [0, 2] {
-            assert_eq!(
-                together[index].logits_digest, expected,
-                "{form:?} beside others, {:?}",
-                together[index].clamped_at
-            );
+        for chunk in [1, 64, 512] {
+            let options = EngineOptions { chunk, ..closing(form) };
+            let together = ask_together(&mut fixture().engine(options), &[&prompt, &other, &prompt], 24);
+            for index in [0, 2] {
+                let answer = &together[index];
+                assert_eq!(
+                    (answer.logits_digest, &answer.clamped_at[..]),
+                    (expected, &[][..]),
+                    "{form:?} beside others in chunks of {chunk}"
+                );
+            }
         }
     }
 }

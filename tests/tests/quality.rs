@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use kvtier_engine::EngineError;
+use kvtier_engine::quality::compare::ExactRow;
 use kvtier_engine::quality::gate::{self, Gate};
 use kvtier_engine::quality::retrieval::{self, Grid};
 use kvtier_engine::quality::tasks::{self, Task, TrialError};
@@ -101,6 +102,50 @@ fn the_gate_catches_each_planted_fault() {
             };
             let findings = Gate::of(under_test).unwrap().check(&spoilt, &fixture().tokens).unwrap();
             assert!(findings.iter().any(|found| found.contains(finding)), "{under_test:?}, {spoil:?}: {findings:?}");
+        }
+    }
+}
+
+/// Logits of every position of `tokens`. A sequence `beside`, of the same length, goes through the same engine in turns of a chunk, or of 64
+/// tokens where a chunk is shorter.
+fn logits(form: Form, chunk: u32, tokens: &[u32], beside: Option<&[u32]>) -> Vec<Vec<f32>> {
+    let mut engine = fixture().engine(EngineOptions { form, chunk, ..plain() });
+    let (mut one, mut other) = (engine.open_forced(), engine.open_forced());
+    let mut rows = Vec::with_capacity(tokens.len());
+    let step = chunk.max(64) as usize;
+    for start in (0..tokens.len()).step_by(step) {
+        let end = (start + step).min(tokens.len());
+        if let Some(beside) = beside {
+            engine.advance_forced(&mut other, &beside[start..end], beside.len(), &mut |_, _| ()).unwrap();
+        }
+        engine.advance_forced(&mut one, &tokens[start..end], 0, &mut |_, row| rows.push(row.to_vec())).unwrap();
+    }
+    engine.close_forced(one);
+    engine.close_forced(other);
+    rows
+}
+
+/// The mean KL of the instrument is that of logits which have the same bits in chunks of 1, 64 and 512, alone or beside a sequence that
+/// begins alike.
+#[test]
+fn kl_does_not_depend_on_chunks_or_on_a_sequence_beside() {
+    let _turn = turn();
+    let text = fixture().prompt(700, 400);
+    let other: Vec<u32> = text[..290].iter().chain(&fixture().prompt(3000, 110)).copied().collect();
+    let forms = [Form::I8h, Form::Kc4vt4, "kc4vt4:k8=15-29".parse().unwrap()];
+    let measured = divergence::measure(&open, &forms, &[&text], &mut quiet).unwrap();
+    let exact = logits(Form::Raw16, 512, &text, None);
+    // The last row predicts nothing of the text.
+    let exact: Vec<ExactRow<'_>> = exact[..text.len() - 1].iter().map(|row| ExactRow::new(row)).collect();
+    for (form, measured) in forms.into_iter().zip(&measured) {
+        let whole = logits(form, 512, &text, None);
+        let scored = text.len() / 2..text.len() - 1;
+        let kl = |t: usize| exact[t].compare(t, &whole[t], text[t + 1]).kl;
+        let mean = scored.clone().map(kl).sum::<f64>() / scored.len() as f64;
+        assert_eq!((measured.first_difference, measured.summary.kl_mean), (Some(192), mean), "{form}");
+        for (chunk, beside) in [(1, None), (64, None), (64, Some(&other[..])), (512, Some(&other[..]))] {
+            let found = logits(form, chunk, &text, beside);
+            assert!(found == whole, "{form}: logits in chunks of {chunk}, beside another: {}", beside.is_some());
         }
     }
 }
