@@ -236,6 +236,30 @@ pub enum AdmissionArg {
     SecondHit,
 }
 
+/// How blocks are encoded on their way to disk, without loss.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub enum StageArg {
+    /// Not at all
+    Off,
+    /// As sx12
+    #[default]
+    Auto,
+    /// 12 bits a value for raw16, nothing for the other forms
+    Sx12,
+    /// LZ4, for every form
+    Lz4,
+    /// Zstandard, for every form
+    Zstd,
+}
+
+impl StageArg {
+    /// Its name on the command line.
+    pub fn name(self) -> String {
+        let value = self.to_possible_value().expect("every stage has a name");
+        value.get_name().to_owned()
+    }
+}
+
 /// Where blocks outlive memory and the process.
 #[derive(Args, Clone, Debug)]
 pub struct DiskArgs {
@@ -248,6 +272,9 @@ pub struct DiskArgs {
     /// Which blocks are written [default: always]
     #[arg(long, requires = "disk")]
     pub disk_admission: Option<AdmissionArg>,
+    /// How blocks are encoded on their way there, without loss [default: auto]
+    #[arg(long, requires = "disk")]
+    pub disk_stage: Option<StageArg>,
     /// Socket of a daemon (`kvtier serve`) that shares blocks with other processes, in the place of host arena and disk
     #[arg(long, value_name = "SOCKET", conflicts_with_all = ["disk", "host_mem", "no_cache"])]
     pub daemon: Option<PathBuf>,
@@ -396,6 +423,9 @@ pub struct DemoArgs {
     /// Hard limit of everything in it, at least 64MiB
     #[arg(long, value_name = "SIZE", default_value = "512MiB")]
     pub disk_size: Size,
+    /// How blocks are encoded on their way there, without loss
+    #[arg(long, default_value = "auto")]
+    pub disk_stage: StageArg,
     /// Compute threads [default: all cores]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,

@@ -15,7 +15,6 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::args::{DemoArgs, EngineArgs, PathArg};
-use crate::disk;
 use crate::failure::Failure;
 use crate::load::{self, Loaded};
 use crate::output;
@@ -96,7 +95,7 @@ pub fn run(args: &DemoArgs) -> Result<(), Failure> {
     let engine_args = engine_args(args);
     let loaded = load::load(&engine_args)?;
     let document = document();
-    let options = store.as_ref().map(|store| disk::at(store.path(), args.disk_size)).transpose()?;
+    let options = store.as_ref().map(|store| store.options(args)).transpose()?;
     let mut session = Session::open(&loaded, &engine_args, options, true, &signals)?;
     let document_tokens = prompt::encode_plain(&document, &loaded.tokenizer)?.len() as u64;
     describe(&loaded, session.engine(), args, document_tokens, &stage)?;

@@ -4,9 +4,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use kvtier_engine::run::engine::{DaemonOptions, DiskOptions, Engine};
-use kvtier_sdk::embedded::{Admission, DiskState, DiskStatus, DiskTier, IoChoice};
+use kvtier_sdk::embedded::{Admission, ByteStage, DiskState, DiskStatus, DiskTier, IoChoice};
 
-use crate::args::{AdmissionArg, DiskArgs};
+use crate::args::{AdmissionArg, DiskArgs, StageArg};
 use crate::failure::Failure;
 use crate::output;
 use crate::size::Size;
@@ -29,7 +29,8 @@ fn options(args: &DiskArgs) -> Result<Option<DiskOptions>, Failure> {
         None | Some(AdmissionArg::Always) => Admission::Always,
         Some(AdmissionArg::SecondHit) => Admission::SecondHit,
     };
-    Ok(Some(DiskOptions { admission, ..at(directory, args.disk_size.unwrap_or(DEFAULT_SIZE))? }))
+    let stage = stage(args.disk_stage.unwrap_or_default());
+    Ok(Some(DiskOptions { admission, stage, ..at(directory, args.disk_size.unwrap_or(DEFAULT_SIZE))? }))
 }
 
 /// What an engine has below its device.
@@ -54,6 +55,17 @@ pub fn below(args: &DiskArgs) -> Result<Below, Failure> {
     Ok(Below { disk: options(args)?, daemon })
 }
 
+/// The byte stage of that name.
+pub fn stage(name: StageArg) -> ByteStage {
+    match name {
+        StageArg::Off => ByteStage::Off,
+        StageArg::Auto => ByteStage::Auto,
+        StageArg::Sx12 => ByteStage::Sx12,
+        StageArg::Lz4 => ByteStage::Lz4,
+        StageArg::Zstd => ByteStage::Zstd,
+    }
+}
+
 /// A store in `directory` that takes every block. Errors: exit code 2 for less than a store needs, and for a bad `KVTIER_DISK_IO`.
 pub fn at(directory: &Path, size: Size) -> Result<DiskOptions, Failure> {
     let least = Size(DiskTier::minimum_bytes());
@@ -61,7 +73,8 @@ pub fn at(directory: &Path, size: Size) -> Result<DiskOptions, Failure> {
         return Err(Failure::input(format!("--disk-size is {size}; a store needs at least {least}")));
     }
     let directory = directory.to_path_buf();
-    Ok(DiskOptions { directory, budget_bytes: size.0, admission: Admission::Always, io: io()? })
+    let (admission, stage) = (Admission::Always, ByteStage::Auto);
+    Ok(DiskOptions { directory, budget_bytes: size.0, admission, io: io()?, stage })
 }
 
 /// The way to the disk that `KVTIER_DISK_IO` names. Errors: exit code 2.

@@ -16,7 +16,7 @@ use kvtier_engine::quality::{FLOOR, Open};
 use kvtier_engine::run::Form;
 use kvtier_engine::run::engine::{DiskOptions, Engine, EngineOptions};
 use kvtier_engine::tokenizer::SpecialTokens;
-use kvtier_sdk::embedded::{Admission, IoChoice};
+use kvtier_sdk::embedded::{Admission, ByteStage, IoChoice};
 use serde_json::{Value, json};
 
 use crate::args::QualityArgs;
@@ -136,7 +136,8 @@ fn open(
 
 /// A store that takes every block.
 fn stored(folder: &Path, io: IoChoice) -> DiskOptions {
-    DiskOptions { directory: folder.to_owned(), budget_bytes: STORE_BYTES, admission: Admission::Always, io }
+    let (admission, stage) = (Admission::Always, ByteStage::Auto);
+    DiskOptions { directory: folder.to_owned(), budget_bytes: STORE_BYTES, admission, io, stage }
 }
 
 fn measure(

@@ -126,8 +126,11 @@ fn nonsensical_disks_are_named() {
     short(&on_disk(&["--disk-size", "63MiB", "--no-cache"]), &["--disk-size", "64MiB"]);
     short(&on_disk(&["--disk-size", "plenty"]), &["--disk-size"]);
     short(&on_disk(&["--disk-admission", "never"]), &["--disk-admission", "second-hit"]);
+    short(&on_disk(&["--disk-stage", "gzip"]), &["--disk-stage", "zstd"]);
+    short(&["demo", "--disk-stage", "gzip"], &["--disk-stage", "zstd"]);
     short(&with(&["--disk-size", "64MiB"]), &["--disk <DIR>"]);
     short(&with(&["--disk-admission", "always"]), &["--disk <DIR>"]);
+    short(&with(&["--disk-stage", "lz4"]), &["--disk <DIR>"]);
     short(&["demo", "--disk-size", "1MiB"], &["--disk-size", "64MiB"]);
     let bench = |options: &[&'static str]| [&["bench", "disk", folder.path().to_str().unwrap()], options].concat();
     short(&bench(&["--block-size", "1KiB"]), &["--block-size", "8KiB"]);

@@ -130,6 +130,24 @@ impl Drop for Running {
 }
 
 #[test]
+fn a_store_of_any_stage_gives_equal_bits_and_by_default_takes_a_quarter_less() {
+    let mut digests = Vec::new();
+    let [off, auto, _] = ["off", "auto", "zstd"].map(|stage| {
+        let folder = Folder::new();
+        let (first, _) = kvtier(&folder.run(&["--disk-stage", stage]), "auto");
+        // Who reads need not know how it was written.
+        let (second, _) = kvtier(&folder.run(&["--disk-stage", "off"]), "auto");
+        assert!(cached(&second, "disk") > 0, "{stage}");
+        digests.extend([first, second].map(|answer| answer["logits_digest"].clone()));
+        let (code, report) = folder.verify();
+        assert_eq!((code, &report["ok"]), (0, &true.into()), "{stage}");
+        report["record_bytes"].as_f64().expect("bytes") / report["records"].as_f64().expect("records")
+    });
+    assert!(digests.iter().all(|digest| *digest == digests[0]), "{digests:?}");
+    assert!(off / auto >= 1.3, "{off} bytes a record, {auto} staged");
+}
+
+#[test]
 fn a_second_process_answers_from_disk_with_equal_bits() {
     let folder = Folder::new();
     let plain = kvtier(&folder.run(&["--no-cache"]), "auto").0;

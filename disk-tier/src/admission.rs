@@ -122,6 +122,11 @@ impl Limit {
         false
     }
 
+    /// Takes bytes back that were let in and are not written.
+    pub(crate) fn give_back(&mut self, bytes: u64) {
+        self.level_bytes = self.level_bytes.saturating_add(bytes).min(self.bytes_s);
+    }
+
     /// Takes `bytes` whether they are there or not: live writes and reinsertions go, and later ones wait for them.
     pub(crate) fn force(&mut self, bytes: u64) {
         self.level_bytes = self.level_bytes.saturating_sub(bytes);

@@ -28,6 +28,7 @@ impl Inner {
         };
         self.changed.notify_all();
         self.due.notify_all();
+        self.stage_due.notify_all();
         join();
         if is_well && left() > 0 {
             self.end_well();
@@ -51,6 +52,7 @@ impl Inner {
         let was_closing = std::mem::replace(&mut self.lock().is_closing, true);
         self.changed.notify_all();
         self.due.notify_all();
+        self.stage_due.notify_all();
         join();
         if !was_closing {
             self.change(|log| {

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
+use cache_core::codec::Scalar;
+
 use crate::io::{IoChoice, Region};
+use crate::stage::{ByteStage, SectionCodec};
 
 /// Which writes are let in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,11 +39,18 @@ pub struct DiskConfig {
     pub record_bytes: u64,
     /// How often the superblocks are looked at, and how often an offline tier is probed, in milliseconds.
     pub probe_millis: u64,
+    /// How sections are encoded in records to be written.
+    pub stage: ByteStage,
+    /// Who encodes and decodes `sx12`. All give the same bytes.
+    pub codec: SectionCodec,
+    /// Memory of the tier's own for staged records on their way, in bytes, allocated as it is needed: two thirds for reads, a third for
+    /// writes. One record at a time goes each way however small it is.
+    pub bounce_bytes: u64,
 }
 
 impl DiskConfig {
     /// Admits always, no write limit, io_uring where it is to be had, 64 operations under way, deadline 5 s, no regions, records of 1 MiB, a look at the
-    /// superblocks every second.
+    /// superblocks every second, records written without a stage and staged ones read by the scalar reference, in 12 MiB of bounce memory.
     pub fn new(budget_bytes: u64) -> DiskConfig {
         DiskConfig {
             budget_bytes,
@@ -52,6 +62,9 @@ impl DiskConfig {
             regions: Vec::new(),
             record_bytes: 1 << 20,
             probe_millis: 1000,
+            stage: ByteStage::Off,
+            codec: Arc::new(Scalar),
+            bounce_bytes: 12 << 20,
         }
     }
 }
@@ -68,6 +81,8 @@ impl std::fmt::Debug for DiskConfig {
             .field("regions", &self.regions.len())
             .field("record_bytes", &self.record_bytes)
             .field("probe_millis", &self.probe_millis)
+            .field("stage", &self.stage)
+            .field("bounce_bytes", &self.bounce_bytes)
             .finish()
     }
 }

@@ -21,7 +21,7 @@ struct RawEntry {
     provenance: U64,
     epoch: U64,
     first_page: U32,
-    image_pages: U32,
+    record_pages: U32,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -76,7 +76,7 @@ pub(crate) fn encode(owner: &Owner, tail: u64, entries: &[Entry], out: &mut [u8]
             provenance: U64::new(entry.key.provenance.0),
             epoch: U64::new(entry.epoch),
             first_page: U32::new(entry.page),
-            image_pages: U32::new(entry.pages),
+            record_pages: U32::new(entry.pages),
         };
         target.copy_from_slice(raw.as_bytes());
     }
@@ -137,7 +137,7 @@ pub(crate) fn decode(owner: &Owner, bytes: &[u8], segment_bytes: u64) -> Option<
             },
             epoch: raw.epoch.get(),
             page: raw.first_page.get(),
-            pages: raw.image_pages.get(),
+            pages: raw.record_pages.get(),
         })
         .collect();
     let end = (segment_bytes - bytes.len() as u64) / crate::io::ALIGN_BYTES;

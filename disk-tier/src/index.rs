@@ -10,6 +10,8 @@ use cache_core::key::CopyKey;
 use twox_hash::XxHash3_64;
 use zerocopy::IntoBytes;
 
+use crate::io::ALIGN_BYTES;
+
 /// Most bytes of index for one record: an entry, and up to two buckets.
 pub(crate) const RECORD_BYTES: u64 = size_of::<Entry>() as u64 + 2 * size_of::<u32>() as u64;
 
@@ -44,6 +46,13 @@ pub(crate) struct Location {
     /// First page in the segment.
     pub page: u32,
     pub pages: u32,
+}
+
+impl Location {
+    /// Length of the record in bytes.
+    pub(crate) fn bytes(&self) -> u64 {
+        u64::from(self.pages) * ALIGN_BYTES
+    }
 }
 
 /// A record as the index knows it.

@@ -1,6 +1,6 @@
 //! The log's state, its lock and its medium together: sinks, waiting, and operations that somebody waits for.
 //!
-//! Lock order: `superblocks` (who writes them), then `log`. `log` is never held while the medium is called, while bytes are verified, or
+//! Lock order: `superblocks` (who writes them), then `log`; `encoder`, then `log`. `log` is never held while the medium is called, while bytes are verified, or
 //! while anybody waits for anything but `changed`.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
@@ -13,6 +13,7 @@ use crate::copies::CopyState;
 use crate::io::{Done, FileId, IoError, Kind, Medium, Memory, Operation, Sink};
 use crate::log::{Flight, Log};
 use crate::read::ReadJob;
+use crate::stage::Encoder;
 use crate::testing::Testing;
 
 /// What all handles of a tier share.
@@ -25,6 +26,10 @@ pub(crate) struct Inner {
     pub changed: Condvar,
     /// The keeper has something to do.
     pub due: Condvar,
+    /// A write can be encoded.
+    pub stage_due: Condvar,
+    /// Held while a write is encoded.
+    pub encoder: Mutex<Encoder>,
     /// Held while superblocks are written, so that their sequence has one order.
     pub superblocks: Mutex<[CopyState; 2]>,
     /// Held while the log's slow work is done, so that a manual tier does one piece at a time.
@@ -56,6 +61,7 @@ impl Request {
 
 impl Inner {
     pub(crate) fn new(medium: Arc<dyn Medium>, config: DiskConfig, testing: Testing, log: Log) -> Arc<Inner> {
+        let encoder = Encoder::new(config.stage, Arc::clone(&config.codec));
         let inner = Arc::new(Inner {
             medium,
             config,
@@ -63,6 +69,8 @@ impl Inner {
             log: Mutex::new(log),
             changed: Condvar::new(),
             due: Condvar::new(),
+            stage_due: Condvar::new(),
+            encoder: Mutex::new(encoder),
             superblocks: Mutex::default(),
             keeping: Mutex::new(()),
             started: Instant::now(),
@@ -94,19 +102,22 @@ impl Inner {
 
     /// Changes the log, starts what that asks for, and tells who waits.
     pub(crate) fn change<T>(&self, change: impl FnOnce(&mut Log) -> T) -> T {
-        let (result, is_due) = {
+        let (result, due) = {
             let mut log = self.lock();
-            (change(&mut log), log.is_due)
+            (change(&mut log), Due::of(&log))
         };
-        self.tell(is_due);
+        self.tell(due);
         self.pump();
         result
     }
 
-    fn tell(&self, is_due: bool) {
+    fn tell(&self, due: Due) {
         self.changed.notify_all();
-        if is_due {
+        if due.keeper {
             self.due.notify_all();
+        }
+        if due.stage {
+            self.stage_due.notify_all();
         }
     }
 
@@ -197,7 +208,7 @@ impl Inner {
     }
 
     fn ended(&self, ended: Vec<Done>) {
-        let mut to_verify: Vec<ReadJob> = Vec::new();
+        let mut to_verify: Vec<(u64, ReadJob)> = Vec::new();
         {
             let now = self.now();
             let mut log = self.lock();
@@ -207,8 +218,12 @@ impl Inner {
                 match flight {
                     Flight::WriteHeader(number) => log.end_write_part(number, false, done, now),
                     Flight::WriteBody(number) => log.end_write_part(number, true, done, now),
-                    Flight::ReadHeader(number) => to_verify.extend(log.end_read_part(number, false, done, now)),
-                    Flight::ReadBody(number) => to_verify.extend(log.end_read_part(number, true, done, now)),
+                    Flight::WriteStaged(number) => log.end_staged_write(number, done, now),
+                    Flight::ReadHeader(number) | Flight::ReadBody(number) => {
+                        let is_body = matches!(flight, Flight::ReadBody(_));
+                        let read = log.end_read_part(number, is_body, done, now);
+                        to_verify.extend(read.map(|job| (number, job)));
+                    }
                     // Nobody waits any more when the ticket is gone.
                     Flight::Ticket(ticket) => {
                         if let Some(place) = log.tickets.get_mut(&ticket) {
@@ -220,14 +235,27 @@ impl Inner {
         }
         // The next operations start while these bytes are verified.
         self.pump();
-        for mut job in to_verify {
-            let verified = job.verify(&self.testing);
-            self.lock().end_read(job, verified);
-            // Whoever waits takes it while the next one is verified.
+        for (number, mut job) in to_verify {
+            let verified = job.verify(&self.testing, &*self.config.codec);
+            self.lock().go_on_reading(number, job, verified);
+            // Whoever waits takes it, and the medium what follows from it, while the next one is verified.
             self.changed.notify_all();
+            self.pump();
         }
-        let is_due = self.lock().is_due;
-        self.tell(is_due);
+        let due = Due::of(&self.lock());
+        self.tell(due);
+    }
+}
+
+/// Whose thread has something to do.
+struct Due {
+    keeper: bool,
+    stage: bool,
+}
+
+impl Due {
+    fn of(log: &Log) -> Due {
+        Due { keeper: log.is_due, stage: log.can_stage() }
     }
 }
 

@@ -58,12 +58,18 @@ impl Inner {
             if log.expire_waiting(deadline, now) | log.expire_reads(deadline, now) {
                 drop(log);
                 self.changed.notify_all();
+                // Bounce memory that came back is another read's.
+                self.pump();
                 return true;
             }
             (matches!(log.health, Health::Offline { .. }), log.recovery.is_some())
         };
         if is_offline {
             return self.give_up_deletions() | self.probe(now);
+        }
+        // Without a thread of its own, as under test, writes are encoded here.
+        if self.testing.is_manual && self.stage_next() {
+            return true;
         }
         if self.watch(now) {
             return true;

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `io` | the medium: files, operations, completions; io_uring and its pread twin |
 //! | `format`, `superblock`, `segment`, `footer`, `snapshot`, `record` | what stands on disk (`docs/disk-format.md`) |
+//! | `stage`, `staging`, `bounce` | the byte stage: codings of sections, the thread that encodes, the memory on the way |
 //! | `layout`, `index`, `admission` | how a budget is divided, where records lie, which are let in |
 //! | `log`, `write`, `read`, `health`, `traffic` | the state machine: plain changes under one lock |
 //! | `inner`, `keeper`, `copies`, `recovery`, `reclaim`, `open`, `close` | the lock, the medium and the log's slow work |
@@ -16,6 +17,7 @@ pub mod bench;
 pub mod io;
 
 mod admission;
+mod bounce;
 mod close;
 mod config;
 mod copies;
@@ -37,6 +39,8 @@ mod recovery;
 mod report;
 mod segment;
 mod snapshot;
+mod stage;
+mod staging;
 mod store;
 mod superblock;
 #[cfg(feature = "testing")]
@@ -54,6 +58,7 @@ pub use format::VERSION;
 pub use pin::Pin;
 pub use read::{SectionSpan, section_span};
 pub use report::{DiskCapacity, DiskCounters, DiskDone, DiskOk, DiskState, RecordInfo};
+pub use stage::{ByteStage, SectionCodec};
 pub use store::DiskStore;
 pub use tier::DiskTier;
 pub use verify::{Damage, VerifyReport};

@@ -3,7 +3,7 @@
 //! Operations that a change asks for are put into [`Traffic`]; they start after the lock is free. Nothing here waits or does I/O.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use cache_core::hash::Namespace;
 use cache_core::key::CopyKey;
@@ -11,6 +11,7 @@ use cache_core::miss::MissReason;
 use cache_core::store::OpId;
 
 use crate::admission::{Ghosts, Limit, Sketch};
+use crate::bounce::Bounce;
 use crate::error::DiskEnd;
 use crate::footer;
 use crate::health::Health;
@@ -19,9 +20,11 @@ use crate::io::{ALIGN_BYTES, Done, IoError, Memory, Operation};
 use crate::keeper::FREE_WANTED;
 use crate::layout::Layout;
 use crate::read::ReadJob;
+use crate::record::RecordHeader;
 use crate::recovery::Recovery;
 use crate::report::{DiskCounters, DiskDone, DiskOk, DiskState};
 use crate::segment::{Phase, Segments};
+use crate::stage::ByteStage;
 use crate::superblock::Superblock;
 use crate::testing::{PlantedBug, Testing};
 use crate::traffic::Traffic;
@@ -29,7 +32,7 @@ use crate::write::WriteJob;
 
 /// Operations under way or not polled yet; more are refused.
 pub(crate) const OPERATIONS_MAX: usize = 1024;
-/// Writes that wait for room; more end as full.
+/// Writes that wait to be encoded or for room; more end as full.
 pub(crate) const WAITING_MAX: usize = 256;
 
 /// Whose an operation of the medium is.
@@ -39,9 +42,11 @@ pub(crate) enum Flight {
     WriteHeader(u64),
     /// The bytes of a write that belong to the caller.
     WriteBody(u64),
+    /// A whole staged record, from bounce memory.
+    WriteStaged(u64),
     /// The header pages of a section read.
     ReadHeader(u64),
-    /// The bytes that the caller wants.
+    /// The bytes that the caller wants, or what is stored of them.
     ReadBody(u64),
     /// Somebody waits for it.
     Ticket(u64),
@@ -75,10 +80,19 @@ pub(crate) struct Log {
     pub pins: HashMap<Fingerprint, u32>,
     /// Keys that are being written.
     pub pending: HashSet<Fingerprint>,
+    pub stage: ByteStage,
+    /// Writes that wait to be encoded, in order.
+    pub to_stage: VecDeque<WriteJob>,
+    /// Memory for staged records to be written.
+    pub write_bounce: Bounce,
     /// Writes that wait for room, in order.
     pub waiting: VecDeque<WriteJob>,
     pub writes: HashMap<u64, WriteJob>,
     pub reads: HashMap<u64, ReadJob>,
+    /// Memory for what is read of staged records.
+    pub read_bounce: Bounce,
+    /// Reads that wait for it, in order.
+    pub bounced: VecDeque<u64>,
     pub tombstones: VecDeque<Tombstone>,
     /// Segments with tombstones that were not synced.
     pub unsynced: BTreeSet<u32>,
@@ -121,9 +135,14 @@ impl Log {
             limit: parts.write_limit_bytes_s.map(|bytes_s| Limit::new(bytes_s, 0)),
             pins: HashMap::new(),
             pending: HashSet::new(),
+            stage: parts.stage,
+            to_stage: VecDeque::new(),
+            write_bounce: Bounce::new(parts.bounce_bytes / 3),
             waiting: VecDeque::new(),
             writes: HashMap::new(),
             reads: HashMap::new(),
+            read_bounce: Bounce::new(parts.bounce_bytes / 3 * 2),
+            bounced: VecDeque::new(),
             tombstones: VecDeque::new(),
             unsynced: BTreeSet::new(),
             traffic: Traffic::new(parts.depth),
@@ -367,11 +386,11 @@ impl Log {
         }
     }
 
-    /// Ends every write that waits for room.
+    /// Ends every write that waits to be encoded or for room.
     pub(crate) fn refuse_waiting(&mut self, end: DiskEnd) {
-        for job in std::mem::take(&mut self.waiting) {
-            self.pending.remove(&job.fingerprint);
-            self.finish(job.op, job.key, job.memory, Err(end));
+        let unstaged = std::mem::take(&mut self.to_stage);
+        for job in std::mem::take(&mut self.waiting).into_iter().chain(unstaged) {
+            self.end_unplaced(job, end);
         }
     }
 
@@ -387,7 +406,9 @@ pub(crate) struct Parts {
     pub write_limit_bytes_s: Option<u64>,
     pub depth: usize,
     pub probe_millis: u64,
+    pub stage: ByteStage,
+    pub bounce_bytes: u64,
 }
 
-/// The header of a pinned record, once it was read and verified.
-pub(crate) type HeaderCell = Arc<std::sync::OnceLock<cache_core::header::SlotHeader>>;
+/// The header of a pinned record, once it was read and verified; of another place when the record has moved since.
+pub(crate) type HeaderCell = Arc<Mutex<Option<Arc<RecordHeader>>>>;

@@ -79,6 +79,8 @@ fn parts(config: &DiskConfig, medium: &dyn Medium) -> Parts {
         write_limit_bytes_s: config.write_limit_bytes_s,
         depth: medium.depth(),
         probe_millis: config.probe_millis,
+        stage: config.stage,
+        bounce_bytes: config.bounce_bytes,
     }
 }
 

@@ -11,7 +11,7 @@ use crate::inner::Inner;
 use crate::log::HeaderCell;
 
 /// While a pin of a key lives, reclaim never drops its record: it writes it again, or takes another segment. Keeps the record's verified
-/// header after the first section read.
+/// header after the first section read, until it moves.
 pub struct Pin {
     key: CopyKey,
     fingerprint: Fingerprint,

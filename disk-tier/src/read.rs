@@ -2,9 +2,16 @@
 //!
 //! A segment counts its readers until the medium has ended their operations; reclaim waits for them before it begins the segment anew. What
 //! was read is verified all the same: place, key, epoch and sums.
+//!
+//! A record of fewer pages than its image is a staged one. What is wanted of it is read into bounce memory and decoded from there into the
+//! caller's; where that memory is short, reads wait for it in order. Where a section of it stands is in its header, which is read first unless
+//! the pin has it.
 
 use std::ops::Range;
+use std::sync::{Arc, PoisonError};
 
+use cache_core::buffer::{Buffer, round_to_pages};
+use cache_core::codec::Codec;
 use cache_core::header::{CheckFailure, RecordPlace, SlotHeader};
 use cache_core::key::CopyKey;
 use cache_core::miss::MissReason;
@@ -15,8 +22,10 @@ use crate::error::DiskEnd;
 use crate::index::{Fingerprint, Location};
 use crate::io::{ALIGN_BYTES, Done, FileId, IoError, Kind, Memory, Operation};
 use crate::log::{Flight, HeaderCell, Log};
+use crate::record::{RecordHeader, staged_header_bytes};
 use crate::report::DiskOk;
 use crate::segment::Phase;
+use crate::stage;
 use crate::testing::{PlantedBug, Testing};
 use crate::write::owned;
 
@@ -56,19 +65,32 @@ pub(crate) struct ReadJob {
     /// What the header must say: store id, generation and offset; the epoch is looked at by itself.
     place: RecordPlace,
     pub since_nanos: u64,
+    /// The caller's; with the operation while that fills it.
     pub memory: Option<Memory>,
     header_pages: Option<Memory>,
+    /// The record's header, once it was read and verified.
+    header: Option<Arc<RecordHeader>>,
+    /// Of a staged record, what is read into bounce memory; empty while only its header is.
+    stored_range: Range<u64>,
+    /// The bounce memory, with what was read.
+    stored: Option<Buffer>,
+    is_staged: bool,
     parts_left: u8,
     /// Numbers of its operations.
     parts: [u64; 2],
     error: Option<IoError>,
+    /// The segment counts it among its readers.
+    is_counted: bool,
     /// Its user was told that it took too long; only the segment still waits for it.
     is_orphan: bool,
 }
 
 /// What verification found.
-pub(crate) struct Verified {
-    result: Result<u64, CheckFailure>,
+pub(crate) enum Verified {
+    /// The header of a staged record, in which a section's place stands: the section can be read now.
+    Header,
+    /// All of it; the record's epoch.
+    Whole(Result<u64, CheckFailure>),
 }
 
 impl Log {
@@ -83,14 +105,7 @@ impl Log {
     ) -> OpId {
         let op = self.begin();
         let fingerprint = self.fingerprint(&key);
-        let range = match &wanted {
-            Wanted::Whole => 0..shape.slot_bytes(),
-            Wanted::Section(section, _) => {
-                let span = section_span(*section);
-                span.offset..span.offset + span.bytes
-            }
-        };
-        let location = match self.locate(&fingerprint, &shape, &wanted, &range, memory.bytes()) {
+        let location = match self.locate(&fingerprint, &shape, &wanted, memory.bytes()) {
             Ok(location) => location,
             Err(end) => {
                 self.finish(op, key, Some(memory), Err(end));
@@ -100,33 +115,111 @@ impl Log {
         self.index.touch(&fingerprint);
         self.segments.at_mut(location.segment).readers += 1;
         let number = self.number();
-        let needs_header = matches!(&wanted, Wanted::Section(_, cell) if cell.get().is_none());
-        let length = range.end - range.start;
-        let body = self.launch_read(Flight::ReadBody(number), &location, range.start, memory, length);
-        let header = if needs_header {
-            let bytes = shape.header_bytes();
-            self.launch_read(Flight::ReadHeader(number), &location, 0, owned(bytes), bytes)
-        } else {
-            body
-        };
+        let place = self.record_place(&location, 0);
         let job = ReadJob {
             op,
             key,
             fingerprint,
             shape,
+            header: known_header(&wanted, &place),
             wanted,
             location,
-            place: self.record_place(&location, 0),
+            place,
             since_nanos: now_nanos,
-            memory: None,
+            memory: Some(memory),
             header_pages: None,
-            parts_left: 1 + u8::from(needs_header),
-            parts: [body, header],
+            stored_range: 0..0,
+            stored: None,
+            is_staged: location.bytes() < shape.slot_bytes(),
+            parts_left: 0,
+            parts: [number; 2],
             error: None,
+            is_counted: true,
             is_orphan: false,
         };
-        self.reads.insert(number, job);
+        if job.is_staged {
+            self.read_staged(number, job)
+        } else {
+            self.read_image(number, job)
+        }
         op
+    }
+
+    /// Reads a record that is an image straight into the caller's memory.
+    fn read_image(&mut self, number: u64, mut job: ReadJob) {
+        let range = wanted_range(&job.wanted, &job.shape);
+        let memory = job.memory.take().expect("a read that begins has its memory");
+        let body =
+            self.launch_read(Flight::ReadBody(number), &job.location, range.start, memory, range.end - range.start);
+        let needs_header = matches!(job.wanted, Wanted::Section(..)) && job.header.is_none();
+        let header = if needs_header {
+            let bytes = job.shape.header_bytes();
+            self.launch_read(Flight::ReadHeader(number), &job.location, 0, owned(bytes), bytes)
+        } else {
+            body
+        };
+        (job.parts, job.parts_left) = ([body, header], 1 + u8::from(needs_header));
+        self.reads.insert(number, job);
+    }
+
+    /// The next step of a read of a staged record: what is stored of it, or its header where that is not known yet.
+    pub(crate) fn read_staged(&mut self, number: u64, mut job: ReadJob) {
+        let range = match (&job.wanted, &job.header) {
+            (Wanted::Whole, _) => Some(0..job.location.bytes()),
+            (Wanted::Section(section, _), Some(header)) => {
+                let (_, span) = header.stored_at(section.index).expect("the header has a staged record's sections");
+                Some(span.start - span.start % ALIGN_BYTES..round_to_pages(span.end))
+            }
+            (Wanted::Section(..), None) => None,
+        };
+        match range {
+            Some(range) => {
+                job.stored_range = range;
+                self.reads.insert(number, job);
+                self.bounced.push_back(number);
+                self.launch_bounced();
+            }
+            None => {
+                let bytes = staged_header_bytes(job.shape.section_count());
+                let id = self.launch_read(Flight::ReadHeader(number), &job.location, 0, owned(bytes), bytes);
+                (job.parts, job.parts_left) = ([id; 2], 1);
+                self.reads.insert(number, job);
+            }
+        }
+    }
+
+    /// Sends reads of staged records on their way, in order, as far as there is bounce memory.
+    pub(crate) fn launch_bounced(&mut self) {
+        while let Some(number) = self.bounced.front().copied() {
+            if let Some(job) = self.reads.get(&number) {
+                let (location, range) = (job.location, job.stored_range.clone());
+                let Some(buffer) = self.read_bounce.take(job.bounce_bytes()) else { return };
+                let (memory, bytes) = (Memory::Owned(buffer), range.end - range.start);
+                let id = self.launch_read(Flight::ReadBody(number), &location, range.start, memory, bytes);
+                let job = self.reads.get_mut(&number).expect("just seen");
+                (job.parts, job.parts_left) = ([id; 2], 1);
+            }
+            // Else it was given up while it waited.
+            self.bounced.pop_front();
+        }
+    }
+
+    /// Takes bounce memory back from the medium, or gives it up to it.
+    fn return_bounce(&mut self, memory: Option<Memory>, bytes: u64) {
+        match memory {
+            Some(Memory::Owned(buffer)) => self.read_bounce.give(buffer),
+            _ => self.read_bounce.lose(bytes),
+        }
+        self.launch_bounced();
+    }
+
+    /// The segment does not wait for this read any more.
+    fn uncount(&mut self, job: &mut ReadJob) {
+        if std::mem::take(&mut job.is_counted) {
+            let segment = self.segments.at_mut(job.location.segment);
+            segment.readers = segment.readers.saturating_sub(1);
+            self.is_due |= segment.readers == 0 && segment.phase == Phase::Stale;
+        }
     }
 
     fn locate(
@@ -134,9 +227,9 @@ impl Log {
         fingerprint: &Fingerprint,
         shape: &BlockShape,
         wanted: &Wanted,
-        range: &Range<u64>,
         found_bytes: u64,
     ) -> Result<Location, DiskEnd> {
+        let range = wanted_range(wanted, shape);
         let expected_bytes = range.end - range.start;
         let fits =
             if matches!(wanted, Wanted::Whole) { found_bytes == expected_bytes } else { found_bytes >= expected_bytes };
@@ -147,8 +240,9 @@ impl Log {
             return Err(DiskEnd::Miss(MissReason::Quota));
         }
         let known = self.lookup(fingerprint).map_err(DiskEnd::Miss)?;
-        let bytes = u64::from(known.location.pages) * ALIGN_BYTES;
-        if bytes != shape.slot_bytes() || range.end > bytes {
+        let (bytes, slot_bytes) = (known.location.bytes(), shape.slot_bytes());
+        let is_staged = bytes < slot_bytes && bytes >= staged_header_bytes(shape.section_count());
+        if !(is_staged || bytes == slot_bytes) || range.end > slot_bytes {
             return Err(DiskEnd::Miss(MissReason::FailedCheck));
         }
         Ok(known.location)
@@ -177,20 +271,29 @@ impl Log {
     pub(crate) fn end_read_part(&mut self, number: u64, is_body: bool, done: Done, now_nanos: u64) -> Option<ReadJob> {
         self.note(Kind::Read, "read a record", &done.result, now_nanos);
         let job = self.reads.get_mut(&number)?;
-        if is_body {
-            job.memory = done.memory;
-        } else {
-            job.header_pages = done.memory;
-        }
         job.error = job.error.or(done.result.err());
         job.parts_left -= 1;
-        if job.parts_left > 0 {
+        let (bounce_bytes, is_last) = (job.bounce_bytes(), job.parts_left == 0);
+        let mut unused = None;
+        match (is_body, job.is_staged, done.memory) {
+            (true, true, Some(Memory::Owned(buffer))) if job.error.is_none() && !job.is_orphan => {
+                job.stored = Some(buffer);
+            }
+            (true, true, memory) => unused = Some(memory),
+            (true, false, memory) => job.memory = memory,
+            (false, _, memory) => job.header_pages = memory,
+        }
+        if let Some(memory) = unused {
+            self.return_bounce(memory, bounce_bytes);
+        }
+        if !is_last {
             return None;
         }
         let mut job = self.reads.remove(&number).expect("just seen");
-        let segment = self.segments.at_mut(job.location.segment);
-        segment.readers = segment.readers.saturating_sub(1);
-        self.is_due |= segment.readers == 0 && segment.phase == Phase::Stale;
+        let is_header_alone = job.is_staged && !is_body;
+        if job.error.is_some() || job.is_orphan || !is_header_alone {
+            self.uncount(&mut job);
+        }
         if job.is_orphan {
             return None;
         }
@@ -208,14 +311,30 @@ impl Log {
         None
     }
 
-    /// Ends a read whose bytes were verified.
-    pub(crate) fn end_read(&mut self, mut job: ReadJob, verified: Verified) {
+    /// Goes on with a read of which something was verified, or ends it.
+    pub(crate) fn go_on_reading(&mut self, number: u64, job: ReadJob, verified: Verified) {
+        match verified {
+            Verified::Header => self.read_staged(number, job),
+            Verified::Whole(result) => self.end_read(job, result),
+        }
+    }
+
+    fn end_read(&mut self, mut job: ReadJob, verified: Result<u64, CheckFailure>) {
+        self.uncount(&mut job);
+        let read_bytes = if job.is_staged {
+            job.stored_range.end - job.stored_range.start
+        } else {
+            job.memory.as_ref().map_or(0, Memory::bytes)
+        };
+        if let Some(buffer) = job.stored.take() {
+            self.return_bounce(Some(Memory::Owned(buffer)), 0);
+        }
         let memory = job.memory.take();
         // A deletion may have come while the bytes were on their way.
         let valid_from = self.superblock.valid_from(&job.key.namespace);
-        let end = match verified.result {
+        let end = match verified {
             Ok(epoch) if epoch >= valid_from || self.has(PlantedBug::IgnoreEpoch) => {
-                self.counters.read_bytes += memory.as_ref().map_or(0, Memory::bytes);
+                self.counters.read_bytes += read_bytes;
                 let ok = match &job.wanted {
                     Wanted::Whole => {
                         self.counters.reads += 1;
@@ -254,16 +373,19 @@ impl Log {
             .collect();
         let mut is_any = false;
         for number in late {
-            let age_nanos = now_nanos - self.reads[&number].since_nanos;
-            let [body, header] = self.reads[&number].parts;
-            let recalled = self.traffic.recall(body);
+            let job = &self.reads[&number];
+            let age_nanos = now_nanos - job.since_nanos;
+            let [body, header] = job.parts;
+            // Nothing of it is with the medium while it waits for bounce memory.
+            let waits = job.parts_left == 0;
+            let recalled = if waits { None } else { self.traffic.recall(body) };
             // What has started is the medium's to end in time; twice the deadline is for a medium that does not.
-            if recalled.is_none() && age_nanos < 2 * limit_nanos {
+            if recalled.is_none() && !waits && age_nanos < 2 * limit_nanos {
                 continue;
             }
             is_any = true;
             let mut parts_back = 0;
-            let memory = recalled.map(|operation| {
+            let mut memory = recalled.map(|operation| {
                 self.flights.remove(&operation.id);
                 parts_back += 1;
                 operation.memory
@@ -278,12 +400,16 @@ impl Log {
             let job = self.reads.get_mut(&number).expect("just seen");
             job.is_orphan = true;
             job.parts_left -= parts_back;
+            let bounce_bytes = job.bounce_bytes();
+            let is_bounce = job.is_staged && bounce_bytes > 0;
+            let returned = if job.is_staged { memory.take() } else { None };
             let memory = memory.or_else(|| job.memory.take());
-            let (op, key, segment, is_over) = (job.op, job.key, job.location.segment, job.parts_left == 0);
-            if is_over {
-                self.reads.remove(&number);
-                let segment = self.segments.at_mut(segment);
-                segment.readers = segment.readers.saturating_sub(1);
+            let (op, key, is_over) = (job.op, job.key, job.parts_left == 0);
+            if is_over && let Some(mut job) = self.reads.remove(&number) {
+                self.uncount(&mut job);
+            }
+            if is_bounce && returned.is_some() {
+                self.return_bounce(returned, bounce_bytes);
             }
             self.finish(op, key, memory, Err(DiskEnd::Miss(MissReason::Deadline)));
         }
@@ -291,57 +417,143 @@ impl Log {
     }
 }
 
+/// The part of the image that is wanted, in whole pages.
+fn wanted_range(wanted: &Wanted, shape: &BlockShape) -> Range<u64> {
+    match wanted {
+        Wanted::Whole => 0..shape.slot_bytes(),
+        Wanted::Section(section, _) => {
+            let span = section_span(*section);
+            span.offset..span.offset + span.bytes
+        }
+    }
+}
+
+/// The header that the pin has, if it is of the record that lies there now.
+fn known_header(wanted: &Wanted, place: &RecordPlace) -> Option<Arc<RecordHeader>> {
+    let Wanted::Section(_, cell) = wanted else { return None };
+    let known = cell.lock().unwrap_or_else(PoisonError::into_inner);
+    known.as_ref().filter(|header| is_at(&header.slot.place, place)).map(Arc::clone)
+}
+
+fn is_at(found: &RecordPlace, expected: &RecordPlace) -> bool {
+    found.store_id == expected.store_id
+        && found.segment_generation == expected.segment_generation
+        && found.offset == expected.offset
+}
+
 impl ReadJob {
-    /// Verifies what was read, without any lock; the epoch of the record comes back.
-    pub(crate) fn verify(&mut self, testing: &Testing) -> Verified {
-        let result = match &self.wanted {
-            Wanted::Whole => self.verify_whole(testing),
-            Wanted::Section(section, cell) => self.verify_section(section, cell, testing),
-        };
-        Verified { result }
+    /// Bytes of the bounce memory for what is stored: one length for all images of a shape and one for all sections of a length, so that
+    /// buffers can be used again. 0 while only the header is read.
+    fn bounce_bytes(&self) -> u64 {
+        match &self.wanted {
+            _ if self.stored_range.is_empty() => 0,
+            Wanted::Whole => self.shape.slot_bytes(),
+            // Stored, it may begin anywhere in a page.
+            Wanted::Section(section, _) => round_to_pages(section.bytes) + ALIGN_BYTES,
+        }
     }
 
-    fn header(&self, bytes: &[u8], testing: &Testing) -> Result<SlotHeader, CheckFailure> {
-        let header = SlotHeader::decode(bytes, self.shape.section_count())?;
-        header.expect_key(&self.key)?;
-        header.expect_shape(&self.shape)?;
-        let (found, expected) = (&header.place, &self.place);
-        let is_here = found.store_id == expected.store_id
-            && found.segment_generation == expected.segment_generation
-            && found.offset == expected.offset;
-        if is_here || testing.has(PlantedBug::IgnorePlace) { Ok(header) } else { Err(CheckFailure::Identity) }
-    }
-
-    /// Outside the disk the header names no place: the image becomes what was written.
-    fn verify_whole(&mut self, testing: &Testing) -> Result<u64, CheckFailure> {
-        let header = {
-            let image = self.memory.as_ref().map_or(&[][..], Memory::as_slice);
-            let header = self.header(image, testing)?;
-            if !testing.has(PlantedBug::IgnoreSums) {
-                header.verify_sections(self.shape.sections(), image)?;
+    /// Verifies what was read, without any lock.
+    pub(crate) fn verify(&mut self, testing: &Testing, codec: &dyn Codec) -> Verified {
+        match &self.wanted {
+            Wanted::Whole if self.is_staged => Verified::Whole(self.restore_whole(testing, codec)),
+            Wanted::Whole => Verified::Whole(self.verify_whole(testing)),
+            Wanted::Section(section, cell) => {
+                let (section, cell) = (*section, Arc::clone(cell));
+                let header = match self.section_header(&cell, testing) {
+                    Ok(header) => header,
+                    Err(failure) => return Verified::Whole(Err(failure)),
+                };
+                if self.is_staged && self.stored.is_none() {
+                    self.header = Some(header);
+                    return Verified::Header;
+                }
+                let result = if self.is_staged {
+                    self.restore_section(section, &header, codec)
+                } else {
+                    self.verify_section(section, &header.slot)
+                };
+                Verified::Whole(result.map(|()| header.slot.place.epoch))
             }
-            header
+        }
+    }
+
+    /// The header at the start of `bytes`, of this record and at its place.
+    fn header(&self, bytes: &[u8], testing: &Testing) -> Result<RecordHeader, CheckFailure> {
+        let sections = self.shape.section_count();
+        let header = if self.is_staged {
+            RecordHeader::decode_staged(bytes, sections)?
+        } else {
+            RecordHeader::plain(SlotHeader::decode(bytes, sections)?)
         };
+        header.slot.expect_key(&self.key)?;
+        header.slot.expect_shape(&self.shape)?;
+        let is_here = is_at(&header.slot.place, &self.place) || testing.has(PlantedBug::IgnorePlace);
+        if is_here && header.pages() == self.location.pages { Ok(header) } else { Err(CheckFailure::Identity) }
+    }
+
+    /// The header that the pin has, or the one that was just read, which the pin then has.
+    fn section_header(&self, cell: &HeaderCell, testing: &Testing) -> Result<Arc<RecordHeader>, CheckFailure> {
+        if let Some(header) = &self.header {
+            return Ok(Arc::clone(header));
+        }
+        let pages = self.header_pages.as_ref().ok_or(CheckFailure::Header)?;
+        let header = Arc::new(self.header(pages.as_slice(), testing)?);
+        *cell.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&header));
+        Ok(header)
+    }
+
+    fn verify_whole(&mut self, testing: &Testing) -> Result<u64, CheckFailure> {
+        let image = self.memory.as_ref().map_or(&[][..], Memory::as_slice);
+        let header = self.header(image, testing)?.slot;
+        if !testing.has(PlantedBug::IgnoreSums) {
+            header.verify_sections(self.shape.sections(), image)?;
+        }
+        Ok(self.unplace(header))
+    }
+
+    fn restore_whole(&mut self, testing: &Testing, codec: &dyn Codec) -> Result<u64, CheckFailure> {
+        let stored = self.stored.as_ref().map_or(&[][..], Buffer::as_slice);
+        let header = self.header(stored, testing)?;
+        let image = self.memory.as_mut().map_or(&mut [][..], Memory::as_mut_slice);
+        header.restore(stored, codec, image, testing.has(PlantedBug::IgnoreSums))?;
+        Ok(self.unplace(header.slot))
+    }
+
+    /// Outside the disk the header names no place: the image becomes what was written. Returns the record's epoch.
+    fn unplace(&mut self, header: SlotHeader) -> u64 {
         let epoch = header.place.epoch;
         let header_bytes = self.shape.header_bytes() as usize;
         if let Some(pages) = self.memory.as_mut().and_then(|memory| memory.as_mut_slice().get_mut(..header_bytes)) {
             SlotHeader { place: RecordPlace::default(), ..header }.encode(pages);
         }
-        Ok(epoch)
+        epoch
     }
 
-    fn verify_section(&self, section: &Section, cell: &HeaderCell, testing: &Testing) -> Result<u64, CheckFailure> {
-        let header = match (cell.get(), &self.header_pages) {
-            (Some(header), _) => header,
-            (None, Some(pages)) => {
-                let header = self.header(pages.as_slice(), testing)?;
-                cell.get_or_init(|| header)
-            }
-            (None, None) => return Err(CheckFailure::Header),
-        };
+    fn verify_section(&self, section: Section, header: &SlotHeader) -> Result<(), CheckFailure> {
         let span = self.memory.as_ref().map_or(&[][..], Memory::as_slice);
-        let in_span = Section { offset: section_span(*section).start, ..*section };
-        header.verify_sections(std::iter::once(in_span), span)?;
-        Ok(header.place.epoch)
+        let in_span = Section { offset: section_span(section).start, ..section };
+        header.verify_sections(std::iter::once(in_span), span)
+    }
+
+    fn restore_section(
+        &mut self,
+        section: Section,
+        header: &RecordHeader,
+        codec: &dyn Codec,
+    ) -> Result<(), CheckFailure> {
+        let failed = CheckFailure::Section { section: section.index };
+        let (coding, span) = header.stored_at(section.index).ok_or(failed)?;
+        let pages = self.stored.as_ref().map_or(&[][..], Buffer::as_slice);
+        let [from, to] = [span.start, span.end].map(|at| (at - self.stored_range.start) as usize);
+        let stored = pages.get(from..to).ok_or(failed)?;
+        let start = section_span(section).start as usize;
+        let memory = self.memory.as_mut().map_or(&mut [][..], Memory::as_mut_slice);
+        let out = memory.get_mut(start..start + section.bytes as usize).ok_or(failed)?;
+        if stage::decode(codec, coding, stored, out) {
+            header.slot.verify_section(section.index, out)
+        } else {
+            Err(failed)
+        }
     }
 }

@@ -160,28 +160,30 @@ impl Log {
         }
         let expected = self.record_place(&known.location, 0);
         let header = record::peek(image.as_slice()).filter(|header| {
-            header.place.store_id == expected.store_id
-                && header.place.segment_generation == expected.segment_generation
-                && header.place.offset == expected.offset
-                && header.image_pages == known.location.pages
-                && self.fingerprint(&header.key) == known.fingerprint
-                && namespace_tag(&header.key.namespace) == known.namespace
+            let (place, key) = (&header.slot.place, &header.slot.key);
+            place.store_id == expected.store_id
+                && place.segment_generation == expected.segment_generation
+                && place.offset == expected.offset
+                && header.pages() == known.location.pages
+                && self.fingerprint(key) == known.fingerprint
+                && namespace_tag(&key.namespace) == known.namespace
         });
         let Some(header) = header else {
             self.counters.failed_checks += 1;
             self.quarantine(&known.fingerprint, known.location);
             return Prepared::Gone;
         };
-        if header.place.epoch < self.superblock.valid_from(&header.key.namespace) {
+        let key = header.slot.key;
+        if header.slot.place.epoch < self.superblock.valid_from(&key.namespace) {
             self.forget(&known.fingerprint);
             return Prepared::Gone;
         }
         let Some(to) = self.allocate(known.location.pages, true) else { return Prepared::NoRoom };
         let epoch = self.durable_epoch;
-        let pages = record::placed_header(&header, self.record_place(&to, epoch));
+        let pages = header.placed(self.record_place(&to, epoch));
         image.as_mut_slice()[..pages.as_slice().len()].copy_from_slice(pages.as_slice());
         let request = Request::write(FileId::segment(to.segment), u64::from(to.page) * ALIGN_BYTES, image);
-        Prepared::Move(Move { known: *known, key: header.key, to, epoch }, request)
+        Prepared::Move(Move { known: *known, key, to, epoch }, request)
     }
 
     /// A record was written again, or not.

@@ -4,7 +4,8 @@
 use std::collections::VecDeque;
 
 use cache_core::buffer::Buffer;
-use cache_core::header::RecordPlace;
+use cache_core::codec::Codec;
+use cache_core::header::{RecordPlace, SlotHeader};
 
 use crate::footer::{self, Entry};
 use crate::index::{Known, Location, namespace_tag};
@@ -206,7 +207,7 @@ impl Inner {
             self.change(|log| log.adopt(at, tail, entries, true));
             return Ok(());
         }
-        let walked = walk(&owner, segment_bytes, &mut read)?;
+        let walked = walk(&owner, segment_bytes, &*self.config.codec, &mut read)?;
         self.change(|log| {
             log.counters.skipped_records += walked.torn;
             log.adopt(at, walked.tail, walked.entries, false);
@@ -250,12 +251,15 @@ pub(crate) struct Walked {
     pub torn: u64,
     /// First pages of these.
     pub torn_pages: Vec<u32>,
+    /// Whole records that are staged.
+    pub staged: u64,
 }
 
 /// Walks over a segment page by page, from header to header: nothing is synced, so a torn record may have whole ones after it.
 pub(crate) fn walk(
     owner: &footer::Owner,
     segment_bytes: u64,
+    codec: &dyn Codec,
     read: &mut dyn FnMut(u64, u64) -> Result<Buffer, IoError>,
 ) -> Result<Walked, IoError> {
     let mut walked = Walked { tail: HEADER_BYTES, ..Walked::default() };
@@ -270,7 +274,7 @@ pub(crate) fn walk(
                 continue;
             }
         };
-        at += walk_chunk(owner, segment_bytes, at, chunk.as_slice(), read, &mut walked)?;
+        at += walk_chunk(owner, segment_bytes, at, (chunk.as_slice(), codec), read, &mut walked)?;
     }
     Ok(walked)
 }
@@ -280,7 +284,7 @@ fn walk_chunk(
     owner: &footer::Owner,
     segment_bytes: u64,
     start: u64,
-    chunk: &[u8],
+    (chunk, codec): (&[u8], &dyn Codec),
     read: &mut dyn FnMut(u64, u64) -> Result<Buffer, IoError>,
     walked: &mut Walked,
 ) -> Result<u64, IoError> {
@@ -301,30 +305,36 @@ fn walk_chunk(
         };
         let place = RecordPlace {
             store_id: owner.store_id,
-            epoch: header.place.epoch,
+            epoch: header.slot.place.epoch,
             segment_generation: owner.generation,
             offset: u64::from(owner.segment) * segment_bytes + start + at,
         };
-        let image_bytes = u64::from(header.image_pages) * ALIGN_BYTES;
-        let is_ours =
-            header.place == place && image_bytes >= header.header_bytes() && start + at + image_bytes <= segment_bytes;
+        let record_bytes = u64::from(header.pages()) * ALIGN_BYTES;
+        let image_bytes = u64::from(header.slot.image_pages) * ALIGN_BYTES;
+        let is_ours = header.slot.place == place
+            && record_bytes >= header.header_bytes()
+            && start + at + record_bytes <= segment_bytes
+            // An image that no segment holds was never written, staged or not.
+            && image_bytes <= segment_bytes;
         if !is_ours {
             at += ALIGN_BYTES;
             continue;
         }
-        let is_whole = if image_bytes <= rest.len() as u64 {
-            record::verify_sections(&header, &rest[..image_bytes as usize])
+        let is_whole = if record_bytes <= rest.len() as u64 {
+            header.verify_sections(&rest[..record_bytes as usize], codec)
         } else {
-            match read(start + at, image_bytes) {
-                Ok(image) => record::verify_sections(&header, image.as_slice()),
+            match read(start + at, record_bytes) {
+                Ok(record) => header.verify_sections(record.as_slice(), codec),
                 Err(error) if is_away(&error) => return Err(error),
                 Err(_) => false,
             }
         };
         let page = ((start + at) / ALIGN_BYTES) as u32;
         if is_whole {
-            walked.entries.push(Entry { key: header.key, epoch: header.place.epoch, page, pages: header.image_pages });
-            at += image_bytes;
+            let SlotHeader { key, place, .. } = header.slot;
+            walked.entries.push(Entry { key, epoch: place.epoch, page, pages: (record_bytes / ALIGN_BYTES) as u32 });
+            walked.staged += u64::from(record_bytes < image_bytes);
+            at += record_bytes;
             walked.tail = start + at;
         } else {
             walked.torn += 1;

@@ -61,7 +61,7 @@ pub struct DiskDone {
 /// What the index knows of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RecordInfo {
-    /// Length of the slot image in bytes.
+    /// Length of the record on disk in bytes.
     pub bytes: u64,
 }
 
@@ -72,10 +72,14 @@ pub struct DiskCounters {
     pub reads: u64,
     /// Sections read and verified.
     pub section_reads: u64,
-    /// Bytes read for reads and section reads.
+    /// Bytes read for reads and section reads, as they are stored.
     pub read_bytes: u64,
     /// Records written and made visible.
     pub writes: u64,
+    /// Of these, staged ones.
+    pub staged_writes: u64,
+    /// Bytes that these are shorter than their slot images.
+    pub saved_bytes: u64,
     /// Lookups, reads and pins that found nothing.
     pub misses: u64,
     /// Writes of copies that were there already.
@@ -139,6 +143,8 @@ pub struct DiskCapacity {
     pub record_bytes: u64,
     /// Index memory, allocated when the tier was opened.
     pub index_bytes: u64,
+    /// Bounce memory for staged records, allocated so far and kept.
+    pub bounce_bytes: u64,
     /// Segment files that exist.
     pub segments: u32,
     /// Segment files that may exist.

@@ -8,7 +8,7 @@ use crate::format::{self, Kind, VERSION};
 use crate::index::{Fingerprint, Known, Location};
 
 const MAGIC: [u8; 8] = *b"kvtsnap1";
-/// Set in `image_pages` of a record that was read since it was written.
+/// Set in `record_pages` of a record that was read since it was written.
 const HIT: u32 = 1 << 31;
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -38,7 +38,7 @@ struct RawRecord {
     fingerprint: [U64; 2],
     segment: U32,
     first_page: U32,
-    image_pages: U32,
+    record_pages: U32,
     namespace: U32,
 }
 
@@ -98,7 +98,7 @@ impl Snapshot {
                 fingerprint: known.fingerprint.0.map(U64::new),
                 segment: U32::new(known.location.segment),
                 first_page: U32::new(known.location.page),
-                image_pages: U32::new(known.location.pages | if known.is_hit { HIT } else { 0 }),
+                record_pages: U32::new(known.location.pages | if known.is_hit { HIT } else { 0 }),
                 namespace: U32::new(known.namespace),
             };
             target.copy_from_slice(raw.as_bytes());
@@ -138,10 +138,10 @@ impl Snapshot {
                 location: Location {
                     segment: raw.segment.get(),
                     page: raw.first_page.get(),
-                    pages: raw.image_pages.get() & !HIT,
+                    pages: raw.record_pages.get() & !HIT,
                 },
                 namespace: raw.namespace.get(),
-                is_hit: raw.image_pages.get() & HIT != 0,
+                is_hit: raw.record_pages.get() & HIT != 0,
             })
             .collect();
         Some(Snapshot { store_id: head.store_id, sequence: head.sequence.get(), segments, records })

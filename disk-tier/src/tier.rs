@@ -1,6 +1,7 @@
 //! The disk tier as the rest of kvtier sees it.
 
 use std::fmt;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,6 +23,8 @@ use crate::open;
 use crate::pin::Pin;
 use crate::read::Wanted;
 use crate::report::{DiskCapacity, DiskCounters, DiskDone, DiskState, RecordInfo};
+use crate::stage::ByteStage;
+use crate::staging;
 use crate::testing::{PlantedBug, Testing};
 use crate::write::{self, WriteRequest};
 
@@ -33,15 +36,15 @@ pub struct DiskTier(Arc<Handle>);
 
 struct Handle {
     inner: Arc<Inner>,
-    keeper: Mutex<Option<JoinHandle<()>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Handle {
     fn join(&self) {
-        let keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(keeper) = keeper.filter(|keeper| keeper.thread().id() != std::thread::current().id()) {
-            // A keeper that panicked has said so; there is nothing more to learn from it.
-            let _ = keeper.join();
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads.into_iter().filter(|thread| thread.thread().id() != std::thread::current().id()) {
+            // One that panicked has said so; there is nothing more to learn from it.
+            let _ = thread.join();
         }
     }
 }
@@ -87,10 +90,17 @@ impl DiskTier {
 
     fn start(medium: Arc<dyn Medium>, config: DiskConfig, testing: Testing) -> Result<DiskTier, DiskError> {
         let inner = open::open(medium, config, testing)?;
-        let handle = Handle { inner: Arc::clone(&inner), keeper: Mutex::new(None) };
+        let handle = Handle { inner: Arc::clone(&inner), threads: Mutex::default() };
+        let start = |thread: io::Result<JoinHandle<()>>| {
+            let thread = thread.map_err(DiskError::Thread)?;
+            handle.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+            Ok(())
+        };
+        if !testing.is_manual && inner.config.stage != ByteStage::Off {
+            start(staging::start(&inner))?;
+        }
         if !testing.is_manual {
-            let thread = std::thread::Builder::new().name("disk-log-0".into()).spawn(move || keep(&inner));
-            *handle.keeper.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread.map_err(DiskError::Thread)?);
+            start(std::thread::Builder::new().name("disk-log-0".into()).spawn(move || keep(&inner)))?;
         }
         Ok(DiskTier(Arc::new(handle)))
     }
@@ -131,7 +141,7 @@ impl DiskTier {
         let fingerprint = log.fingerprint(key);
         let found = log.lookup(&fingerprint);
         log.counters.misses += u64::from(found.is_err());
-        found.map(|known| RecordInfo { bytes: u64::from(known.location.pages) * ALIGN_BYTES })
+        found.map(|known| RecordInfo { bytes: known.location.bytes() })
     }
 
     /// Pins a record that the index knows.
@@ -163,7 +173,8 @@ impl DiskTier {
     }
 
     /// Reads the pages around one section into `memory`, which holds at least [`crate::section_span`] of it; the section is verified against
-    /// the record's header, which is read and verified once per pin.
+    /// the record's header, which is read and verified once per pin. Of a staged record what is stored of the section is read into bounce memory
+    /// and the section alone is written to `memory`, at the same place.
     pub fn read_section(&self, pin: &Pin, shape: BlockShape, section: Section, memory: Memory) -> OpId {
         let now = self.inner().now();
         let wanted = Wanted::Section(section, pin.header());
@@ -258,6 +269,7 @@ impl DiskTier {
             records_max: u64::from(log.index.capacity()),
             record_bytes: log.index.pages() * ALIGN_BYTES,
             index_bytes: log.index_bytes(),
+            bounce_bytes: log.read_bounce.allocated_bytes() + log.write_bounce.allocated_bytes(),
             segments: log.segments_count(),
             segments_max: log.segments_limit(),
             segment_bytes: log.layout.segment_bytes,

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use cache_core::buffer::Buffer;
+use cache_core::codec::Scalar;
 
 use crate::error::DiskError;
 use crate::footer;
@@ -49,7 +50,9 @@ pub struct VerifyReport {
     pub records: u64,
     /// Of these, records of deleted namespaces, which are never served.
     pub deleted_records: u64,
-    /// Bytes of whole records.
+    /// Of the whole records, staged ones.
+    pub staged_records: u64,
+    /// Bytes of whole records, as they are stored.
     pub record_bytes: u64,
     /// Bytes read.
     pub read_bytes: u64,
@@ -193,7 +196,7 @@ impl Scrub {
         let listed = self.footer(&owner, bytes);
         let walked = {
             let mut read = |offset, bytes| self.read(file, offset, bytes);
-            walk(&owner, bytes, &mut read)
+            walk(&owner, bytes, &Scalar, &mut read)
         };
         let walked = match walked {
             Ok(walked) => walked,
@@ -205,6 +208,7 @@ impl Scrub {
             let is_deleted = entry.epoch < superblock.valid_from(&entry.key.namespace);
             self.report.deleted_records += u64::from(is_deleted);
         }
+        self.report.staged_records += walked.staged;
         for page in &walked.torn_pages {
             self.damage(Some(at), u64::from(*page) * ALIGN_BYTES, "a section's sum or length is wrong");
         }

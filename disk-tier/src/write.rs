@@ -1,6 +1,6 @@
 //! Writes: from an image in somebody's memory to a record that can be found.
 //!
-//! A record becomes visible in [`Log::end_write`] and nowhere else, after every byte of it was written without an error.
+//! With a byte stage the sections are encoded first (`staging`). A record becomes visible in [`Log::end_write`] and nowhere else, after every byte of it was written without an error.
 
 use cache_core::buffer::Buffer;
 use cache_core::header::{RecordPlace, SlotHeader, verify_image};
@@ -12,9 +12,10 @@ use crate::error::{DiskEnd, Refusal};
 use crate::index::{Fingerprint, Location};
 use crate::io::{ALIGN_BYTES, Done, FileId, IoError, Kind, Memory, Operation};
 use crate::log::{Flight, Log, WAITING_MAX};
-use crate::record;
+use crate::record::{self, RecordHeader};
 use crate::report::DiskOk;
 use crate::segment::Phase;
+use crate::stage::Coding;
 use crate::testing::PlantedBug;
 
 /// What is to be written.
@@ -36,9 +37,11 @@ pub(crate) struct WriteJob {
     pub op: OpId,
     pub key: CopyKey,
     pub fingerprint: Fingerprint,
-    header: SlotHeader,
-    /// With the operation while it is under way.
+    pub record: RecordHeader,
+    /// The caller's; with the operation while that writes from it.
     pub memory: Option<Memory>,
+    /// The encoded sections of a staged record in bounce memory, until they are on their way.
+    pub staged: Option<Buffer>,
     pub since_nanos: u64,
     location: Location,
     epoch: u64,
@@ -89,21 +92,30 @@ impl Log {
             op,
             key,
             fingerprint,
-            header,
+            record: RecordHeader::plain(header),
             memory,
+            staged: None,
             since_nanos: now_nanos,
             location,
             epoch: 0,
             parts_left: 0,
             error: None,
         };
-        // Those who wait go first.
+        if self.stage.coding(key.form) == Coding::Plain {
+            self.place_or_wait(job);
+        } else {
+            self.to_stage.push_back(job);
+        }
+        op
+    }
+
+    /// Places a write, behind those who wait for room.
+    pub(crate) fn place_or_wait(&mut self, job: WriteJob) {
         let unplaced = if self.waiting.is_empty() { self.place(job) } else { Some(job) };
         if let Some(job) = unplaced {
             self.waiting.push_back(job);
             self.is_due = true;
         }
-        op
     }
 
     /// Lets a write in, or says how it ends.
@@ -134,7 +146,7 @@ impl Log {
         if bytes > self.layout.image_bytes_max() {
             return refuse(Refusal::TooLarge);
         }
-        if self.waiting.len() >= WAITING_MAX {
+        if self.waiting.len() + self.to_stage.len() >= WAITING_MAX {
             return Err(Err(DiskEnd::Full));
         }
         let is_seen = self.sketch.as_mut().is_none_or(|sketch| sketch.offer(fingerprint));
@@ -163,13 +175,19 @@ impl Log {
         if self.index.len() as usize + self.writes.len() + 1 > self.index.capacity() as usize {
             return Some(job);
         }
-        let Some(location) = self.allocate(job.header.image_pages, false) else { return Some(job) };
+        let Some(location) = self.allocate(job.record.pages(), false) else { return Some(job) };
         job.location = location;
         job.epoch = self.durable_epoch;
         let place = self.record_place(&location, job.epoch);
-        let pages = record::placed_header(&job.header, place);
-        let (id, header_bytes, bytes) =
-            (self.number(), pages.as_slice().len() as u64, u64::from(location.pages) * ALIGN_BYTES);
+        let pages = job.record.placed(place);
+        let (id, header_bytes, bytes) = (self.number(), pages.as_slice().len() as u64, location.bytes());
+        if let Some(mut staged) = job.staged.take() {
+            staged.as_mut_slice()[..header_bytes as usize].copy_from_slice(pages.as_slice());
+            self.launch_write(Flight::WriteStaged(id), &location, 0, Memory::Owned(staged), 0..bytes);
+            job.parts_left = 1;
+            self.writes.insert(id, job);
+            return None;
+        }
         match job.memory.take().expect("a write that waits has its memory") {
             // An image of its own takes the header in: one operation.
             Memory::Owned(mut image) => {
@@ -215,7 +233,17 @@ impl Log {
         self.launch(flight, |id| Operation { id, kind: Kind::Write, file, offset, memory, range });
     }
 
-    /// One part of a write has ended.
+    /// The write of a staged record has ended.
+    pub(crate) fn end_staged_write(&mut self, number: u64, mut done: Done, now_nanos: u64) {
+        let Some(job) = self.writes.get(&number) else { return };
+        match done.memory.take() {
+            Some(Memory::Owned(buffer)) => self.write_bounce.give(buffer),
+            _ => self.write_bounce.lose(job.image_bytes()),
+        }
+        self.end_write_part(number, false, done, now_nanos);
+    }
+
+    /// One part of a write has ended; `is_body`: with the caller's memory.
     pub(crate) fn end_write_part(&mut self, number: u64, is_body: bool, done: Done, now_nanos: u64) {
         self.note(Kind::Write, "write a record", &done.result, now_nanos);
         let Some(job) = self.writes.get_mut(&number) else { return };
@@ -237,8 +265,8 @@ impl Log {
     fn end_write(&mut self, mut job: WriteJob) {
         // The caller's image comes back as it was given.
         if let Some(Memory::Owned(image)) = &mut job.memory {
-            let header_bytes = job.header.header_bytes() as usize;
-            job.header.encode(&mut image.as_mut_slice()[..header_bytes]);
+            let header_bytes = job.record.slot.header_bytes() as usize;
+            job.record.slot.encode(&mut image.as_mut_slice()[..header_bytes]);
         }
         self.pending.remove(&job.fingerprint);
         let segment = self.segments.at_mut(job.location.segment);
@@ -254,22 +282,48 @@ impl Log {
         // A write that a deletion of its namespace has overtaken is done, and gone.
         self.publish(&job.key, job.location, job.epoch);
         self.counters.writes += 1;
-        self.counters.written_bytes += u64::from(job.location.pages) * ALIGN_BYTES;
+        self.counters.written_bytes += job.location.bytes();
+        if job.record.stored.is_some() {
+            self.counters.staged_writes += 1;
+            self.counters.saved_bytes += job.image_bytes() - job.location.bytes();
+        }
         self.finish(job.op, job.key, job.memory, Ok(DiskOk::Written));
     }
 
-    /// Ends writes that have waited for room too long.
+    /// Ends a write that has no place.
+    pub(crate) fn end_unplaced(&mut self, mut job: WriteJob, end: DiskEnd) {
+        if let Some(buffer) = job.staged.take() {
+            self.write_bounce.give(buffer);
+        }
+        self.pending.remove(&job.fingerprint);
+        self.finish(job.op, job.key, job.memory, Err(end));
+    }
+
+    /// Ends writes that have waited too long, to be encoded or for room.
     pub(crate) fn expire_waiting(&mut self, deadline_millis: u64, now_nanos: u64) -> bool {
         let due =
             |job: &WriteJob| now_nanos.saturating_sub(job.since_nanos) > deadline_millis.saturating_mul(1_000_000);
         let mut is_any = false;
-        while self.waiting.front().is_some_and(due) {
-            let job = self.waiting.pop_front().expect("just seen");
-            self.pending.remove(&job.fingerprint);
-            self.finish(job.op, job.key, job.memory, Err(DiskEnd::Full));
-            is_any = true;
+        loop {
+            let late = if self.waiting.front().is_some_and(due) {
+                self.waiting.pop_front()
+            } else if self.to_stage.front().is_some_and(due) {
+                self.to_stage.pop_front()
+            } else {
+                return is_any;
+            };
+            if let Some(job) = late {
+                self.end_unplaced(job, DiskEnd::Full);
+                is_any = true;
+            }
         }
-        is_any
+    }
+}
+
+impl WriteJob {
+    /// Length of the slot image in bytes.
+    pub(crate) fn image_bytes(&self) -> u64 {
+        u64::from(self.record.slot.image_pages) * ALIGN_BYTES
     }
 }
 

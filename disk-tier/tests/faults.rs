@@ -11,7 +11,6 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use cache_core::contract::SHAPE;
 use cache_core::hash::Namespace;
 use disk_tier::io::rig::{Completion, Effect, FailNth, Fault, MemoryMedium, Plan, Repeat, Scope};
 use disk_tier::io::{Directory, FileId, IoChoice, IoError, Medium, Memory};
@@ -236,7 +235,7 @@ fn run(ground: &dyn Ground, plan: Plan, bug: Option<PlantedBug>) -> (bool, Vec<S
     lies.extend(failed_checks(&tier));
     if bug.is_none() {
         assert_eq!(capacity.records, there, "what can be found is whole");
-        assert_eq!(capacity.record_bytes, there * SHAPE.slot_bytes());
+        assert_eq!(capacity.record_bytes, there * RECORD_BYTES);
     }
     let again = (500..505).filter(|number| write(&tier, *number, 0) == Ok(DiskOk::Written)).count();
     assert_eq!(again, 5, "the store is of use again");
@@ -265,7 +264,6 @@ type NewGround<'a> = &'a (dyn Fn() -> Box<dyn Ground> + Sync);
 
 /// Goes through the faults side by side.
 fn every_fault(name: &str, step: u64, ground: NewGround<'_>) {
-    assert_eq!(SHAPE.slot_bytes(), 8192);
     let begun = Instant::now();
     std::thread::scope(|scope| {
         for (first, (fault_name, fault, effect)) in (1..).zip(FAULTS) {

@@ -12,7 +12,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::Thread;
 
 use cache_core::buffer::Buffer;
-use cache_core::contract::SHAPE;
 use cache_core::hash::Namespace;
 use cache_core::store::OpId;
 use disk_tier::io::rig::{Completion, CrashMedium, Image, MemoryMedium, SplitMix64};

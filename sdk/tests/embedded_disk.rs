@@ -23,7 +23,8 @@ use gpu_tier::cpu::{CpuConfig, CpuDevice, Link as HostLink};
 use gpu_tier::device::{CopyPiece, Device, HostRange, Stream};
 use kvtier_sdk::cache::{BlockPlace, CacheError, Grant, KvCache, SequenceId, StagedSection};
 use kvtier_sdk::embedded::{
-    Admission, DiskSettings, DiskStatus, DiskStore, Embedded, EmbeddedConfig, IoChoice, StoreSettings, Writes,
+    Admission, ByteStage, DiskSettings, DiskStatus, DiskStore, Embedded, EmbeddedConfig, IoChoice, StoreSettings,
+    Writes,
 };
 
 /// A header page and ten records of three pages, or a few more.
@@ -68,6 +69,7 @@ fn try_open(device_slots: u32, host_bytes: u64, segments: u64, medium: Arc<dyn M
         admission: Admission::Always,
         write_limit_bytes_s: None,
         io: IoChoice::Auto,
+        stage: ByteStage::Auto,
     };
     let settings =
         DiskSettings { store: DiskStore::Own(store), live_blocks: 256, pieces_min: PIECES, writes: Writes::All };

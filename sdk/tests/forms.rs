@@ -18,7 +18,7 @@ use gpu_tier::cpu::workers::Workers;
 use gpu_tier::cpu::{CpuConfig, CpuDevice, Link as HostLink};
 use kvtier_sdk::cache::{BlockPlace, CacheError, Grant, KvCache, SequenceId};
 use kvtier_sdk::embedded::{
-    Admission, DiskSettings, DiskStore, Embedded, EmbeddedConfig, IoChoice, StoreSettings, Writes,
+    Admission, ByteStage, DiskSettings, DiskStore, Embedded, EmbeddedConfig, IoChoice, StoreSettings, Writes,
 };
 
 const LOSSY: Accept = Accept::AtLeast(Form::I8h);
@@ -133,6 +133,7 @@ fn open_pair(directory: &Path) -> Pair {
         admission: Admission::Always,
         write_limit_bytes_s: None,
         io: IoChoice::Auto,
+        stage: ByteStage::Auto,
     };
     let closed = open(closed_shape, DiskStore::Own(store), Writes::All);
     closed.cache.disk_tier().expect("the store opens").wait_ready(10_000);

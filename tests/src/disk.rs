@@ -11,11 +11,13 @@ use cache_core::header::{MAGIC, SlotHeader};
 use cache_core::payload::BlockShape;
 use kvtier_engine::EngineError;
 use kvtier_engine::run::engine::{DiskOptions, Engine, EngineOptions};
-use kvtier_sdk::embedded::{Admission, DiskState, DiskStatus, IoChoice};
+use kvtier_sdk::embedded::{Admission, ByteStage, DiskState, DiskStatus, IoChoice};
 
 use crate::{ask, fixture, plain};
 
 const PAGE_BYTES: u64 = 4096;
+/// How a staged record begins; its slot header stands behind the table of its sections (`docs/disk-format.md`).
+const STAGED_MAGIC: [u8; 8] = *b"kvtstag1";
 
 /// `options` with a disk of 256 MiB in `directory`.
 pub fn with_disk(directory: &Path, options: EngineOptions) -> EngineOptions {
@@ -24,8 +26,13 @@ pub fn with_disk(directory: &Path, options: EngineOptions) -> EngineOptions {
 
 /// `options` with a disk of so many bytes in `directory`.
 pub fn with_disk_of(directory: &Path, budget_bytes: u64, options: EngineOptions) -> EngineOptions {
-    let disk =
-        DiskOptions { directory: directory.to_owned(), budget_bytes, admission: Admission::Always, io: IoChoice::Auto };
+    let disk = DiskOptions {
+        directory: directory.to_owned(),
+        budget_bytes,
+        admission: Admission::Always,
+        io: IoChoice::Auto,
+        stage: ByteStage::Auto,
+    };
     EngineOptions { disk: Some(disk), ..options }
 }
 
@@ -82,8 +89,8 @@ pub struct RecordAt {
     pub file: PathBuf,
     /// First byte of the record's header.
     pub offset: u64,
-    /// The shape's header pages: sections begin after them.
-    pub header_bytes: u64,
+    /// First bytes of its sections, from the record's start.
+    pub sections: Vec<u64>,
 }
 
 impl RecordAt {
@@ -100,25 +107,40 @@ impl RecordAt {
 /// Finds the newest record of a block in a store's segments by its header.
 pub fn record(directory: &Path, shape: &BlockShape, hash: BlockHash) -> Option<RecordAt> {
     let sections = shape.sections().count() as u32;
+    let behind_table = 16 + 4 * sections as usize;
     let mut found: Option<(u64, RecordAt)> = None;
     for path in segments(directory) {
         let Ok(file) = File::open(&path) else { continue };
         let bytes = file.metadata().map_or(0, |data| data.len());
         let mut page = vec![0; shape.header_bytes() as usize];
         for offset in (0..bytes.saturating_sub(shape.header_bytes())).step_by(PAGE_BYTES as usize) {
-            if file.read_exact_at(&mut page[..8], offset).is_err() || page[..8] != MAGIC {
+            if file.read_exact_at(&mut page[..8], offset).is_err() {
+                continue;
+            }
+            let start = if page[..8] == STAGED_MAGIC { behind_table } else { 0 };
+            if start == 0 && page[..8] != MAGIC {
                 continue;
             }
             file.read_exact_at(&mut page, offset).ok()?;
-            let Ok(header) = SlotHeader::decode(&page, sections) else { continue };
+            let Ok(header) = SlotHeader::decode(&page[start..], sections) else { continue };
             let generation = header.place.segment_generation;
             if header.key.hash == hash && found.as_ref().is_none_or(|(newest, _)| *newest < generation) {
-                let at = RecordAt { file: path.clone(), offset, header_bytes: shape.header_bytes() };
+                let at = RecordAt { file: path.clone(), offset, sections: sections_of(shape, &page[..start]) };
                 found = Some((generation, at));
             }
         }
     }
     found.map(|(_, at)| at)
+}
+
+/// Where the sections of a record begin whose header begins with `table`: the table of a staged one, or nothing.
+fn sections_of(shape: &BlockShape, table: &[u8]) -> Vec<u64> {
+    if table.is_empty() {
+        return shape.sections().map(|section| section.offset).collect();
+    }
+    let stored = table[16..].chunks_exact(4).map(|bits| u32::from_le_bytes(bits.try_into().expect("four bytes")));
+    // One behind the other after a header of one page.
+    stored.scan(PAGE_BYTES, |end, bits| Some(std::mem::replace(end, *end + u64::from(bits & 0x0fff_ffff)))).collect()
 }
 
 fn segments(directory: &Path) -> Vec<PathBuf> {

@@ -49,7 +49,7 @@ fn flipped(link: kvtier_engine::run::Link) {
         for (link, layer) in [(on_disk.first(), 3), (on_disk.last(), 29)] {
             let at = link.and_then(|link| record(folder.path(), &cache.shape(), link.hash));
             let at = at.expect("some blocks are on the disk only");
-            at.flip(cache.shape().code_section(layer).offset + 77);
+            at.flip(at.sections[cache.shape().code_section(layer).index as usize] + 77);
             flips += 1;
         }
     };

@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use kvtier_engine::run::engine::DiskOptions;
 use tempfile::TempDir;
 
 use super::{Shown, Stage, Task, document, engine_args, request, tasks, verdict};
@@ -46,6 +47,15 @@ impl Store {
     pub fn path(&self) -> &Path {
         self.0.path()
     }
+
+    /// The disk of the demo's engine.
+    pub fn options(&self, args: &DemoArgs) -> Result<DiskOptions, Failure> {
+        options(self.path(), args)
+    }
+}
+
+fn options(path: &Path, args: &DemoArgs) -> Result<DiskOptions, Failure> {
+    Ok(DiskOptions { stage: disk::stage(args.disk_stage), ..disk::at(path, args.disk_size)? })
 }
 
 /// Ends the first process's part; says what it leaves behind.
@@ -75,6 +85,7 @@ pub fn ask(args: &DemoArgs, store: &Store, task: &Task, signals: &Signals, stage
         ("--host-mem", exact(args.host_mem)),
         ("--link", args.link.to_string()),
         ("--disk-size", exact(args.disk_size)),
+        ("--disk-stage", args.disk_stage.name()),
     ] {
         command.args([option, &value]);
     }
@@ -123,7 +134,7 @@ fn output_of(command: &mut Command, signals: &Signals) -> Result<serde_json::Val
 pub fn answer(args: &DemoArgs, store: &Path, signals: &Signals) -> Result<(), Failure> {
     let engine_args = engine_args(args);
     let loaded = load::load(&engine_args)?;
-    let options = disk::at(store, args.disk_size)?;
+    let options = options(store, args)?;
     let mut session = Session::open(&loaded, &engine_args, Some(options), true, signals)?;
     let task = tasks().pop().expect("there are tasks");
     let answer = session.answer(&loaded.tokenizer, request(&loaded, &document(), &task)?, false)?;

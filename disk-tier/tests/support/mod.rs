@@ -4,16 +4,23 @@
 use std::sync::{Arc, Mutex};
 
 use cache_core::buffer::Buffer;
-use cache_core::contract::{SHAPE, block_version};
+use cache_core::contract::{self, Random, block_version};
 use cache_core::hash::{BlockHash, Namespace};
 use cache_core::header::seal_image;
 use cache_core::key::CopyKey;
 use cache_core::miss::MissReason;
+use cache_core::payload::BlockShape;
 use disk_tier::io::rig::{Completion, Image, MemoryMedium};
 use disk_tier::io::{FileId, FileInfo, Kind, Medium, Memory, Operation, Sink};
 use disk_tier::testing::{PlantedBug, Testing};
-use disk_tier::{DiskConfig, DiskDone, DiskEnd, DiskError, DiskOk, DiskState, DiskTier, WriteRequest};
+use disk_tier::{ByteStage, DiskConfig, DiskDone, DiskEnd, DiskError, DiskOk, DiskState, DiskTier, WriteRequest};
 
+/// True in the binary that runs the suites of the log once more over staged records (`staged.rs`).
+pub const IS_STAGED: bool = matches!(env!("CARGO_CRATE_NAME").as_bytes(), b"staged");
+/// Blocks whose records have two pages: as they are, or, staged, a page less than the slot image.
+pub const SHAPE: BlockShape = BlockShape { layers: if IS_STAGED { 5 } else { 3 }, ..contract::SHAPE };
+/// Bytes of their records.
+pub const RECORD_BYTES: u64 = 8192;
 /// Bytes of a segment of a small tier: a header page, records of two pages, a footer.
 pub const SEGMENT_BYTES: u64 = 64 << 10;
 /// Records of [`SHAPE`] in it.
@@ -36,7 +43,14 @@ pub fn config(segments: u64) -> DiskConfig {
     let mut config = DiskConfig::new(FIXED_BYTES + segments * (SEGMENT_BYTES + 8192));
     config.deadline_millis = 2000;
     config.probe_millis = 1 << 30;
+    config.stage = if IS_STAGED { ByteStage::Sx12 } else { ByteStage::Off };
     config
+}
+
+/// A bf16 of random sign and mantissa with an exponent as most keys and values have.
+pub fn realistic(random: &mut Random) -> u16 {
+    let bits = random.next();
+    (bits as u16 & 0x807f) | ((118 + (bits >> 32) % 8) as u16) << 7
 }
 
 /// No thread, small segments.
@@ -86,12 +100,24 @@ pub fn key(number: u32) -> CopyKey {
 
 /// The image of a version of a block, as it is written and read.
 pub fn image(number: u32, version: u32) -> Buffer {
-    block_version(number, version).1
+    let (sealed, image) = block_version(number, version);
+    if !IS_STAGED {
+        return image;
+    }
+    let mut image = Buffer::zeroed(SHAPE.slot_bytes() as usize);
+    let mut random = Random::new(u64::from(number) << 32 | u64::from(version));
+    // What fills the last page is not carried on.
+    let payload = SHAPE.header_bytes() as usize..(SHAPE.header_bytes() + SHAPE.payload_bytes()) as usize;
+    for value in image.as_mut_slice()[payload].chunks_exact_mut(2) {
+        value.copy_from_slice(&realistic(&mut random).to_le_bytes());
+    }
+    seal_image(&SHAPE, sealed.key, sealed.lineage, sealed.link, image.as_mut_slice());
+    image
 }
 
 /// A block of another namespace: the same content under another name.
 pub fn block_in(namespace: u8, number: u32, version: u32) -> (CopyKey, Buffer) {
-    let (sealed, mut image) = block_version(number, version);
+    let (sealed, mut image) = (block_version(number, version).0, image(number, version));
     let key = CopyKey::exact(Namespace([namespace; 32]), BlockHash(sealed.key.hash.0));
     seal_image(&SHAPE, key, sealed.lineage, sealed.link, image.as_mut_slice());
     (key, image)

@@ -18,8 +18,8 @@ use gpu_tier::device::{Device, MemoryUse, Traffic};
 use kvtier_sdk::cache::{CacheError, CacheStats, KvCache};
 use kvtier_sdk::client::ClientSettings;
 use kvtier_sdk::embedded::{
-    Admission, DaemonSettings, DiskSettings, DiskStatus, DiskStore, Embedded, EmbeddedConfig, IoChoice, StoreSettings,
-    Writes,
+    Admission, ByteStage, DaemonSettings, DiskSettings, DiskStatus, DiskStore, Embedded, EmbeddedConfig, IoChoice,
+    StoreSettings, Writes,
 };
 
 use crate::error::EngineError;
@@ -81,6 +81,8 @@ pub struct DiskOptions {
     pub admission: Admission,
     /// Which way to the disk.
     pub io: IoChoice,
+    /// How records are encoded on their way there.
+    pub stage: ByteStage,
 }
 
 /// A model over a device and a cache.
@@ -337,6 +339,7 @@ impl Openings<'_> {
                 admission: disk.admission,
                 write_limit_bytes_s: None,
                 io: disk.io,
+                stage: disk.stage,
             })
         });
         let Some(closed_shape) = closed_shape else {

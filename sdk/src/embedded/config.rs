@@ -12,7 +12,7 @@ use host_tier::{HostConfig, HostError, HostTier};
 use crate::cache::CacheError;
 use crate::client::ClientSettings;
 use crate::embedded::Host;
-use crate::embedded::disk::{Aside, DiskSettings, Writes, record_bytes};
+use crate::embedded::disk::{Aside, DiskSettings, DiskStore, Reserved, Writes, bounce_bytes, record_bytes};
 use crate::embedded::extents::ArenaExtent;
 
 /// Settings of [`crate::embedded::Embedded`].
@@ -44,7 +44,7 @@ pub struct DaemonSettings {
 /// How a host budget is split.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Split {
-    /// The manager's index, and the disk tier's.
+    /// The manager's index, and the disk tier's index and bounce memory.
     pub(crate) index_bytes: u64,
     /// The host tier.
     pub(crate) tier_bytes: u64,
@@ -59,6 +59,8 @@ pub(crate) struct HostPlan {
     /// Live blocks on the disk only.
     pub(crate) below_entries: u32,
     pub(crate) disk_index_bytes: u64,
+    /// The store is this cache's own, and its bounce memory with it.
+    pub(crate) owns_store: bool,
 }
 
 impl HostPlan {
@@ -72,7 +74,13 @@ impl HostPlan {
             disk_index_bytes: disk.map_or(0, |disk| {
                 disk.store.budget_bytes() / record_bytes(&config.shape) * DiskTier::index_record_bytes()
             }),
+            owns_store: disk.is_some_and(|disk| matches!(disk.store, DiskStore::Own(_))),
         }
+    }
+
+    /// The disk tier's own memory for staged records.
+    fn bounce_bytes(&self) -> u64 {
+        if self.owns_store { bounce_bytes(&self.shape, self.host_bytes) } else { 0 }
     }
 
     /// The manager's budgets with so many host slots.
@@ -83,10 +91,11 @@ impl HostPlan {
     /// Sets the index aside for as many host slots as would fit without one, so the index never has fewer entries than there are slots.
     pub(crate) fn split(&self) -> Split {
         let per_slot = self.shape.slot_bytes() + Budgets::BYTES_PER_ENTRY;
-        let fixed = self.disk_index_bytes + self.budgets(0).metadata_bytes();
+        let below_bytes = self.disk_index_bytes + self.bounce_bytes();
+        let fixed = below_bytes + self.budgets(0).metadata_bytes();
         let most = u32::MAX - self.device_slots - self.below_entries;
         let host_slots = u32::try_from(self.host_bytes.saturating_sub(fixed) / per_slot).unwrap_or(most);
-        let index_bytes = self.disk_index_bytes + self.budgets(host_slots).metadata_bytes();
+        let index_bytes = below_bytes + self.budgets(host_slots).metadata_bytes();
         Split { index_bytes, tier_bytes: self.host_bytes.saturating_sub(index_bytes) }
     }
 
@@ -119,12 +128,12 @@ pub(crate) fn open_host(device: &Arc<dyn Attention>, plan: &HostPlan) -> Result<
     Ok(Host { tier, extents })
 }
 
-/// Host slots that are left for blocks beside the disk's bounce memory, at least one. Errors: [`CacheError::Budget`].
-pub(crate) fn set_aside(plan: &HostPlan, host: &Host, pieces_min: u32) -> Result<Aside, CacheError> {
+/// The disk's bounce memory, beside which at least one host slot is left for blocks. Errors: [`CacheError::Budget`].
+pub(crate) fn set_aside(plan: &HostPlan, host: &Host, pieces_min: u32) -> Result<Reserved, CacheError> {
     let slots = host.tier.layout().slots();
     let aside = Aside::of(&plan.shape, slots, pieces_min);
     if aside.slots() < slots {
-        return Ok(aside);
+        return Ok(Reserved { aside, bounce_bytes: plan.bounce_bytes() });
     }
     let missing = u64::from(aside.slots() + 1 - slots);
     Err(CacheError::Budget {
@@ -143,12 +152,22 @@ mod tests {
     fn index_and_tier_never_exceed_the_budget() {
         let shape = BlockShape { layers: 2, kv_heads: 1, head_dim: 16, block_tokens: 16, form: Form::Raw16 };
         for host_bytes in (0..200).map(|step| step * 33_333) {
-            let plan = HostPlan { shape, device_slots: 7, host_bytes, below_entries: 3, disk_index_bytes: 999 };
+            let plan = HostPlan {
+                shape,
+                device_slots: 7,
+                host_bytes,
+                below_entries: 3,
+                disk_index_bytes: 999,
+                owns_store: true,
+            };
             let split = plan.split();
             if split.tier_bytes > 0 {
                 assert_eq!(split.index_bytes + split.tier_bytes, host_bytes);
                 let slots = (split.tier_bytes / shape.slot_bytes()) as u32;
-                assert!(plan.budgets(slots).metadata_bytes() + 999 <= split.index_bytes + Budgets::BYTES_PER_ENTRY);
+                assert!(
+                    plan.budgets(slots).metadata_bytes() + 999 + plan.bounce_bytes()
+                        <= split.index_bytes + Budgets::BYTES_PER_ENTRY
+                );
             }
         }
     }

@@ -58,7 +58,7 @@ use crate::embedded::state::State;
 pub use config::{DaemonSettings, EmbeddedConfig};
 pub use disk::{DiskSettings, DiskStatus, DiskStore, SharedStore, StoreSettings, Writes};
 pub use disk_tier::io::IoChoice;
-pub use disk_tier::{Admission, Damage, DiskError, DiskState, DiskTier, VerifyReport, bench};
+pub use disk_tier::{Admission, ByteStage, Damage, DiskError, DiskState, DiskTier, VerifyReport, bench};
 pub use extents::ArenaExtent;
 
 /// The cache in process. See [`crate::embedded`].
@@ -239,8 +239,8 @@ fn open_disk(
     settings: &DiskSettings,
     open_tier: &OpenTier<'_>,
 ) -> Result<OpenDisk, CacheError> {
-    let aside = config::set_aside(plan, host, settings.pieces_min)?;
-    Ok(match Disk::open(plan.shape, settings, host, aside, open_tier)? {
+    let reserved = config::set_aside(plan, host, settings.pieces_min)?;
+    Ok(match Disk::open(plan.shape, settings, host, reserved, open_tier)? {
         Ok(disk) => (Some(disk), None),
         Err(reason) => (None, Some(reason)),
     })

@@ -28,7 +28,8 @@ use cache_core::form::Form;
 use cache_core::payload::BlockShape;
 use cache_core::store::{Slot, SlotPlace};
 use disk_tier::io::{IoChoice, Region};
-use disk_tier::{Admission, DiskConfig, DiskError, DiskState, DiskTier, section_span};
+use disk_tier::{Admission, ByteStage, DiskConfig, DiskError, DiskState, DiskTier, section_span};
+use gpu_tier::cpu::codec::Simd;
 use gpu_tier::device::HostRange;
 use host_tier::Extent;
 
@@ -104,6 +105,8 @@ pub struct StoreSettings {
     pub write_limit_bytes_s: Option<u64>,
     /// Which way to the disk.
     pub io: IoChoice,
+    /// How sections are encoded in the records that are written.
+    pub stage: ByteStage,
 }
 
 /// What became of the disk tier.
@@ -162,6 +165,21 @@ impl Aside {
     }
 }
 
+/// Host memory that a disk takes beside its index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Reserved {
+    pub(crate) aside: Aside,
+    /// The tier's own, for staged records on their way.
+    pub(crate) bounce_bytes: u64,
+}
+
+/// The tier's own memory for staged records on their way, a share of the host budget that grows with it: up to 4 records to read and 2 to
+/// write, as long as the longest of such blocks, so that it is enough for every cache of the store.
+pub(crate) fn bounce_bytes(shape: &BlockShape, host_bytes: u64) -> u64 {
+    let record_bytes = shape.with_form(Form::Raw16).slot_bytes();
+    (host_bytes / record_bytes / 32).clamp(1, 2) * 3 * record_bytes
+}
+
 /// The smallest usual record of such blocks in any form: a store's division follows from it, and is to be the same whichever form its
 /// first cache keeps.
 pub(crate) fn record_bytes(shape: &BlockShape) -> u64 {
@@ -183,7 +201,7 @@ impl Disk {
         shape: BlockShape,
         settings: &DiskSettings,
         host: &Host,
-        aside: Aside,
+        Reserved { aside, bounce_bytes }: Reserved,
         open_tier: &OpenTier<'_>,
     ) -> Result<Result<Disk, String>, CacheError> {
         let Host { tier: host, extents } = host;
@@ -199,6 +217,9 @@ impl Disk {
                 admission: store.admission,
                 write_limit_bytes_s: store.write_limit_bytes_s,
                 io: store.io,
+                stage: store.stage,
+                codec: Arc::new(Simd::detect()),
+                bounce_bytes,
                 regions: regions.iter().take_while(within).cloned().collect(),
                 record_bytes: record_bytes(&shape),
                 ..DiskConfig::new(store.budget_bytes)
