@@ -4,10 +4,11 @@ use std::io::{self, IoSlice, IoSliceMut, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-    recvmsg, sendmsg,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketAddrUnix, SocketFlags, SocketType, recvmsg, sendmsg, socket_with,
 };
 
 /// Who is at the other end of a connection, as the kernel noted when it was made.
@@ -17,6 +18,16 @@ pub struct Peer {
     pub uid: u32,
     /// Process, in this process's PID namespace; 0 when it is in one that is not seen from here.
     pub pid: i32,
+}
+
+/// Connects, without waiting: where a daemon does not accept, and those who wait for it fill its queue, that is an error.
+pub fn connect(path: &Path) -> io::Result<UnixStream> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
 }
 
 /// Looks up the peer's credentials (`SO_PEERCRED`).
@@ -104,6 +115,19 @@ mod tests {
         reader.read_to_string(&mut text).unwrap();
         assert_eq!(text, "through the pipe");
         assert!(end.descriptor().is_none());
+    }
+
+    #[test]
+    fn nobody_waits_for_a_daemon_that_does_not_accept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        // Its queue is a few thousand long at most.
+        let queued: Vec<UnixStream> = (0..100_000).map_while(|_| connect(&path).ok()).collect();
+        assert!(!queued.is_empty() && queued.len() < 100_000);
+        let (accepted, _) = listener.accept().unwrap();
+        connect(&path).unwrap();
+        drop(accepted);
     }
 
     #[test]

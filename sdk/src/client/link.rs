@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::socket::Descriptors;
+use crate::socket::{self, Descriptors};
 use crate::wire::{
     BODY_BYTES_MAX, FrameHeader, Hello, HelloReply, Reply, Request, Status, Text, VERSION, WireError, Zero,
 };
@@ -27,6 +27,9 @@ pub enum CallError {
     /// The daemon answers something that is no answer.
     #[error("understand the daemon")]
     Wire(#[from] WireError),
+    /// There was no time left to begin with it.
+    #[error("have the daemon do it: the time for it is over")]
+    Late,
     /// The daemon refuses.
     #[error("have the daemon do it: {sentence}")]
     Refused {
@@ -44,9 +47,12 @@ pub enum CallError {
 }
 
 impl CallError {
-    /// True when the connection is as good as before.
+    /// True when the connection is as good as before. One to a daemon that is about to end is not: it waits for its clients to go.
     pub(crate) fn is_harmless(&self) -> bool {
-        matches!(self, CallError::Refused { .. } | CallError::Memory { .. })
+        if matches!(self, CallError::Refused { status: Status::Draining, .. }) {
+            return false;
+        }
+        matches!(self, CallError::Refused { .. } | CallError::Memory { .. } | CallError::Late)
     }
 }
 
@@ -61,9 +67,9 @@ pub(crate) struct Link {
 
 impl Link {
     /// Connects and introduces itself. Returns the connection and the staging memory's descriptor.
-    pub(crate) fn connect(socket: &Path, client: &str, limit: Duration) -> Result<(Link, OwnedFd), CallError> {
-        let stream = UnixStream::connect(socket)?;
-        stream.set_write_timeout(Some(limit))?;
+    pub(crate) fn connect(path: &Path, client: &str, limit: Duration) -> Result<(Link, OwnedFd), CallError> {
+        let until = Instant::now() + limit;
+        let stream = socket::connect(path)?;
         let hello = HelloReply {
             version: VERSION,
             reserved: Zero::BYTES,
@@ -81,7 +87,7 @@ impl Link {
             reserved: Zero::BYTES,
             client: Text::new(client)?,
         });
-        let (hello, staging) = link.call(&request, limit, |reply, descriptor| match reply {
+        let (hello, staging) = link.call(&request, until, |reply, descriptor| match reply {
             Reply::Hello(hello) => Some((hello, descriptor)),
             _ => None,
         })?;
@@ -95,20 +101,24 @@ impl Link {
         &self.hello
     }
 
-    /// One call: `take` makes of the answer and its descriptor what the caller keeps, `None` for an answer to another question.
+    /// One call, which ends with `until` and a little grace: `take` makes of the answer and its descriptor what the caller keeps, `None` for an answer to another question.
     pub(crate) fn call<T>(
         &mut self,
         request: &Request<'_>,
-        limit: Duration,
+        until: Instant,
         take: impl FnOnce(Reply<'_>, Option<OwnedFd>) -> Option<T>,
     ) -> Result<T, CallError> {
+        let limit = until.saturating_duration_since(Instant::now());
+        if limit.is_zero() {
+            return Err(CallError::Late);
+        }
         self.next += 1;
         let id = self.next;
         self.out.clear();
         let millis = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX).max(1);
         request.encode_frame(id, millis, &mut self.out)?;
-        (&self.stream).write_all(&self.out)?;
-        let until = Instant::now() + limit + GRACE;
+        let until = until + GRACE;
+        send(&self.stream, &self.out, until)?;
         let mut descriptors = Descriptors::new(&self.stream);
         let mut bytes = [0; FrameHeader::BYTES];
         fill(&self.stream, &mut descriptors, &mut bytes, until)?;
@@ -129,14 +139,30 @@ impl Link {
     }
 }
 
+/// Writes all of it by a moment.
+fn send(mut stream: &UnixStream, mut bytes: &[u8], until: Instant) -> io::Result<()> {
+    while !bytes.is_empty() {
+        stream.set_write_timeout(Some(left(until)?))?;
+        match stream.write(bytes) {
+            Ok(written) => bytes = &bytes[written..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(io::ErrorKind::TimedOut.into()),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// What is left until a moment. Errors: that nothing is.
+fn left(until: Instant) -> io::Result<Duration> {
+    let left = until.saturating_duration_since(Instant::now());
+    if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
+}
+
 /// Reads exactly so much by a moment.
 fn fill(stream: &UnixStream, reader: &mut impl Read, mut target: &mut [u8], until: Instant) -> io::Result<()> {
     while !target.is_empty() {
-        let left = until.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        stream.set_read_timeout(Some(left))?;
+        stream.set_read_timeout(Some(left(until)?))?;
         match reader.read(target) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(read) => target = &mut target[read..],

@@ -17,7 +17,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cache_core::chain::Link as ChainLink;
 use cache_core::form::{Accept, Lineage, Provenance};
@@ -209,7 +209,7 @@ impl Client {
             returned: Mutex::default(),
             ends: AtomicBool::new(false),
         });
-        shared.try_connect();
+        shared.try_connect(CONNECT_MAX.min(shared.settings.deadline));
         let thread = Arc::clone(&shared);
         // Without the thread it stays with the connection it has.
         let _ = std::thread::Builder::new().name("daemon-link".into()).spawn(move || thread.keep_connected());
@@ -236,18 +236,18 @@ impl Client {
     /// Says which request of its own the calls that follow belong to, for `kvtier explain`; empty for none.
     pub fn tag(&self, request: &str) -> Result<(), CallError> {
         let request = Request::Tag(Tag { request: Text::new(request)? });
-        self.shared.call(|connected, limit| {
-            connected.link.call(&request, limit, |reply, _| matches!(reply, Reply::Tag(_)).then_some(()))
+        self.shared.call(|connected, until| {
+            connected.link.call(&request, until, |reply, _| matches!(reply, Reply::Tag(_)).then_some(()))
         })
     }
 
     /// The tiers of the longest run that is there, and why the next block is not.
     pub fn lookup(&self, wanted: &Wanted<'_>, accept: Accept) -> Result<(Vec<Tier>, Option<MissReason>), CallError> {
         let hashes = hashes(wanted);
-        self.shared.in_namespace(wanted, |connected, parts, limit| {
+        self.shared.in_namespace(wanted, |connected, parts, until| {
             let accept = accept_id(accept)?;
             let request = Request::Lookup(Lookup { parts, accept, hashes: Batch::new(&hashes)? });
-            connected.link.call(&request, limit, |reply, _| match reply {
+            connected.link.call(&request, until, |reply, _| match reply {
                 Reply::Lookup(found) => Some((found.tiers.iter().map(|tier| Tier::from(*tier)).collect(), found.miss)),
                 _ => None,
             })
@@ -258,17 +258,17 @@ impl Client {
     pub fn acquire(&self, wanted: &Wanted<'_>, accept: Accept) -> Result<(Vec<Lent>, Option<MissReason>), CallError> {
         let hashes = hashes(wanted);
         let shared = &self.shared;
-        shared.in_namespace(wanted, |connected, parts, limit| {
+        shared.in_namespace(wanted, |connected, parts, until| {
             let run = run_of(wanted, &hashes)?;
             let request = Request::Acquire(Acquire { parts, accept: accept_id(accept)?, run });
-            let (hits, miss) = connected.link.call(&request, limit, |reply, _| match reply {
+            let (hits, miss) = connected.link.call(&request, until, |reply, _| match reply {
                 Reply::Acquire(found) => Some((found.hits.to_vec(), found.miss)),
                 _ => None,
             })?;
             let mut lent = Vec::with_capacity(hits.len());
             for hit in &hits {
                 // What cannot be used is given back with everything behind it.
-                match shared.lend(connected, parts.class, hit, limit) {
+                match shared.lend(connected, parts.class, hit, until) {
                     Ok(block) => lent.push(block),
                     Err(error) if error.is_harmless() => {
                         let rest = hits[lent.len()..].iter().map(|hit| (connected.number, hit.lease));
@@ -285,9 +285,9 @@ impl Client {
     /// Reserves places in staging memory.
     pub fn reserve(&self, wanted: &Wanted<'_>, lineage: Lineage) -> Result<Places, CallError> {
         let hashes = hashes(wanted);
-        self.shared.in_namespace(wanted, |connected, parts, limit| {
+        self.shared.in_namespace(wanted, |connected, parts, until| {
             let request = Request::Reserve(Reserve { parts, lineage, run: run_of(wanted, &hashes)? });
-            let answers = connected.link.call(&request, limit, |reply, _| match reply {
+            let answers = connected.link.call(&request, until, |reply, _| match reply {
                 Reply::Reserve(reserved) => Some(reserved.answers.to_vec()),
                 _ => None,
             })?;
@@ -313,11 +313,11 @@ impl Client {
     /// Says that reserved slot images are written. Errors: [`CallError::NotConnected`] when the connection that they were reserved on is gone.
     pub fn commit(&self, connection: u64, reservations: &[ReservationId]) -> Result<Vec<CommitCode>, CallError> {
         let request = Request::Commit(Commit { reservations: Batch::new(reservations)? });
-        self.shared.call(|connected, limit| {
+        self.shared.call(|connected, until| {
             if connected.number != connection {
                 return Err(CallError::NotConnected);
             }
-            connected.link.call(&request, limit, |reply, _| match reply {
+            connected.link.call(&request, until, |reply, _| match reply {
                 Reply::Commit(committed) if committed.answers.len() == reservations.len() => {
                     Some(committed.answers.to_vec())
                 }
@@ -328,8 +328,8 @@ impl Client {
 
     /// The daemon's statistics, as the JSON of its `/stats`.
     pub fn stats(&self) -> Result<String, CallError> {
-        self.shared.call(|connected, limit| {
-            connected.link.call(&Request::Stats(Empty), limit, |reply, _| match reply {
+        self.shared.call(|connected, until| {
+            connected.link.call(&Request::Stats(Empty), until, |reply, _| match reply {
                 Reply::Stats(text) => Some(text.0.to_owned()),
                 _ => None,
             })
@@ -338,10 +338,10 @@ impl Client {
 
     /// Makes the daemon end in good order.
     pub fn drain(&self) -> Result<(), CallError> {
-        self.shared.call(|connected, limit| {
+        self.shared.call(|connected, until| {
             connected
                 .link
-                .call(&Request::Drain(Empty), limit, |reply, _| matches!(reply, Reply::Drain(_)).then_some(()))
+                .call(&Request::Drain(Empty), until, |reply, _| matches!(reply, Reply::Drain(_)).then_some(()))
         })
     }
 
@@ -350,8 +350,8 @@ impl Client {
         let report = Report { class: lent.class, slot: lent.slot, generation: lent.generation, reason };
         let request = Request::Report(report);
         // A daemon that does not hear of it finds it itself.
-        let _ = self.shared.call(|connected, limit| match connected.number == lent.connection {
-            true => connected.link.call(&request, limit, |reply, _| matches!(reply, Reply::Report(_)).then_some(())),
+        let _ = self.shared.call(|connected, until| match connected.number == lent.connection {
+            true => connected.link.call(&request, until, |reply, _| matches!(reply, Reply::Report(_)).then_some(())),
             false => Ok(()),
         });
     }
@@ -372,11 +372,12 @@ impl Shared {
     }
 
     /// One call on the connection that there is; a failure ends it.
-    fn call<T>(&self, call: impl FnOnce(&mut Connected, Duration) -> Result<T, CallError>) -> Result<T, CallError> {
+    fn call<T>(&self, call: impl FnOnce(&mut Connected, Instant) -> Result<T, CallError>) -> Result<T, CallError> {
+        // All that is asked on the way counts, and that others were first.
+        let until = Instant::now() + self.settings.deadline;
         let mut state = self.state();
         let connected = state.connected.as_mut().ok_or(CallError::NotConnected)?;
-        let limit = self.settings.deadline;
-        let result = self.give_back(connected, limit).and_then(|()| call(connected, limit));
+        let result = self.give_back(connected, until).and_then(|()| call(connected, until));
         if result.as_ref().is_err_and(|error| !error.is_harmless() && !matches!(error, CallError::NotConnected)) {
             state.connected = None;
             self.wake.notify_all();
@@ -388,18 +389,18 @@ impl Shared {
     fn in_namespace<T>(
         &self,
         wanted: &Wanted<'_>,
-        call: impl FnOnce(&mut Connected, KeyParts, Duration) -> Result<T, CallError>,
+        call: impl FnOnce(&mut Connected, KeyParts, Instant) -> Result<T, CallError>,
     ) -> Result<T, CallError> {
         let named = self.state().named.get(&wanted.namespace).cloned();
         let (manifest, tenant) =
             named.ok_or(CallError::Memory { reason: "a namespace that was not named".to_owned() })?;
-        self.call(|connected, limit| {
+        self.call(|connected, until| {
             let class = match connected.classes.get(&wanted.namespace) {
                 Some(class) => *class,
                 None => {
                     let open = OpenNamespace { tenant, manifest, group: GroupId(0), shape: self.shape };
                     let request = Request::OpenNamespace(Box::new(open));
-                    let opened = connected.link.call(&request, limit, |reply, _| match reply {
+                    let opened = connected.link.call(&request, until, |reply, _| match reply {
                         Reply::OpenNamespace(opened) => Some(opened),
                         _ => None,
                     })?;
@@ -419,21 +420,28 @@ impl Shared {
                 group: GroupId(0),
                 form: self.shape.form_map(),
             };
-            call(connected, parts, limit)
+            call(connected, parts, until)
         })
     }
 
     /// Gives leases back that nobody holds any more.
-    fn give_back(&self, connected: &mut Connected, limit: Duration) -> Result<(), CallError> {
+    fn give_back(&self, connected: &mut Connected, until: Instant) -> Result<(), CallError> {
         let returned = std::mem::take(&mut *lock(&self.returned));
         let leases: Vec<LeaseId> = returned
             .into_iter()
             .filter(|(connection, _)| *connection == connected.number)
             .map(|(_, lease)| lease)
             .collect();
-        for leases in leases.chunks(BATCH_MAX) {
-            let request = Request::Release(Release { leases: Batch::new(leases)? });
-            connected.link.call(&request, limit, |reply, _| matches!(reply, Reply::Release(_)).then_some(()))?;
+        for (number, some) in leases.chunks(BATCH_MAX).enumerate() {
+            let request = Request::Release(Release { leases: Batch::new(some)? });
+            let given =
+                connected.link.call(&request, until, |reply, _| matches!(reply, Reply::Release(_)).then_some(()));
+            if let Err(error) = given {
+                // With the next call, if the connection lives until then.
+                let rest = leases[number * BATCH_MAX..].iter().map(|lease| (connected.number, *lease));
+                lock(&self.returned).extend(rest);
+                return Err(error);
+            }
         }
         Ok(())
     }
@@ -444,14 +452,14 @@ impl Shared {
         connected: &mut Connected,
         class: ClassId,
         hit: &Hit,
-        limit: Duration,
+        until: Instant,
     ) -> Result<Lent, CallError> {
         let number = hit.extent.get();
         let slot_bytes = self.shape.slot_bytes();
         let wrong = |reason: &str| CallError::Memory { reason: reason.to_owned() };
         if !connected.extents.contains_key(&number) {
             let request = Request::MapExtent(MapExtent { class, extent: number });
-            let (layout, descriptor) = connected.link.call(&request, limit, |reply, descriptor| match reply {
+            let (layout, descriptor) = connected.link.call(&request, until, |reply, descriptor| match reply {
                 Reply::MapExtent(layout) => Some((layout, descriptor)),
                 _ => None,
             })?;
@@ -485,8 +493,8 @@ impl Shared {
         })
     }
 
-    fn try_connect(&self) {
-        let Ok((link, descriptor)) = Link::connect(&self.settings.socket, &self.settings.name, CONNECT_MAX) else {
+    fn try_connect(&self, limit: Duration) {
+        let Ok((link, descriptor)) = Link::connect(&self.settings.socket, &self.settings.name, limit) else {
             return;
         };
         let Ok(staging) = Staging::map(descriptor, link.hello().staging_bytes) else {
@@ -508,7 +516,7 @@ impl Shared {
     fn keep_connected(&self) {
         while !self.ends.load(Ordering::SeqCst) {
             if self.state().connected.is_none() {
-                self.try_connect();
+                self.try_connect(CONNECT_MAX);
             }
             let mut state = self.state();
             if self.ends.load(Ordering::SeqCst) {
