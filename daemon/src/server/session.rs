@@ -171,6 +171,10 @@ impl Session {
             if is_over {
                 return Err(Rejection::Protocol);
             }
+            if self.server.is_ending() && self.holdings.leases() == 0 && self.holdings.reservations() == 0 {
+                // Whoever never pauses would otherwise keep the daemon until its time is over.
+                return Ok(());
+            }
         }
     }
 
@@ -248,6 +252,10 @@ impl Session {
         if self.staging.is_none() {
             self.server.counters.protocol_error(ProtocolError::NoHello);
             return refused(Status::Denied, "the first request of a connection is Hello");
+        }
+        let takes = matches!(request, Request::Acquire(_) | Request::Prefetch(_) | Request::Pin(_));
+        if takes && self.server.is_ending() {
+            return refused(Status::Draining, "the daemon is about to end");
         }
         let operation = match request {
             Request::Lookup(lookup) => {
