@@ -11,6 +11,6 @@ fn main() {
     match words.first().map(String::as_str) {
         Some("serve") => serve(&words[1..]),
         Some("die") => die(Path::new(&words[1]), Step::ALL[number(2) as usize], number(3)),
-        _ => panic!("serve SOCKET HOST_MIB STORE|- READ_MILLIS http|- | die SOCKET STEP NUMBER"),
+        _ => panic!("serve SOCKET HOST_MIB STORE|- READ_MILLIS STAGING_KIB http|- | die SOCKET STEP NUMBER"),
     }
 }

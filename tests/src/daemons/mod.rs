@@ -13,6 +13,7 @@
 
 pub mod blocks;
 
+pub mod deaths;
 pub mod dying;
 pub mod figures;
 pub mod in_process;

@@ -36,6 +36,8 @@ pub struct Settings {
     pub socket: PathBuf,
     /// Host budget in MiB.
     pub host_mib: u64,
+    /// Staging memory of a client in KiB.
+    pub staging_kib: u64,
     /// The folder of its store.
     pub store: Option<PathBuf>,
     /// Every read of the disk takes so much longer.
@@ -51,6 +53,7 @@ impl Settings {
             program: program.into(),
             socket: folder.join("kvtier.sock"),
             host_mib: 64,
+            staging_kib: 256,
             store: None,
             read_millis: 0,
             http: false,
@@ -79,7 +82,11 @@ impl Settings {
         let mut command = Command::new(&self.program);
         let text = |path: &Option<PathBuf>| path.as_ref().map_or("-".into(), |path| path.clone().into_os_string());
         command.arg("serve").arg(&self.socket).arg(self.host_mib.to_string()).arg(text(&self.store));
-        command.arg(self.read_millis.to_string()).arg(if self.http { "http" } else { "-" });
+        command.arg(self.read_millis.to_string()).arg(self.staging_kib.to_string()).arg(if self.http {
+            "http"
+        } else {
+            "-"
+        });
         command.envs(variables.iter().copied()).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().expect("the daemon's process starts");
         let input = child.stdin.take().expect("it was asked for");
@@ -152,13 +159,13 @@ pub const STOP: i32 = 19;
 /// See [`TERM`].
 pub const CONT: i32 = 18;
 
-/// The process's side: `serve SOCKET HOST_MIB STORE|- READ_MILLIS http|-`. Ends with the daemon's exit code.
+/// The process's side: `serve SOCKET HOST_MIB STORE|- READ_MILLIS STAGING_KIB http|-`. Ends with the daemon's exit code.
 pub fn serve(words: &[String]) -> ! {
-    let [socket, host_mib, store, read_millis, http] = words else { panic!("five words, not {words:?}") };
+    let [socket, host_mib, store, read_millis, staging_kib, http] = words else { panic!("six words, not {words:?}") };
     let mut config = Config::defaults(&Machine::here().expect("this machine"));
     config.socket = socket.into();
     config.host_mem_bytes = host_mib.parse::<u64>().expect("a number") << 20;
-    config.client_staging_bytes = 256 << 10;
+    config.client_staging_bytes = staging_kib.parse::<u64>().expect("a number") << 10;
     config.lease_ttl_ms = 600_000;
     config.disk_size_bytes = 128 << 20;
     config.disk = (store != "-").then(|| store.into());
