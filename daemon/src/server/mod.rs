@@ -427,12 +427,17 @@ impl Server {
         let shape = self.cache.state().class(class).shape;
         let raw16 = BlockShape { form: cache_core::form::Form::Raw16, ..shape };
         self.counters.accepted(self.amount(class, 1), shape.form, raw16.slot_bytes());
-        lock(&self.namespaces).stored(namespace);
+        lock(&self.namespaces).has_blocks(namespace);
     }
 
     /// Notes a namespace that a client has opened.
     pub(crate) fn knows(&self, manifest: Manifest, tenant: TenantId) -> Namespace {
         lock(&self.namespaces).open(manifest, tenant)
+    }
+
+    /// Blocks of a namespace were found; after a restart that is the first that is known of it.
+    pub(crate) fn found(&self, namespace: &Namespace) {
+        lock(&self.namespaces).has_blocks(namespace);
     }
 
     /// The reason of a miss, as far as the namespace explains it.

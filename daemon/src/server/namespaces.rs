@@ -11,7 +11,7 @@ const KNOWN_MAX: usize = 4096;
 struct Known {
     manifest: Manifest,
     tenant: TenantId,
-    /// Something was stored in it since the daemon was started.
+    /// Something was stored or found in it since the daemon was started.
     has_blocks: bool,
 }
 
@@ -27,7 +27,8 @@ impl Namespaces {
         namespace
     }
 
-    pub(crate) fn stored(&mut self, namespace: &Namespace) {
+    /// Blocks of it were stored or found: other namespaces are compared with it.
+    pub(crate) fn has_blocks(&mut self, namespace: &Namespace) {
         if let Some(known) = self.0.get_mut(namespace) {
             known.has_blocks = true;
         }

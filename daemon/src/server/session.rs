@@ -517,6 +517,9 @@ impl Session {
                 miss = Some(MissReason::FailedCheck);
             }
         }
+        if !leased.is_empty() {
+            self.server.found(&asked.parts.namespace);
+        }
         let miss = self.server.reason(&asked.parts.namespace, miss);
         let hits: Vec<Hit> = leased.iter().map(hit).collect();
         self.count_found(asked, &leased, miss);
