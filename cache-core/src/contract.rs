@@ -5,7 +5,7 @@
 
 use crate::buffer::Buffer;
 use crate::chain::Link;
-use crate::form::{Form, Lineage};
+use crate::form::{Form, Lineage, Opaque};
 use crate::hash::{BlockHash, Namespace};
 use crate::header::seal_image;
 use crate::key::CopyKey;
@@ -22,6 +22,12 @@ pub mod store;
 /// A shape that is quick to fill: three sections, two pages.
 pub const SHAPE: BlockShape = BlockShape { layers: 3, kv_heads: 1, head_dim: 16, block_tokens: 16, form: Form::Raw16 };
 
+/// As [`SHAPE`], of bytes that belong to an engine: a layer has an odd number of them.
+pub fn opaque_shape() -> BlockShape {
+    let opaque = Opaque::new(1021, Opaque::digest("a layout of the contract")).expect("a length");
+    SHAPE.with_form(opaque.into())
+}
+
 /// How long a slot taken from its readers must rest in the tiers under test, in milliseconds.
 pub const REST_MILLIS: u64 = 2000;
 
@@ -29,8 +35,16 @@ pub const REST_MILLIS: u64 = 2000;
 pub trait Rig {
     /// The store.
     type Tier: Store;
-    /// The store itself, for blocks of [`SHAPE`].
+    /// The store itself, for blocks of [`Rig::shape`].
     fn tier(&self) -> &Self::Tier;
+    /// Shape of the blocks. At least two sections.
+    fn shape(&self) -> BlockShape {
+        SHAPE
+    }
+    /// The block of a number in that shape: see [`block`].
+    fn block(&self, number: u32) -> (Sealed, Buffer) {
+        block_in(&self.shape(), number, 0)
+    }
     /// Waits until operations under way can be polled. Nothing where a submission finishes at once.
     fn settle(&self) {}
 }
@@ -52,17 +66,22 @@ pub fn block(number: u32) -> (Sealed, Buffer) {
 
 /// As [`block`], with other content for each version: what a stale or foreign reader must never take for version 0.
 pub fn block_version(number: u32, version: u32) -> (Sealed, Buffer) {
+    block_in(&SHAPE, number, version)
+}
+
+/// As [`block_version`], of any shape.
+pub fn block_in(shape: &BlockShape, number: u32, version: u32) -> (Sealed, Buffer) {
     let mut hash = [0; 32];
     hash[..4].copy_from_slice(&number.to_le_bytes());
-    let key = CopyKey::exact(Namespace([7; 32]), BlockHash(hash));
+    let key = CopyKey { form: shape.form_map(), ..CopyKey::exact(Namespace([7; 32]), BlockHash(hash)) };
     let link = Link { hash: key.hash, parent: Some(BlockHash([9; 32])), depth: number + 1 };
-    let sealed = Sealed { key, lineage: Lineage(SHAPE.form_map()), link };
-    let mut image = Buffer::zeroed(SHAPE.slot_bytes() as usize);
+    let sealed = Sealed { key, lineage: Lineage(shape.form_map()), link };
+    let mut image = Buffer::zeroed(shape.slot_bytes() as usize);
     let mut random = Random::new(u64::from(number) << 32 | u64::from(version));
     for word in image.as_mut_slice().chunks_exact_mut(8) {
         word.copy_from_slice(&random.next().to_le_bytes());
     }
-    seal_image(&SHAPE, key, sealed.lineage, link, image.as_mut_slice());
+    seal_image(shape, key, sealed.lineage, link, image.as_mut_slice());
     (sealed, image)
 }
 
@@ -106,13 +125,13 @@ pub(crate) fn run<R: Rig>(rig: &R, op: StoreOp, key: CopyKey, buffer: Buffer) ->
     let completion = done.remove(0);
     assert_eq!((completion.op, completion.key), (op_id, key), "the completion names its operation");
     assert_eq!(completion.buffer.as_slice().len(), bytes, "the buffer comes back whole");
-    within_budget(rig.tier().capacity());
+    within_budget(rig);
     (completion.buffer, completion.outcome)
 }
 
 /// Writes a block as an operation.
 pub(crate) fn write<R: Rig>(rig: &R, number: u32) -> Result<(), StoreError> {
-    let (sealed, image) = block(number);
+    let (sealed, image) = rig.block(number);
     match run(rig, StoreOp::Write, sealed.key, image).1 {
         Outcome::Done => Ok(()),
         Outcome::Failed(error) => Err(error),
@@ -122,7 +141,7 @@ pub(crate) fn write<R: Rig>(rig: &R, number: u32) -> Result<(), StoreError> {
 
 /// Reads a block as an operation.
 pub(crate) fn read<R: Rig>(rig: &R, key: CopyKey) -> Result<Buffer, MissReason> {
-    let buffer = Buffer::zeroed(SHAPE.slot_bytes() as usize);
+    let buffer = Buffer::zeroed(rig.shape().slot_bytes() as usize);
     match run(rig, StoreOp::Read, key, buffer) {
         (buffer, Outcome::Done) => Ok(buffer),
         (_, Outcome::Miss(reason)) => Err(reason),
@@ -141,29 +160,30 @@ pub(crate) fn delete<R: Rig>(rig: &R, key: CopyKey) -> Result<bool, StoreError> 
 
 /// Reserves, fills and commits a block.
 pub(crate) fn commit<R: SlotRig>(rig: &R, number: u32) -> Result<(), StoreError> {
-    let (sealed, image) = block(number);
+    let (sealed, image) = rig.block(number);
     let mut slot = rig.tier().reserve(sealed.key)?;
     rig.fill(&mut slot, image.as_slice());
-    within_budget(rig.tier().capacity());
+    within_budget(rig);
     slot.commit(&sealed).map_err(|(_, error)| error)
 }
 
 /// Leases a block that must be there.
-pub(crate) fn hit<L: Lend>(tier: &L, number: u32) -> Lease {
-    match tier.lookup(&block(number).0.key) {
+pub(crate) fn hit<R: Rig<Tier: Lend>>(rig: &R, number: u32) -> Lease {
+    match rig.tier().lookup(&rig.block(number).0.key) {
         crate::store::Lookup::Hit(lease) => lease,
         other => panic!("block {number} should be there: {other:?}"),
     }
 }
 
 /// True when a lookup misses.
-pub(crate) fn misses<L: Lend>(tier: &L, number: u32) -> bool {
-    matches!(tier.lookup(&block(number).0.key), crate::store::Lookup::Miss(_))
+pub(crate) fn misses<R: Rig<Tier: Lend>>(rig: &R, number: u32) -> bool {
+    matches!(rig.tier().lookup(&rig.block(number).0.key), crate::store::Lookup::Miss(_))
 }
 
 /// The one accounting rule that holds at every moment.
-pub(crate) fn within_budget(capacity: Capacity) {
+pub(crate) fn within_budget<R: Rig>(rig: &R) {
+    let capacity: Capacity = rig.tier().capacity();
     assert!(capacity.held_bytes <= capacity.budget_bytes, "over budget: {capacity:?}");
     assert!(capacity.used_slots <= capacity.slots, "more slots used than there are: {capacity:?}");
-    assert_eq!(capacity.slot_bytes, SHAPE.slot_bytes());
+    assert_eq!(capacity.slot_bytes, rig.shape().slot_bytes());
 }

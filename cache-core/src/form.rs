@@ -1,6 +1,7 @@
 //! Stored forms, what they may stand in for, and where a copy's bits came from.
 
 mod mixed;
+mod opaque;
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,6 +10,7 @@ use twox_hash::XxHash3_64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 pub use mixed::{Layers, Mixed};
+pub use opaque::Opaque;
 
 use crate::payload::Side;
 
@@ -29,6 +31,8 @@ pub enum Form {
     Kc4vt4,
     /// 8 bits as in `i8h` or 4 bits as in `kc4vt4`, by layer and side.
     Mixed(Mixed),
+    /// An engine's own bytes.
+    Opaque(Opaque),
 }
 
 /// Why there is no such form.
@@ -63,7 +67,7 @@ pub enum FormError {
 }
 
 impl Form {
-    /// Every uniform form, in the order of their ids.
+    /// Every uniform form of keys and values, in the order of their ids.
     pub const ALL: [Form; 5] = [Form::Raw16, Form::Raw32, Form::Sx12, Form::I8h, Form::Kc4vt4];
 
     /// Name on the command line and in JSON; [`FromStr`] undoes it.
@@ -88,9 +92,10 @@ impl Form {
         }
     }
 
-    /// Bytes of one element once it is decoded: f32 for `raw32`, else bf16.
+    /// Bytes of one element once it is decoded: f32 for `raw32`, else bf16; a byte of `opaque`, whose elements nobody knows.
     pub fn element_bytes(self) -> u64 {
         match self {
+            Form::Opaque(_) => 1,
             Form::Raw16 | Form::Sx12 | Form::I8h | Form::Kc4vt4 | Form::Mixed(_) => 2,
             Form::Raw32 => 4,
         }
@@ -98,22 +103,23 @@ impl Form {
 
     /// True when decoding gives back the published bits.
     pub fn is_lossless(self) -> bool {
-        matches!(self, Form::Raw16 | Form::Sx12)
+        matches!(self, Form::Raw16 | Form::Sx12 | Form::Opaque(_))
     }
 
     /// True when a copy in this form may stand where `least` would do, entry by entry: the lossless forms are equals, then comes `i8h`, then
-    /// `kc4vt4`. `raw32` is never published and stands for nothing but itself.
+    /// `kc4vt4`. `raw32` is never published and stands for nothing but itself, and of two layouts of `opaque` neither stands for the other.
     pub fn is_at_least(self, least: Form) -> bool {
         let eights = |form| match form {
             Form::I8h => Some((Layers::ALL, Layers::ALL)),
             Form::Kc4vt4 => Some((Layers::NONE, Layers::NONE)),
             Form::Mixed(mixed) => Some((mixed.eights(Side::Key), mixed.eights(Side::Value))),
-            Form::Raw16 | Form::Raw32 | Form::Sx12 => None,
+            Form::Raw16 | Form::Raw32 | Form::Sx12 | Form::Opaque(_) => None,
         };
         match (eights(self), eights(least)) {
             _ if self == least => true,
             (Some(own), Some(least)) => own.0.contains_all(least.0) && own.1.contains_all(least.1),
             (Some(_), None) => false,
+            _ if matches!((self, least), (Form::Opaque(_), Form::Opaque(_))) => false,
             (None, _) => self.is_lossless() && least != Form::Raw32,
         }
     }
@@ -128,6 +134,7 @@ impl fmt::Display for Form {
             Form::I8h => "i8h",
             Form::Kc4vt4 => "kc4vt4",
             Form::Mixed(mixed) => return mixed.fmt(f),
+            Form::Opaque(opaque) => return opaque.fmt(f),
         })
     }
 }
@@ -141,6 +148,7 @@ impl FromStr for Form {
         }
         let found = match text.split_once(':') {
             Some(("kc4vt4", parts)) => mixed::parse_parts(parts),
+            Some(("opaque", parts)) => opaque::parse_parts(parts),
             Some((base, _)) => Err(format!("a map begins with kc4vt4, not with `{base}`")),
             None => Err("there is none of that name".to_owned()),
         };
@@ -165,6 +173,8 @@ impl FormMapId {
     pub const I8H: FormMapId = FormMapId(4);
     /// Every layer in `kc4vt4`.
     pub const KC4VT4: FormMapId = FormMapId(5);
+    /// An engine's own bytes. Which layout they have, their namespace says.
+    pub const OPAQUE: FormMapId = FormMapId(6);
 
     /// The map of a form. A mixed one is [of its model](Form::in_model), else the same map would have two names.
     pub fn of(form: Form) -> FormMapId {
@@ -174,6 +184,7 @@ impl FormMapId {
             Form::Sx12 => FormMapId::SX12,
             Form::I8h => FormMapId::I8H,
             Form::Kc4vt4 => FormMapId::KC4VT4,
+            Form::Opaque(_) => FormMapId::OPAQUE,
             Form::Mixed(mixed) => {
                 let digest = XxHash3_64::oneshot_with_seed(0x6b76_7469_6572_0003, &mixed.to_bytes());
                 FormMapId(1 << 31 | (digest >> 33) as u32)
@@ -181,14 +192,14 @@ impl FormMapId {
         }
     }
 
-    /// The form of a trivial map; `None` for a digest and for an id that is not known here.
+    /// The form of a trivial map; `None` for a digest, for `opaque`, whose layout the id does not tell, and for an id that is not known here.
     pub fn form(self) -> Option<Form> {
         Form::ALL.into_iter().find(|form| FormMapId::of(*form) == self)
     }
 
     /// True when decoding gives back the published bits.
     pub fn is_lossless(self) -> bool {
-        self == FormMapId::RAW16 || self == FormMapId::SX12
+        [FormMapId::RAW16, FormMapId::SX12, FormMapId::OPAQUE].contains(&self)
     }
 }
 
@@ -231,8 +242,10 @@ impl Accept {
         match self {
             Accept::Exact => form.is_lossless() && provenance == Provenance::EXACT,
             Accept::AtLeast(least) => {
-                let is_at_least = |form: Form| form.is_at_least(least);
-                provenance == own && (form == FormMapId::of(least) || form.form().is_some_and(is_at_least))
+                // In a namespace there is one layout of opaque bytes, and no copy in another form.
+                let is_opaque = form == FormMapId::OPAQUE && least != Form::Raw32;
+                let is_at_least = form.form().is_some_and(|form| form.is_at_least(least));
+                provenance == own && (form == FormMapId::of(least) || is_opaque || is_at_least)
             }
         }
     }
@@ -334,6 +347,43 @@ mod tests {
         for (a, b) in [("kc4vt4:k8=1", "kc4vt4:v8=1"), ("kc4vt4:k8=1+2", "kc4vt4:k8=2-3"), ("kc4vt4:k8=1", "raw32")] {
             assert!(!at_least(a, b) && !at_least(b, a), "{a} and {b}");
         }
+    }
+
+    #[test]
+    fn opaque_bytes_are_exact_and_their_layouts_do_not_meet() {
+        let [a, b] =
+            ["NHD bf16", "HND bf16"].map(|layout| Form::from(Opaque::new(64, Opaque::digest(layout)).unwrap()));
+        let longer = Form::from(Opaque::new(65, Opaque::digest("NHD bf16")).unwrap());
+        for form in [a, b, longer] {
+            assert_eq!((form.name().parse(), form.in_model(3), form.at(2, Side::Key)), (Ok(form), Ok(form), form));
+            assert_eq!((FormMapId::of(form), FormMapId::OPAQUE.form()), (FormMapId(6), None));
+            assert!(form.is_lossless() && FormMapId::of(form).is_lossless());
+            assert_eq!(Lineage::of(FormMapId::of(form)).0, FormMapId::OPAQUE);
+            for lossless in [Form::Raw16, Form::Sx12] {
+                assert!(form.is_at_least(lossless) && lossless.is_at_least(form));
+            }
+            assert!(form.is_at_least(Form::Kc4vt4) && !Form::I8h.is_at_least(form));
+            assert!(!form.is_at_least(Form::Raw32) && !Form::Raw32.is_at_least(form));
+            for other in [a, b, longer] {
+                assert_eq!(form.is_at_least(other), form == other);
+            }
+            let admits = |accept: Accept, provenance| accept.admits(FormMapId::of(form), provenance, provenance);
+            assert!(admits(Accept::Exact, Provenance::EXACT) && !admits(Accept::Exact, Provenance(1)));
+            assert!(admits(Accept::AtLeast(form), Provenance(1)) && admits(Accept::AtLeast(Form::I8h), Provenance(1)));
+            assert!(!admits(Accept::AtLeast(Form::Raw32), Provenance(1)));
+        }
+        assert_eq!((Opaque::new(0, [0; 32]), Opaque::new(1 << 31, [0; 32])), (None, None));
+        let digits = "00".repeat(32);
+        for (name, fault) in [
+            ("opaque:64".to_owned(), "opaque: wants the bytes of a layer and a layout"),
+            (format!("opaque:0:{digits}"), "`0` is no number of bytes from 1 to 2147483647"),
+            (format!("opaque:064:{digits}"), "`064` is no number of bytes from 1 to 2147483647"),
+            (format!("opaque:+64:{digits}"), "`+64` is no number of bytes from 1 to 2147483647"),
+            ("opaque:64:ABCD".to_owned(), "`ABCD` is no layout of 64 digits from 0 to f"),
+        ] {
+            assert_eq!(name.parse::<Form>(), Err(FormError::Name { text: name, fault: fault.to_owned() }));
+        }
+        assert!(format!("opaque:64:{}", "AB".repeat(32)).parse::<Form>().is_err(), "one name each");
     }
 
     #[test]

@@ -351,7 +351,8 @@ mod tests {
 
     fn forms() -> Vec<Form> {
         let mixed = Form::mixed(Layers::range(0, 0), Layers::range(0, 1)).in_model(3).unwrap();
-        Form::ALL.into_iter().chain([mixed]).collect()
+        let opaque = Form::from(crate::form::Opaque::new(700, [3; 32]).unwrap());
+        Form::ALL.into_iter().chain([mixed, opaque]).collect()
     }
 
     #[test]

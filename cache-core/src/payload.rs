@@ -50,8 +50,8 @@ impl Side {
     pub const ALL: [Side; 2] = [Side::Key, Side::Value];
 }
 
-/// Shape of a block of one `Full` group in one form map. Forms other than `raw16` and `raw32` need `head_dim` and
-/// `block_tokens` to be multiples of 8.
+/// Shape of a block of one `Full` group in one form map. Forms other than `raw16`, `raw32` and `opaque` need `head_dim` and
+/// `block_tokens` to be multiples of 8. Blocks in `opaque` have one section a layer, as long as the form says, and no parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct BlockShape {
     /// Layers of the group.
@@ -93,7 +93,7 @@ impl BlockShape {
         u64::from(self.head_dim) * u64::from(self.block_tokens)
     }
 
-    /// Bytes of a plane that the keys, or the values, of one layer and head take.
+    /// Bytes of a plane that the keys, or the values, of one layer and head take. Panics for `opaque`, which has no parts.
     pub fn part_bytes(&self, plane: Plane, layer: u32, side: Side) -> u64 {
         self.uniform_part_bytes(self.form.at(layer, side), plane, side)
     }
@@ -103,6 +103,7 @@ impl BlockShape {
             (self.side_elements(), u64::from(self.block_tokens), u64::from(self.head_dim));
         match (plane, form, side) {
             (_, Form::Mixed(_), _) => unreachable!("one layer's keys, or values, have a uniform form"),
+            (_, Form::Opaque(_), _) => panic!("a layer of opaque bytes has no parts"),
             (Plane::Code, Form::Raw16, _) => 2 * elements,
             (Plane::Code, Form::Raw32, _) => 4 * elements,
             (Plane::Code, Form::Sx12, _) => elements * 3 / 2,
@@ -118,8 +119,19 @@ impl BlockShape {
 
     /// Bytes of one layer of a plane: of its section. 0 when the layer has nothing there.
     pub fn layer_bytes(&self, plane: Plane, layer: u32) -> u64 {
-        let part = |side| self.part_bytes(plane, layer, side);
-        u64::from(self.kv_heads) * (part(Side::Key) + part(Side::Value))
+        self.uniform_layer_bytes(plane, self.form.at(layer, Side::Key), self.form.at(layer, Side::Value))
+    }
+
+    /// Bytes of one layer whose keys and values have these forms.
+    fn uniform_layer_bytes(&self, plane: Plane, keys: Form, values: Form) -> u64 {
+        match keys {
+            Form::Opaque(opaque) if plane == Plane::Code => opaque.layer_bytes(),
+            Form::Opaque(_) => 0,
+            _ => {
+                let part = |form, side| self.uniform_part_bytes(form, plane, side);
+                u64::from(self.kv_heads) * (part(keys, Side::Key) + part(values, Side::Value))
+            }
+        }
     }
 
     /// Sections of the layers `0..layer` of a plane, and their bytes.
@@ -127,8 +139,7 @@ impl BlockShape {
         let (mut sections, mut bytes) = (0, 0);
         for (keys, values, layers) in self.form.kinds(layer) {
             if layers > 0 {
-                let part = |form, side| self.uniform_part_bytes(form, plane, side);
-                let each = u64::from(self.kv_heads) * (part(keys, Side::Key) + part(values, Side::Value));
+                let each = self.uniform_layer_bytes(plane, keys, values);
                 sections += if each > 0 { layers } else { 0 };
                 bytes += u64::from(layers) * each;
             }
@@ -178,7 +189,7 @@ impl BlockShape {
     }
 
     /// Where the keys or values of one head are in a layer's section of a plane, counted from the section's start. `sx12`'s
-    /// header plane is not split by head: see [`sx12`]. Panics when there is no such head.
+    /// header plane is not split by head: see [`sx12`]. Panics when there is no such head, and for `opaque`.
     pub fn part(&self, plane: Plane, layer: u32, kv_head: u32, side: Side) -> Range<usize> {
         assert!(kv_head < self.kv_heads, "head {kv_head} of {}", self.kv_heads);
         let [keys, values] = Side::ALL.map(|side| self.part_bytes(plane, layer, side));
@@ -211,7 +222,7 @@ impl BlockShape {
         Plane::ALL.into_iter().map(|plane| self.plane_bytes(plane)).sum()
     }
 
-    /// Stored bits per element, headers and scales counted, padding not.
+    /// Stored bits per element, headers and scales counted, padding not. For `opaque`, as if its bytes were the elements of the shape.
     pub fn bits_per_value(&self) -> f64 {
         let elements = 2 * u64::from(self.layers) * u64::from(self.kv_heads) * self.side_elements();
         (8 * self.payload_bytes()) as f64 / elements as f64
@@ -284,6 +295,22 @@ mod tests {
                 assert_eq!(last.end as u64, shape.layer_bytes(plane, 0));
                 assert_eq!(shape.part(plane, 0, 0, Side::Key).end, shape.part(plane, 0, 0, Side::Value).start);
             }
+        }
+    }
+
+    #[test]
+    fn opaque_blocks_are_layers_of_so_many_bytes() {
+        for (layers, layer_bytes) in [(1, 1), (30, 49_152), (3, 5000), (1, 1 << 20)] {
+            let opaque = Form::from(crate::form::Opaque::new(layer_bytes, [9; 32]).unwrap());
+            let shape = BlockShape { layers, kv_heads: 5, head_dim: 7, block_tokens: 13, form: opaque };
+            let bytes = u64::from(layer_bytes);
+            assert_eq!((shape.section_count(), shape.payload_bytes()), (layers, u64::from(layers) * bytes));
+            for (index, section) in shape.sections().enumerate() {
+                let offset = shape.header_bytes() + index as u64 * bytes;
+                assert_eq!(section, Section { index: index as u32, offset, bytes });
+                assert_eq!(shape.code_section(index as u32), section);
+            }
+            assert_eq!(shape.slot_bytes(), shape.header_bytes() + round_to_pages(u64::from(layers) * bytes));
         }
     }
 

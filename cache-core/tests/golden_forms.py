@@ -171,6 +171,23 @@ def grids():
             yield entry
 
 
+def opaque():
+    """Forms of an engine's own bytes: name, layout digest, and where the layers lie."""
+    field = lambda data: struct.pack("<Q", len(data)) + data
+    pages = lambda n: -(-n // PAGE) * PAGE
+    for layers, layer_bytes, description in [(1, 1, ""), (30, 49152, "NHD bf16 16"), (3, 5001, "HND fp8_e4m3 é")]:
+        layout = hashlib.sha256(field(b"kvtier.layout.v1") + field(description.encode())).hexdigest()
+        header = pages(176 + 12 * layers + 8)
+        yield {
+            "layers": layers,
+            "layer_bytes": layer_bytes,
+            "description": description,
+            "name": f"opaque:{layer_bytes}:{layout}",
+            "offsets": [header + layer * layer_bytes for layer in range(layers)],
+            "slot_bytes": header + pages(layers * layer_bytes),
+        }
+
+
 def layouts():
     pages = lambda n: -(-n // PAGE) * PAGE
     shapes = [(30, 3, 64, 64), (3, 1, 16, 16), (32, 8, 128, 64), (4, 2, 80, 32), (120, 1, 16, 16)]
@@ -209,7 +226,7 @@ def layouts():
 
 
 def main():
-    text = json.dumps({"layouts": list(layouts()), "grids": list(grids())}, indent=1) + "\n"
+    text = json.dumps({"layouts": list(layouts()), "opaque": list(opaque()), "grids": list(grids())}, indent=1) + "\n"
     path = pathlib.Path(__file__).with_suffix(".json")
     if "--write" in sys.argv:
         path.write_text(text)

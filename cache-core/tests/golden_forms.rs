@@ -1,7 +1,7 @@
 //! Layouts and codes against golden vectors that `golden_forms.py` computed in exact rational arithmetic.
 
 use cache_core::codec::{Codec as _, Grid, Scalar, i8h, raw16};
-use cache_core::form::Form;
+use cache_core::form::{Form, FormMapId, Opaque};
 use cache_core::payload::{BlockShape, Plane, Side};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
@@ -22,6 +22,24 @@ fn hex(bytes: &[u8]) -> String {
 
 fn sha(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
+}
+
+#[test]
+fn opaque_bytes() {
+    let entries = golden("opaque");
+    assert_eq!(entries.len(), 3);
+    for entry in entries {
+        let of = |name: &str| number(&entry[name]) as u32;
+        let layout = Opaque::digest(entry["description"].as_str().unwrap());
+        let form = Form::from(Opaque::new(of("layer_bytes"), layout).unwrap());
+        let name = entry["name"].as_str().unwrap();
+        assert_eq!((form.name().as_str(), name.parse(), FormMapId::of(form)), (name, Ok(form), FormMapId(6)));
+        let shape = BlockShape { layers: of("layers"), kv_heads: 1, head_dim: 1, block_tokens: 1, form };
+        let offsets: Vec<u64> = entry["offsets"].as_array().unwrap().iter().map(number).collect();
+        assert!(shape.sections().map(|section| section.offset).eq(offsets));
+        assert!(shape.sections().all(|section| section.bytes == u64::from(of("layer_bytes"))));
+        assert_eq!(shape.slot_bytes(), number(&entry["slot_bytes"]));
+    }
 }
 
 #[test]

@@ -192,15 +192,11 @@ fn decode_sx12(codec: &dyn Codec, stored: &[u8], out: &mut [u8]) -> Option<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::{Path, PathBuf};
-    use std::time::{Duration, Instant};
-
     use cache_core::buffer::Buffer;
     use cache_core::codec::Scalar;
     use cache_core::contract::Random;
 
     use super::*;
-    use crate::record;
 
     /// Lengths around a part, values of every kind: what is encoded comes back, and nothing else does.
     #[test]
@@ -242,86 +238,6 @@ mod tests {
             let mut out = Buffer::zeroed(random.below(300) as usize);
             let is_decoded = decode(&Scalar, coding, &stored, out.as_mut_slice());
             assert!(!is_decoded || coding != Coding::Plain || stored == out.as_slice());
-        }
-    }
-
-    fn records(store: &Path) -> Vec<(SlotHeader, Buffer)> {
-        let entries = std::fs::read_dir(store).unwrap().map(|entry| entry.unwrap().path());
-        let is_segment = |path: &PathBuf| path.to_string_lossy().contains("segment.");
-        let mut found = Vec::new();
-        for path in entries.filter(is_segment) {
-            let bytes = std::fs::read(path).unwrap();
-            for at in (0..bytes.len()).step_by(ALIGN_BYTES as usize) {
-                let Some(header) = record::peek(&bytes[at..]).filter(|header| header.stored.is_none()) else {
-                    continue;
-                };
-                let length = header.slot.image_pages as usize * ALIGN_BYTES as usize;
-                let mut image = Buffer::zeroed(length);
-                image.as_mut_slice().copy_from_slice(&bytes[at..at + length]);
-                found.push((header.slot, image));
-            }
-        }
-        found
-    }
-
-    type Encode<'a> = Box<dyn FnMut(&[u8], &mut [u8]) -> Option<usize> + 'a>;
-
-    /// `KVTIER_STORE=DIR cargo test -p disk-tier --lib -- --ignored --nocapture codings_of_a_store`, over a store of unstaged records: what each
-    /// coding makes of their sections, one by one, and how fast.
-    #[test]
-    #[ignore = "a measurement over the store in KVTIER_STORE"]
-    fn codings_of_a_store() {
-        let records = records(Path::new(&std::env::var_os("KVTIER_STORE").expect("the store's folder")));
-        let mut forms: Vec<FormMapId> = records.iter().map(|(header, _)| header.key.form).collect();
-        forms.sort_unstable();
-        forms.dedup();
-        for form in forms {
-            let of_form: Vec<_> = records.iter().filter(|(header, _)| header.key.form == form).collect();
-            let mut zstd = [1, 3].map(|level| Compressor::new(level).unwrap());
-            let [one, three] = &mut zstd;
-            let codings: [(&str, Coding, Encode<'_>); 4] = [
-                ("sx12, scalar", Coding::Sx12, Box::new(|bytes, out| encode_sx12(&Scalar, bytes, out))),
-                ("lz4", Coding::Lz4, Box::new(|bytes, out| lz4_flex::block::compress_into(bytes, out).ok())),
-                ("zstd 1", Coding::Zstd, Box::new(|bytes, out| one.compress_to_buffer(bytes, out).ok())),
-                ("zstd 3", Coding::Zstd, Box::new(|bytes, out| three.compress_to_buffer(bytes, out).ok())),
-            ];
-            for (name, coding, mut encode) in codings {
-                let (mut sealed, mut stored, mut gained, mut sections) = (0, 0, 0, 0);
-                let mut spent = [Duration::ZERO; 2];
-                for (header, image) in &of_form {
-                    for section in header.layout() {
-                        let bytes =
-                            &image.as_slice()[section.offset as usize..(section.offset + section.bytes) as usize];
-                        let mut out = Buffer::zeroed(2 * bytes.len() + 4096);
-                        let mut back = Buffer::zeroed(bytes.len());
-                        out.as_mut_slice().fill(1);
-                        back.as_mut_slice().fill(1);
-                        let begun = Instant::now();
-                        let length = encode(bytes, out.as_mut_slice());
-                        spent[0] += begun.elapsed();
-                        sealed += bytes.len();
-                        sections += 1;
-                        let Some(length) = length.filter(|length| *length <= bytes.len() - bytes.len() / GAIN) else {
-                            stored += bytes.len();
-                            continue;
-                        };
-                        gained += 1;
-                        stored += length;
-                        let begun = Instant::now();
-                        assert!(decode(&Scalar, coding, &out.as_slice()[..length], back.as_mut_slice()));
-                        spent[1] += begun.elapsed();
-                        assert!(back.as_slice() == bytes);
-                    }
-                }
-                let speed = |spent: Duration| sealed as f64 / 1e6 / spent.as_secs_f64().max(1e-9);
-                println!(
-                    "{form:?} {name}: {} blocks, {gained} of {sections} sections, {:.3} times fewer bytes, encode {:.0} MB/s, decode {:.0} MB/s",
-                    of_form.len(),
-                    sealed as f64 / stored as f64,
-                    speed(spent[0]),
-                    speed(spent[1]),
-                );
-            }
         }
     }
 }

@@ -8,7 +8,7 @@ use cache_core::buffer::Buffer;
 use cache_core::chain::Link;
 use cache_core::contract::Random;
 use cache_core::extent::SectionExtent;
-use cache_core::form::{Form, Layers, Lineage};
+use cache_core::form::{Form, Layers, Lineage, Opaque};
 use cache_core::hash::{BlockHash, Namespace};
 use cache_core::header::{SlotHeader, encoded_bytes, seal_image};
 use cache_core::key::CopyKey;
@@ -72,14 +72,15 @@ impl Record {
     }
 }
 
-/// Blocks of each form and of a map, in two shapes: one whose planes leave most of a page free, and one with planes of whole pages.
+/// Blocks of each form, of a map and of opaque bytes, in two shapes: one whose planes leave most of a page free, and one with planes of whole pages.
 fn records() -> Vec<Record> {
     let mut offset = 4096;
     let mut records = Vec::new();
     let mut random = Random::new(1);
     for (layers, kv_heads, head_dim, block_tokens) in [(3, 2, 16, 16), (2, 1, 64, 64)] {
         let mixed = Form::mixed(Layers::range(0, 0), Layers::range(0, 1)).in_model(layers).unwrap();
-        for form in Form::ALL.into_iter().chain([mixed]) {
+        let opaque = Form::from(Opaque::new(90 * layers, [3; 32]).expect("a length"));
+        for form in Form::ALL.into_iter().chain([mixed, opaque]) {
             let shape = BlockShape { layers, kv_heads, head_dim, block_tokens, form };
             let hash = BlockHash([records.len() as u8; 32]);
             let key = CopyKey { form: shape.form_map(), ..CopyKey::exact(Namespace([7; 32]), hash) };

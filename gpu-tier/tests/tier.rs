@@ -5,6 +5,7 @@ use std::sync::Arc;
 use cache_core::buffer::Buffer;
 use cache_core::contract::{self, REST_MILLIS, Rig, SHAPE, SlotRig, block};
 use cache_core::header::{CheckFailure, verify_image};
+use cache_core::payload::BlockShape;
 use cache_core::store::{Lease, Lend, Lookup, Resident, Sealed, Slot, Store, StoreError};
 use cache_core::units::Now;
 use gpu_tier::DeviceError;
@@ -14,11 +15,11 @@ use gpu_tier::cpu::{CpuConfig, CpuDevice, Link};
 use gpu_tier::device::{Device, Stream};
 use gpu_tier::tier::{DeviceTier, DeviceTierConfig};
 
-struct DeviceRig(DeviceTier<dyn Device>);
+struct DeviceRig(DeviceTier<dyn Device>, BlockShape);
 
-fn device(slots: u32) -> Arc<dyn Device> {
+fn device(slots: u32, shape: &BlockShape) -> Arc<dyn Device> {
     let config = CpuConfig {
-        budget_bytes: u64::from(slots) * SHAPE.slot_bytes(),
+        budget_bytes: u64::from(slots) * shape.slot_bytes(),
         link: Link::Strict { bytes_per_second: None },
         workers: Arc::new(Workers::new(1)),
         isa: Isa::detect(),
@@ -27,8 +28,12 @@ fn device(slots: u32) -> Arc<dyn Device> {
 }
 
 fn open(slots: u32) -> DeviceRig {
-    let config = DeviceTierConfig { slots, shape: SHAPE, rest_millis: REST_MILLIS };
-    DeviceRig(DeviceTier::open(device(slots), config).unwrap())
+    open_in(SHAPE, slots)
+}
+
+fn open_in(shape: BlockShape, slots: u32) -> DeviceRig {
+    let config = DeviceTierConfig { slots, shape, rest_millis: REST_MILLIS };
+    DeviceRig(DeviceTier::open(device(slots, &shape), config).unwrap(), shape)
 }
 
 impl DeviceRig {
@@ -58,6 +63,10 @@ impl Rig for DeviceRig {
 
     fn tier(&self) -> &DeviceTier<dyn Device> {
         &self.0
+    }
+
+    fn shape(&self) -> BlockShape {
+        self.1
     }
 }
 
@@ -98,8 +107,17 @@ fn model() {
 }
 
 #[test]
+fn opaque_bytes() {
+    let open = |slots| open_in(contract::opaque_shape(), slots);
+    contract::store::suite(open);
+    contract::lend::suite(open);
+    contract::resident::suite(open);
+    contract::model::run(&open(contract::model::SLOTS), 1, 3000);
+}
+
+#[test]
 fn slots_come_from_the_devices_budget() {
-    let device = device(3);
+    let device = device(3, &SHAPE);
     let config = DeviceTierConfig { slots: 4, shape: SHAPE, rest_millis: 0 };
     assert!(matches!(DeviceTier::open(Arc::clone(&device), config), Err(DeviceError::Full { .. })));
     let tier = DeviceTier::open(Arc::clone(&device), DeviceTierConfig { slots: 3, ..config }).unwrap();

@@ -2,25 +2,30 @@
 
 use cache_core::buffer::Buffer;
 use cache_core::contract::{self, REST_MILLIS, Rig, SHAPE, SlotRig};
+use cache_core::payload::BlockShape;
 use cache_core::store::{Lease, Slot};
 use cache_core::units::Now;
 use host_tier::{HostConfig, HostTier};
 
-struct HostRig(HostTier);
+struct HostRig(HostTier, BlockShape);
 
 /// A tier of exactly `slots` slots: the smallest budget that gives them.
 fn open(slots: u32) -> HostRig {
-    let (mut low, mut high) = (0, u64::from(slots + 1) * SHAPE.slot_bytes() + (1 << 20));
+    open_in(SHAPE, slots)
+}
+
+fn open_in(shape: BlockShape, slots: u32) -> HostRig {
+    let (mut low, mut high) = (0, u64::from(slots + 1) * shape.slot_bytes() + (1 << 20));
     while low + 1 < high {
         let middle = low.midpoint(high);
-        match HostTier::open(HostConfig::new(middle, SHAPE)) {
+        match HostTier::open(HostConfig::new(middle, shape)) {
             Ok(tier) if tier.layout().slots() >= slots => high = middle,
             _ => low = middle,
         }
     }
-    let tier = HostTier::open(HostConfig { rest_millis: REST_MILLIS, ..HostConfig::new(high, SHAPE) }).unwrap();
+    let tier = HostTier::open(HostConfig { rest_millis: REST_MILLIS, ..HostConfig::new(high, shape) }).unwrap();
     assert_eq!(tier.layout().slots(), slots);
-    HostRig(tier)
+    HostRig(tier, shape)
 }
 
 impl Rig for HostRig {
@@ -28,6 +33,10 @@ impl Rig for HostRig {
 
     fn tier(&self) -> &HostTier {
         &self.0
+    }
+
+    fn shape(&self) -> BlockShape {
+        self.1
     }
 }
 
@@ -67,4 +76,13 @@ fn model() {
     for seed in 1..=8 {
         contract::model::run(&open(contract::model::SLOTS), seed, 3000);
     }
+}
+
+#[test]
+fn opaque_bytes() {
+    let open = |slots| open_in(contract::opaque_shape(), slots);
+    contract::store::suite(open);
+    contract::lend::suite(open);
+    contract::resident::suite(open);
+    contract::model::run(&open(contract::model::SLOTS), 1, 3000);
 }

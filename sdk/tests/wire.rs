@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io::{self, Read};
 
 use cache_core::chain::Link;
-use cache_core::form::{Accept, Form, FormMapId, Provenance};
+use cache_core::form::{Accept, Form, FormMapId, Opaque, Provenance};
 use cache_core::hash::{BlockHash, Namespace, TenantId, WeightsId};
 use cache_core::key::GroupId;
 use cache_core::manifest::{GroupKind, HeadSlice, LayerGroup, Manifest, RopeIdentity};
@@ -442,6 +442,38 @@ fn a_shape_that_is_not_the_manifests_is_refused() {
         let group = WireError::Value { field: "OpenNamespace.group" };
         assert!(matches!(refused, WireError::Contradiction { .. }) || refused == group, "{index}: {refused}");
     }
+}
+
+/// The layout of opaque bytes is part of the namespace: a manifest that does not name it, or another one, is no manifest of such blocks.
+#[test]
+fn an_opaque_form_is_named_by_its_manifest() {
+    let parts = sample();
+    let Request::OpenNamespace(sound) = parts.requests().swap_remove(1) else { panic!("the second kind") };
+    let [form, other] = ["NHD", "HND"].map(|layout| Form::from(Opaque::new(4097, Opaque::digest(layout)).unwrap()));
+    let longer = Form::from(Opaque::new(4098, Opaque::digest("NHD")).unwrap());
+    let opened = |dtype: String, form: Form| {
+        let mut open = sound.clone();
+        (open.manifest.dtype, open.shape.form) = (dtype, form);
+        // Heads of any size, since they say nothing of the bytes.
+        (open.manifest.groups[0].head_dim, open.shape.head_dim) = (57, 57);
+        let mut body = Vec::new();
+        open.encode(&mut body);
+        OpenNamespace::decode(&body).map(|found| assert_eq!(found, *open))
+    };
+    assert_eq!(opened(form.name(), form), Ok(()));
+    assert_eq!(opened("bf16".to_owned(), Form::Raw16), Ok(()));
+    for (dtype, form) in [
+        ("bf16".to_owned(), form),
+        (other.name(), form),
+        (longer.name(), form),
+        (form.name(), Form::Raw16),
+        ("opaque:4097".to_owned(), Form::Raw16),
+    ] {
+        let refused = opened(dtype.clone(), form);
+        assert!(matches!(refused, Err(WireError::Contradiction { .. })), "{dtype} and {form}: {refused:?}");
+    }
+    let huge = Form::from(Opaque::new(Opaque::LAYER_BYTES_MAX, [0; 32]).unwrap());
+    assert!(matches!(opened(huge.name(), huge), Err(WireError::TooMany { field: "shape", .. })));
 }
 
 #[test]

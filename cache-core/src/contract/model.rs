@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{REST_MILLIS, Random, SHAPE, SlotRig, block, delete, read, within_budget};
+use super::{REST_MILLIS, Random, SlotRig, delete, read, within_budget};
 use crate::store::{Lease, Lend, Lookup, Resident, Slot, Store, StoreError};
 use crate::units::Now;
 
@@ -47,7 +47,7 @@ pub fn run<R: SlotRig>(rig: &R, seed: u64, steps: u32) {
     model.leases.clear();
     model.reserved.clear();
     for number in model.stored {
-        rig.tier().remove(&block(number).0.key).unwrap();
+        rig.tier().remove(&rig.block(number).0.key).unwrap();
     }
     rig.advance(model.now.after_millis(REST_MILLIS));
     assert_eq!(rig.tier().capacity().used_slots, 0, "nothing is held, so nothing is used");
@@ -86,7 +86,7 @@ impl<R: SlotRig> Model<'_, R> {
     }
 
     fn reserve(&mut self, number: u32) {
-        match self.rig.tier().reserve(block(number).0.key) {
+        match self.rig.tier().reserve(self.rig.block(number).0.key) {
             Ok(slot) => {
                 assert!(!self.stored.contains(&number) && !self.reserved.contains_key(&number));
                 assert!(self.used() < SLOTS as usize);
@@ -104,11 +104,11 @@ impl<R: SlotRig> Model<'_, R> {
         let Some(mut slot) = self.reserved.remove(&number) else {
             return;
         };
-        let (sealed, mut image) = block(number);
+        let (sealed, mut image) = self.rig.block(number);
         match how {
             0 => drop(slot),
             1 => {
-                let last = SHAPE.code_section(SHAPE.layers - 1);
+                let last = self.rig.shape().code_section(self.rig.shape().layers - 1);
                 image.as_mut_slice()[(last.offset + last.bytes - 1) as usize] ^= 1;
                 self.rig.fill(&mut slot, image.as_slice());
                 drop(slot.commit(&sealed).expect_err("damaged bytes became visible"));
@@ -122,7 +122,7 @@ impl<R: SlotRig> Model<'_, R> {
     }
 
     fn lookup(&mut self, number: u32) {
-        match self.rig.tier().lookup(&block(number).0.key) {
+        match self.rig.tier().lookup(&self.rig.block(number).0.key) {
             Lookup::Hit(lease) => {
                 assert!(self.stored.contains(&number));
                 self.leases.push(Held { lease, number, current: true });
@@ -133,7 +133,7 @@ impl<R: SlotRig> Model<'_, R> {
     }
 
     fn remove(&mut self, number: u32, as_operation: bool) {
-        let key = block(number).0.key;
+        let key = self.rig.block(number).0.key;
         let result = if as_operation { delete(self.rig, key).map(drop) } else { self.rig.tier().remove(&key) };
         match (self.stored.contains(&number), self.leases_of(number)) {
             (true, leases) if leases > 0 => assert_eq!(result, Err(StoreError::Leased { leases })),
@@ -145,7 +145,7 @@ impl<R: SlotRig> Model<'_, R> {
     }
 
     fn revoke(&mut self, number: u32) {
-        self.rig.tier().revoke(&block(number).0.key);
+        self.rig.tier().revoke(&self.rig.block(number).0.key);
         let leases = self.leases_of(number);
         if self.stored.remove(&number) {
             if leases > 0 {
@@ -158,7 +158,7 @@ impl<R: SlotRig> Model<'_, R> {
     }
 
     fn read(&self, number: u32) {
-        let (sealed, image) = block(number);
+        let (sealed, image) = self.rig.block(number);
         match read(self.rig, sealed.key) {
             Ok(found) => assert!(self.stored.contains(&number) && found.as_slice() == image.as_slice()),
             Err(_) => assert!(!self.stored.contains(&number)),
@@ -167,13 +167,17 @@ impl<R: SlotRig> Model<'_, R> {
 
     fn check(&self) {
         let capacity = self.rig.tier().capacity();
-        within_budget(capacity);
+        within_budget(self.rig);
         assert_eq!(capacity.used_slots, self.used() as u64);
         for held in &self.leases {
             assert_eq!(self.rig.tier().is_current(&held.lease), held.current, "block {}", held.number);
             if held.current {
                 let found = self.rig.fetch(&held.lease);
-                assert!(found.as_slice() == block(held.number).1.as_slice(), "block {} as it was written", held.number);
+                assert!(
+                    found.as_slice() == self.rig.block(held.number).1.as_slice(),
+                    "block {} as it was written",
+                    held.number
+                );
             }
         }
     }

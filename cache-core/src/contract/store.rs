@@ -1,6 +1,6 @@
 //! What every [`Store`](crate::store::Store) does.
 
-use super::{Rig, SHAPE, block, delete, read, run, write};
+use super::{Rig, delete, read, run, write};
 use crate::buffer::Buffer;
 use crate::store::{Completion, ErrorKind, Outcome, Store, StoreError, StoreOp};
 
@@ -19,30 +19,30 @@ fn what_was_written_is_read<R: Rig>(rig: &R) {
         write(rig, number).unwrap();
     }
     for number in [2, 0, 1, 0] {
-        let (sealed, image) = block(number);
+        let (sealed, image) = rig.block(number);
         let found = read(rig, sealed.key).unwrap();
         assert!(found.as_slice() == image.as_slice(), "block {number} comes back as it was written");
     }
-    assert!(read(rig, block(9).0.key).is_err(), "a block that was never written misses");
+    assert!(read(rig, rig.block(9).0.key).is_err(), "a block that was never written misses");
 }
 
 fn what_was_deleted_is_gone<R: Rig>(rig: &R) {
     write(rig, 1).unwrap();
     write(rig, 2).unwrap();
-    assert_eq!(delete(rig, block(1).0.key), Ok(true));
-    assert!(read(rig, block(1).0.key).is_err());
-    assert_eq!(delete(rig, block(1).0.key), Ok(false), "deleting twice is harmless");
-    assert!(read(rig, block(2).0.key).is_ok());
+    assert_eq!(delete(rig, rig.block(1).0.key), Ok(true));
+    assert!(read(rig, rig.block(1).0.key).is_err());
+    assert_eq!(delete(rig, rig.block(1).0.key), Ok(false), "deleting twice is harmless");
+    assert!(read(rig, rig.block(2).0.key).is_ok());
     write(rig, 1).unwrap();
-    assert!(read(rig, block(1).0.key).is_ok(), "a deleted block can be written again");
+    assert!(read(rig, rig.block(1).0.key).is_ok(), "a deleted block can be written again");
 }
 
 fn a_wrong_size_is_refused<R: Rig>(rig: &R) {
-    let slot_bytes = SHAPE.slot_bytes() as usize;
+    let slot_bytes = rig.shape().slot_bytes() as usize;
     write(rig, 1).unwrap();
     for bytes in [0, slot_bytes - 1, slot_bytes + 1] {
         for (op, number) in [(StoreOp::Write, 2), (StoreOp::Read, 1)] {
-            let refused = rig.tier().submit(op, block(number).0.key, Buffer::zeroed(bytes)).unwrap_err();
+            let refused = rig.tier().submit(op, rig.block(number).0.key, Buffer::zeroed(bytes)).unwrap_err();
             assert_eq!(refused.buffer.as_slice().len(), bytes, "the buffer comes back");
             let expected = StoreError::Size { slot_bytes: slot_bytes as u64, found_bytes: bytes as u64 };
             assert_eq!(refused.error, expected);
@@ -57,11 +57,11 @@ fn a_wrong_size_is_refused<R: Rig>(rig: &R) {
 fn every_buffer_comes_back<R: Rig>(rig: &R) {
     let mut waiting = Vec::new();
     for number in 0..3 {
-        let (sealed, image) = block(number);
+        let (sealed, image) = rig.block(number);
         waiting.push(rig.tier().submit(StoreOp::Write, sealed.key, image).unwrap());
-        let empty = Buffer::zeroed(SHAPE.slot_bytes() as usize);
-        waiting.push(rig.tier().submit(StoreOp::Read, block(number + 50).0.key, empty).unwrap());
-        waiting.push(rig.tier().submit(StoreOp::Delete, block(number + 60).0.key, Buffer::zeroed(0)).unwrap());
+        let empty = Buffer::zeroed(rig.shape().slot_bytes() as usize);
+        waiting.push(rig.tier().submit(StoreOp::Read, rig.block(number + 50).0.key, empty).unwrap());
+        waiting.push(rig.tier().submit(StoreOp::Delete, rig.block(number + 60).0.key, Buffer::zeroed(0)).unwrap());
     }
     let mut done: Vec<Completion> = Vec::new();
     rig.settle();
@@ -75,8 +75,8 @@ fn every_buffer_comes_back<R: Rig>(rig: &R) {
 }
 
 fn damaged_bytes_are_not_taken<R: Rig>(rig: &R) {
-    let (sealed, mut image) = block(1);
-    image.as_mut_slice()[SHAPE.code_section(1).offset as usize] ^= 0x10;
+    let (sealed, mut image) = rig.block(1);
+    image.as_mut_slice()[rig.shape().code_section(1).offset as usize] ^= 0x10;
     let (_, outcome) = run(rig, StoreOp::Write, sealed.key, image);
     let Outcome::Failed(error) = outcome else { panic!("damaged bytes were taken: {outcome:?}") };
     assert_eq!(error.kind(), ErrorKind::Corrupt);
@@ -87,7 +87,7 @@ fn damaged_bytes_are_not_taken<R: Rig>(rig: &R) {
 fn operations_are_bounded<R: Rig>(rig: &R) {
     let mut taken = 0;
     let refused = loop {
-        match rig.tier().submit(StoreOp::Delete, block(1).0.key, Buffer::zeroed(0)) {
+        match rig.tier().submit(StoreOp::Delete, rig.block(1).0.key, Buffer::zeroed(0)) {
             Ok(_) => taken += 1,
             Err(refused) => break refused,
         }

@@ -127,7 +127,7 @@ names! {
 }
 
 /// Forms by which savings are told apart; maps of layers count as one.
-const FORMS: [&str; 6] = ["raw16", "raw32", "sx12", "i8h", "kc4vt4", "map"];
+const FORMS: [&str; 7] = ["raw16", "raw32", "sx12", "i8h", "kc4vt4", "opaque", "map"];
 const TIERS: [Tier; 2] = [Tier::Host, Tier::Disk];
 
 /// A counter that only grows.
@@ -390,7 +390,9 @@ fn by_tier(counts: [u64; TIERS.len()]) -> ByName {
 }
 
 fn form_place(form: Form) -> usize {
+    // What follows the colon, a layout or layers, is no label.
     let name = form.name();
+    let name = if matches!(form, Form::Opaque(_)) { "opaque" } else { &name };
     FORMS.iter().position(|known| *known == name).unwrap_or(FORMS.len() - 1)
 }
 
@@ -410,7 +412,7 @@ mod tests {
         let saved = counters.snapshot(Gauges::default()).saved;
         assert_eq!(saved.sharing_bytes, 1000);
         let held: Vec<u64> = FORMS.iter().map(|form| saved.form_bytes[*form]).collect();
-        assert_eq!(held, [0, 0, 0, 0, 2500, 1000]);
+        assert_eq!(held, [0, 0, 0, 0, 2500, 0, 1000]);
     }
 
     #[test]

@@ -186,7 +186,7 @@ impl Body<'_> for BlockShape {
         let block_tokens = number("shape.block_tokens", 1 << 14)?;
         let name = Text::<MANIFEST_TEXT_MAX>::read(input.at("shape.form"))?;
         let form = name.as_str().parse().and_then(|form: Form| form.in_model(layers)).map_err(|_| input.value())?;
-        let is_plain = matches!(form, Form::Raw16 | Form::Raw32);
+        let is_plain = matches!(form, Form::Raw16 | Form::Raw32 | Form::Opaque(_));
         if !is_plain && (!head_dim.is_multiple_of(8) || !block_tokens.is_multiple_of(8)) {
             let contradiction = "this form needs a head size and a number of tokens that 8 divides";
             return Err(WireError::Contradiction { contradiction });

@@ -1,6 +1,7 @@
 //! Bodies around a connection: who speaks, which blocks it is about, where its memory is.
 
 use cache_core::buffer::PAGE_BYTES;
+use cache_core::form::Form;
 use cache_core::hash::{Namespace, TenantId};
 use cache_core::key::GroupId;
 use cache_core::manifest::Manifest;
@@ -94,6 +95,12 @@ impl Body<'_> for OpenNamespace {
         let stated = (layers.layers.len(), layers.kv_heads, layers.head_dim, manifest.block_tokens);
         if stated != (shape.layers as usize, shape.kv_heads, shape.head_dim, shape.block_tokens) {
             return Err(WireError::Contradiction { contradiction: "the shape is not that of the manifest's group" });
+        }
+        // What opaque bytes mean is a matter of the namespace, not of the class: two layouts never have a key in common.
+        let is_opaque = matches!(shape.form, Form::Opaque(_)) || manifest.dtype.starts_with("opaque:");
+        if is_opaque && manifest.dtype != shape.form.name() {
+            let contradiction = "the manifest's element type is not the name of the opaque form";
+            return Err(WireError::Contradiction { contradiction });
         }
         Ok(OpenNamespace { tenant, manifest, group, shape })
     }
