@@ -178,7 +178,7 @@ fn blocks_of_two_layouts_never_meet() {
     for other in [shape(5001, "HND"), shape(5002, "NHD")] {
         let other = client(&socket, other);
         assert_ne!(named(&other).0, named(&own).0);
-        assert_eq!(found(&other), (vec![], Some(MissReason::NeverStored)));
+        assert_eq!(found(&other), (vec![], Some(MissReason::Namespace)), "known under another layout");
         assert_eq!(put(&other), [CommitCode::Inserted; BLOCKS]);
         reads_back(&other, Accept::Exact);
     }
