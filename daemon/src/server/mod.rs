@@ -330,20 +330,37 @@ impl Server {
     }
 
     /// Ends: connections first, then what waits for the disk, then the index.
-    fn end(&self, http: Option<Http>) {
+    fn end(self: &Arc<Server>, http: Option<Http>) {
         self.draining.store(true, Ordering::SeqCst);
-        let until = Instant::now() + DRAIN_MAX / 2;
+        // With what follows, at most nine tenths of the limit.
+        let until = Instant::now() + DRAIN_MAX.mul_f32(0.4);
         let mut connected = lock(&self.connected);
         while !connected.is_empty() && Instant::now() < until {
             let left = until.saturating_duration_since(Instant::now());
             connected = self.fewer.wait_timeout(connected, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         drop(connected);
-        self.cache.close(DRAIN_MAX / 2);
+        self.close_disk(DRAIN_MAX / 2);
         self.over.store(true, Ordering::SeqCst);
         if let Some(Http { runtime, end }) = http {
             drop(end);
             runtime.shutdown_timeout(Duration::from_millis(500));
+        }
+    }
+
+    /// Ends the disk in good order, or leaves it after so long: one that never answers holds its own threads up, and its store is sound all the same.
+    fn close_disk(self: &Arc<Server>, limit: Duration) {
+        let server = Arc::clone(self);
+        let (ended, end) = mpsc::channel();
+        let closing = std::thread::Builder::new().name("disk-close".to_owned()).spawn(move || {
+            server.cache.close(limit);
+            // Who waited may have given up.
+            let _ = ended.send(());
+        });
+        match closing {
+            Ok(_) if end.recv_timeout(limit).is_err() => tracing::warn!("the disk does not end in time and is left"),
+            Ok(_) => {}
+            Err(_) => self.cache.close(limit),
         }
     }
 
