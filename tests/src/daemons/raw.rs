@@ -80,6 +80,14 @@ impl Raw {
         self.hear(|answer| take(answer.unwrap_or_else(|refusal| panic!("refused: {}", refusal.sentence()))))
     }
 
+    /// False when the connection has ended.
+    pub fn is_answered(&mut self, request: &Request<'_>) -> bool {
+        self.next += 1;
+        let frame = frame(request, self.next, 10_000);
+        self.stream.write_all(&frame).is_ok()
+            && matches!(read_frame(&mut &self.stream, BODY_BYTES_MAX, &mut self.body), Ok(Some(_)))
+    }
+
     /// The last descriptor that came.
     pub fn descriptor(&mut self) -> Option<OwnedFd> {
         self.descriptor.take()

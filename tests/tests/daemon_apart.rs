@@ -1,0 +1,71 @@
+//! A client in namespaces of its own (user, mount, IPC, PID), whose file system has the socket's folder and nothing else in common with the daemon's: no
+//! host IPC, no shared `/dev/shm`, no path to the daemon's memory.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use kvtier_tests::daemons::blocks::{Look, chain, client, get, look, put};
+use kvtier_tests::daemons::figures::stats;
+use kvtier_tests::daemons::process::{Settings, wait_until};
+
+const CHILD: &str = env!("CARGO_BIN_EXE_daemon_child");
+
+/// A root of its own: an empty file system with the system's libraries, the program and the socket's folder in it, and an empty `/dev/shm`.
+const SCRIPT: &str = r#"
+set -e
+root=$1 program=$2 folder=$3; shift 3
+mount -t tmpfs none "$root"
+mkdir -p "$root/dev/shm" "$root/proc" "$root/run/kvtier"
+for part in usr lib lib64 bin; do
+    if [ -d "/$part" ]; then mkdir -p "$root/$part"; mount --rbind "/$part" "$root/$part"; fi
+done
+touch "$root/program"
+mount --bind "$program" "$root/program"
+mount --bind "$folder" "$root/run/kvtier"
+mount -t proc none "$root/proc"
+exec chroot "$root" /program "$@"
+"#;
+
+/// Runs `daemon_child` apart.
+fn apart(folder: &Path, words: &[&str]) -> Command {
+    let root = folder.join("root");
+    std::fs::create_dir_all(&root).unwrap();
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--mount", "--ipc", "--pid", "--fork", "sh", "-c", SCRIPT, "sh"]);
+    command.arg(root).arg(CHILD).arg(folder.join("run")).args(words);
+    command
+}
+
+fn may_unshare() -> bool {
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--mount", "--ipc", "--pid", "--fork", "true"]);
+    command.output().is_ok_and(|output| output.status.success())
+}
+
+#[test]
+fn a_client_in_namespaces_of_its_own_shares_blocks_with_one_outside() {
+    if !may_unshare() {
+        println!("skipped: no namespaces of one's own here");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    std::fs::create_dir(&run).unwrap();
+    let settings = Settings { socket: run.join("kvtier.sock"), ..Settings::new(CHILD, folder.path()) };
+    let daemon = settings.start();
+    let outside = client(&settings.socket, "outside", Duration::from_secs(60));
+    let (theirs, ours) = (chain(1, 8), chain(2, 8));
+    assert_eq!(put(&outside, &ours).unwrap(), 8);
+    // It reads ours in place, and puts theirs.
+    let output = apart(folder.path(), &["visit", "/run/kvtier/kvtier.sock", "1", "2", "8"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(said, "put 8, read 8 right, shared memory 0\n");
+    let (lent, _) = get(&outside, &theirs).unwrap();
+    assert_eq!(lent.len(), 8);
+    lent.iter().zip(&theirs).for_each(|(lent, link)| assert_eq!(look(lent, link), Look::Right));
+    drop(lent);
+    wait_until("it has gone", || stats(&outside)["clients"]["count"] == 1);
+    drop(daemon);
+}
