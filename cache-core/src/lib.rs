@@ -5,6 +5,7 @@
 
 pub mod buffer;
 pub mod chain;
+pub mod check;
 pub mod codec;
 pub mod completions;
 #[cfg(feature = "testing")]
@@ -12,6 +13,7 @@ pub mod contract;
 pub mod extent;
 pub mod form;
 pub mod hash;
+pub mod hasher;
 pub mod header;
 pub mod key;
 pub mod manager;

@@ -9,8 +9,9 @@
 //! least two from one tenant of the slot to the next, so a reader that saw an even generation and sees the same one after its copy has
 //! read one tenant's bytes only.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
+use crate::hasher::{self, DigestMap};
 use crate::key::CopyKey;
 use crate::store::StoreError;
 use crate::units::{Generation, Now, SlotIndex};
@@ -53,7 +54,7 @@ pub enum Found {
 pub struct SlotTable {
     entries: Vec<Entry>,
     free: Vec<SlotIndex>,
-    by_key: HashMap<CopyKey, SlotIndex>,
+    by_key: DigestMap<CopyKey, SlotIndex>,
     resting: VecDeque<(Now, SlotIndex)>,
     rest_millis: u64,
     now: Now,
@@ -80,7 +81,7 @@ impl SlotTable {
         SlotTable {
             entries: vec![Entry { generation: Generation(1), state: State::Free }; slots as usize],
             free,
-            by_key: HashMap::with_capacity(Self::map_capacity(slots)),
+            by_key: hasher::map(Self::map_capacity(slots)),
             resting: VecDeque::with_capacity(slots as usize),
             rest_millis,
             now: Now(0),

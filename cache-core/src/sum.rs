@@ -15,11 +15,38 @@ pub struct SectionSum(pub u64);
 /// Sum over a section's bytes together with everything that says whose bytes they are: key (with form and provenance), lineage and
 /// section index. The identity is folded into the seed, so that the bytes are hashed in one run.
 pub fn section_sum(key: &CopyKey, lineage: Lineage, section: u32, bytes: &[u8]) -> SectionSum {
+    SectionSum(XxHash3_64::oneshot_with_seed(seed(key, lineage, section), bytes))
+}
+
+fn seed(key: &CopyKey, lineage: Lineage, section: u32) -> u64 {
     let mut identity = XxHash3_64::with_seed(0x6b76_7469_6572_0001);
     identity.write(key.as_bytes());
     identity.write(lineage.as_bytes());
     identity.write(&section.to_le_bytes());
-    SectionSum(XxHash3_64::oneshot_with_seed(identity.finish(), bytes))
+    identity.finish()
+}
+
+/// [`section_sum`] over bytes that come in pieces.
+pub(crate) struct SectionHasher(XxHash3_64);
+
+impl SectionHasher {
+    pub(crate) fn new(key: &CopyKey, lineage: Lineage, section: u32) -> SectionHasher {
+        SectionHasher(XxHash3_64::with_seed(seed(key, lineage, section)))
+    }
+
+    pub(crate) fn write(&mut self, bytes: &[u8]) {
+        self.0.write(bytes);
+    }
+
+    pub(crate) fn sum(&self) -> SectionSum {
+        SectionSum(self.0.finish())
+    }
+}
+
+impl std::fmt::Debug for SectionHasher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SectionHasher")
+    }
 }
 
 /// Sum over a header's bytes.

@@ -82,7 +82,7 @@ impl Shard {
         let mut miss = None;
         for (index, (key, link)) in keys.iter().zip(links).enumerate() {
             let found = self.hit(key, at(below, index), accept, Ahead::default());
-            self.heed(key, at(below, index), actions);
+            self.heed(key, found.ok(), at(below, index), actions);
             let found = match found {
                 Ok(found) => found,
                 Err(reason) => {
@@ -115,9 +115,13 @@ impl Shard {
         }
     }
 
-    /// Takes over what the disk's index says of a block that has an entry.
-    fn heed(&mut self, key: &CopyKey, below: Below, actions: &mut Actions) {
-        let Some(id) = self.slab.find(key) else {
+    /// Takes over what the disk's index says of a block that has an entry. `found`: what was found for its key, perhaps another variant of it.
+    fn heed(&mut self, key: &CopyKey, found: Option<Found>, below: Below, actions: &mut Actions) {
+        let known = match found {
+            Some(Found::Entry(id, _)) if self.slab[id].key == *key => Some(id),
+            _ => self.slab.find(key),
+        };
+        let Some(id) = known else {
             return;
         };
         let entry = &self.slab[id];

@@ -1,10 +1,9 @@
 //! Entries: what is known of each block, in a slab that is allocated up front.
 
-use std::collections::HashMap;
-
 use crate::chain::Link;
 use crate::form::Provenance;
 use crate::hash::{BlockHash, Namespace};
+use crate::hasher::{self, DigestMap};
 use crate::key::{CopyKey, GroupId};
 use crate::manager::event::Ticket;
 use crate::miss::MissReason;
@@ -157,8 +156,8 @@ pub struct EntryView {
 }
 
 /// A map for at most `keys` keys, made for twice as many: it then clears its tombstones in place and never grows.
-pub(crate) fn map_for<K, V>(keys: u32) -> HashMap<K, V> {
-    HashMap::with_capacity(2 * keys as usize)
+pub(crate) fn map_for<K, V>(keys: u32) -> DigestMap<K, V> {
+    hasher::map(2 * keys as usize)
 }
 
 /// Bytes per key of [`map_for`]: at most 32/7 buckets (twice the keys, 7/8 full, rounded up to a power of two), each with a control byte.
@@ -178,7 +177,7 @@ fn name(key: &CopyKey) -> BlockName {
 pub(crate) struct Slab {
     entries: Vec<Option<Entry>>,
     free: Vec<EntryId>,
-    by_name: HashMap<BlockName, EntryId>,
+    by_name: DigestMap<BlockName, EntryId>,
 }
 
 impl Slab {

@@ -1,9 +1,8 @@
 //! The state machine of one shard.
 
-use std::collections::HashMap;
-
 use crate::chain::Link;
 use crate::hash::Namespace;
+use crate::hasher::DigestMap;
 use crate::key::CopyKey;
 use crate::manager::action::{Action, Actions, Shortage};
 use crate::manager::counters::Counters;
@@ -78,7 +77,7 @@ pub struct Shard {
     pub(crate) open_held: u32,
     /// Device slots set aside for requests that still wait for demotions.
     pub(crate) aside: u32,
-    pub(crate) opened: HashMap<CopyKey, Owner>,
+    pub(crate) opened: DigestMap<CopyKey, Owner>,
     pub(crate) rooms: Vec<Room>,
     pub(crate) promotions: Vec<Promotion>,
     pub(crate) parked: Vec<EntryId>,
@@ -176,6 +175,11 @@ impl Shard {
         let entry = self.slab.get(id)?;
         let link = Link { hash: entry.key.hash, parent: entry.parent_hash, depth: entry.depth };
         Some(EntryView { key: entry.key, link, live: entry.live, copies: entry.copies, loss: entry.loss })
+    }
+
+    /// The key of an entry.
+    pub fn key(&self, id: EntryId) -> Option<&CopyKey> {
+        self.slab.get(id).map(|entry| &entry.key)
     }
 
     /// The entries of a namespace. O(entries).
