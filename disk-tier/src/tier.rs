@@ -144,6 +144,20 @@ impl DiskTier {
         found.map(|known| RecordInfo { bytes: known.location.bytes() })
     }
 
+    /// [`DiskTier::find`] for many keys, as one step.
+    pub fn find_all(&self, keys: &[CopyKey]) -> Vec<Result<RecordInfo, MissReason>> {
+        let mut log = self.inner().lock();
+        let mut misses = 0;
+        let found = keys.iter().map(|key| {
+            let found = log.lookup(&log.fingerprint(key));
+            misses += u64::from(found.is_err());
+            found.map(|known| RecordInfo { bytes: u64::from(known.location.pages) * ALIGN_BYTES })
+        });
+        let found = found.collect();
+        log.counters.misses += misses;
+        found
+    }
+
     /// Pins a record that the index knows.
     pub fn pin(&self, key: &CopyKey) -> Option<Pin> {
         Pin::new(self.inner(), key)

@@ -19,6 +19,11 @@
 //! found by the generation and the sums, undefined behaviour is not. The one `&[u8]` is the one that [`Mapping::look`] lends to verify a
 //! slot in `commit`: by the table above nobody writes these bytes then, and racing readers only read.
 //!
+//! [`Mapping::pass`], through which staged images arrive, does the same with instructions of its own on x86-64: each byte of the source, which
+//! another process may be writing, is loaded once into a register, and what was loaded goes to the slot and to private memory. To the compiler an
+//! assembly block is opaque: it reads and writes memory that may change under it, as an atomic would, and nothing is assumed of what
+//! it loads. The bytes that are verified are the private ones, so a source that changes meanwhile changes neither copy.
+//!
 //! A copy engine (a device's) gets raw addresses and is bound by the same table through the contract of its own trait.
 #![expect(unsafe_code, reason = "mapped memory that other processes read")]
 
@@ -106,12 +111,14 @@ impl Mapping {
         }
     }
 
-    /// Copies `bytes` bytes from another mapping, which another process may be writing: the copy may be torn. Offsets and length are multiples
-    /// of 8. The caller holds the reservation.
-    pub(crate) fn store_from(&self, offset: u64, source: &Mapping, from: u64, bytes: usize) {
-        for (target, word) in self.storable(offset, bytes).iter().zip(source.loadable(from, bytes)) {
-            target.store(word.load(Ordering::Relaxed), Ordering::Relaxed);
-        }
+    /// Copies bytes from another mapping, which another process may be writing, to this one and to `seen`: both get the same bytes, which may be
+    /// torn. Offsets and `seen`'s length are multiples of 64, as is its address. The caller holds the reservation, and calls
+    /// [`settle`] before anybody is to find the bytes, and after the slot was taken from its readers, before the first of them is written.
+    pub(crate) fn pass(&self, offset: u64, source: &Mapping, from: u64, seen: &mut [u8]) {
+        let bytes = seen.len();
+        assert!((offset | from | bytes as u64).is_multiple_of(LINE), "lines are passed: {offset}, {from}+{bytes}");
+        let (target, source) = (self.storable(offset, bytes), source.loadable(from, bytes));
+        pass(target, source, seen);
     }
 
     /// Shows the bytes of a slot in `commit`. The caller has the reservation by value and its writes happened before.
@@ -141,6 +148,73 @@ impl Mapping {
     fn check(&self, offset: u64, bytes: u64) {
         let end = offset.checked_add(bytes).expect("the end fits u64");
         assert!(end <= self.bytes as u64, "{offset}+{bytes} leaves a mapping of {} bytes", self.bytes);
+    }
+}
+
+/// Bytes that [`Mapping::pass`] moves at once.
+const LINE: u64 = 64;
+
+/// Stores go past the caches: a slot is not read again soon, and memory that is written whole need not be read before.
+#[cfg(target_arch = "x86_64")]
+fn pass(target: &[AtomicU64], source: &[AtomicU64], seen: &mut [u8]) {
+    assert!(seen.as_ptr().addr().is_multiple_of(16) && target.as_ptr().addr().is_multiple_of(16));
+    assert!(target.len() * 8 == seen.len() && source.len() * 8 == seen.len());
+    if seen.is_empty() {
+        return;
+    }
+    // SAFETY: all three are valid for `seen.len()` bytes, a positive multiple of 64 (asserted by the caller), and do not overlap: `seen` is
+    // borrowed mutably, and source and target are two mappings, or two places that one caller names. Source and target are words that are shared,
+    // and so may be read and written while others do (see the module); the target may be written (`storable`). Aligned stores are
+    // aligned (asserted above). SSE2 is a part of x86-64. Flags are clobbered, the stack is not used.
+    unsafe {
+        std::arch::asm!(
+            "2:",
+            "movdqu {a}, [{source}]",
+            "movdqu {b}, [{source} + 16]",
+            "movdqu {c}, [{source} + 32]",
+            "movdqu {d}, [{source} + 48]",
+            "movdqa [{seen}], {a}",
+            "movdqa [{seen} + 16], {b}",
+            "movdqa [{seen} + 32], {c}",
+            "movdqa [{seen} + 48], {d}",
+            "movntdq [{target}], {a}",
+            "movntdq [{target} + 16], {b}",
+            "movntdq [{target} + 32], {c}",
+            "movntdq [{target} + 48], {d}",
+            "add {source}, 64",
+            "add {seen}, 64",
+            "add {target}, 64",
+            "sub {left}, 64",
+            "jnz 2b",
+            source = inout(reg) source.as_ptr() => _,
+            seen = inout(reg) seen.as_mut_ptr() => _,
+            target = inout(reg) target.as_ptr() => _,
+            left = inout(reg) seen.len() => _,
+            a = out(xmm_reg) _,
+            b = out(xmm_reg) _,
+            c = out(xmm_reg) _,
+            d = out(xmm_reg) _,
+            options(nostack),
+        );
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn pass(target: &[AtomicU64], source: &[AtomicU64], seen: &mut [u8]) {
+    for ((target, source), seen) in target.iter().zip(source).zip(seen.chunks_exact_mut(8)) {
+        let word = source.load(Ordering::Relaxed);
+        target.store(word, Ordering::Relaxed);
+        seen.copy_from_slice(&word.to_ne_bytes());
+    }
+}
+
+/// Orders what [`Mapping::pass`] stores with all other stores of this thread, before and after: stores that go past the caches obey no fence of the
+/// language's.
+pub(crate) fn settle() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a fence touches nothing. SSE is a part of x86-64.
+    unsafe {
+        std::arch::asm!("sfence", options(nostack, preserves_flags));
     }
 }
 

@@ -7,6 +7,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cache_core::buffer::Buffer;
+use cache_core::check::ImageCheck;
 use cache_core::completions::Completions;
 use cache_core::header::{CheckFailure, verify_image};
 use cache_core::key::CopyKey;
@@ -23,9 +24,12 @@ use crate::error::HostError;
 use crate::extent::Extent;
 use crate::generation;
 use crate::layout::Layout;
+use crate::mapping::settle;
 use crate::staging::Staging;
 use crate::sync::AtomicU64;
 
+/// Bytes of an image that are moved and then verified: they stay in the processor's first cache meanwhile. Whole pages.
+const PIECE_BYTES: u64 = 16 << 10;
 /// Operations under way or not polled yet; more are refused with [`StoreError::Busy`].
 const OPERATIONS_MAX: usize = 256;
 
@@ -195,6 +199,16 @@ impl HostTier {
         Slot::new(self.inner.layout.place(slot), slot, generation, Arc::clone(&self.inner) as Arc<dyn SlotOwner>)
     }
 
+    /// Leases copies in order, as one step, up to the first that is not there.
+    pub fn lease_run<'a>(&self, keys: impl Iterator<Item = &'a CopyKey>) -> Vec<Lease> {
+        let mut table = self.inner.table();
+        let lease = |key| match table.slots.lease(key) {
+            Found::Leased(slot, generation) => Some(self.inner.leased(slot, generation)),
+            Found::Pending | Found::Absent => None,
+        };
+        keys.map_while(lease).collect()
+    }
+
     /// Copies bytes into a reserved slot; `offset` counts from the start of the slot image, both are multiples of 8.
     /// Errors: [`StoreError::Stale`] when the slot is not reserved here.
     pub fn write(&self, slot: &mut Slot, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {
@@ -203,20 +217,22 @@ impl HostTier {
         Ok(())
     }
 
-    /// Copies a whole slot image out of staging into a reserved slot. Another process may be writing there: what has arrived is verified when the
-    /// slot is committed. `offset` is a multiple of 8. Errors: [`StoreError::Stale`] when the slot is not reserved here,
-    /// [`StoreError::Size`] when the image leaves the staging memory.
-    pub fn fill(&self, slot: &mut Slot, staging: &Staging, offset: u64) -> Result<(), StoreError> {
-        self.inner.table().slots.reserved(slot.index(), slot.generation())?;
-        let slot_bytes = self.inner.layout.slot_bytes();
-        if offset.checked_add(slot_bytes).is_none_or(|end| end > staging.bytes()) {
-            return Err(StoreError::Size { slot_bytes, found_bytes: staging.bytes().saturating_sub(offset) });
+    /// Takes a whole slot image out of staging into a reserved slot, verifies what has arrived while it passes, and shows it. Another process may be
+    /// writing to the staging memory: what is verified is what lies in the slot. `offset` is a multiple of 64. On failure the slot comes back, still
+    /// reserved. Errors: [`StoreError::Stale`] when the slot is not reserved here, [`StoreError::Size`] when the image leaves the staging memory,
+    /// [`StoreError::Check`] when it is not what `sealed` says.
+    pub fn commit_from(
+        &self,
+        slot: Slot,
+        staging: &Staging,
+        offset: u64,
+        sealed: &Sealed,
+    ) -> Result<(), (Slot, StoreError)> {
+        match self.inner.take_in(slot.index(), slot.generation(), staging, offset, sealed) {
+            // The generation has moved on, so dropping the slot frees nothing.
+            Ok(()) => Ok(()),
+            Err(error) => Err((slot, error)),
         }
-        let place = slot.place();
-        generation::begin();
-        let target = self.inner.extents[place.extent as usize].service();
-        target.store_from(place.offset, staging.mapping(), offset, place.bytes as usize);
-        Ok(())
     }
 
     /// Lets no more than so many slots be touched: their pages stay committed, so this bounds the tier's memory below its budget.
@@ -266,6 +282,11 @@ impl Inner {
         }
         generation::withdraw(self.word(slot), generation);
         Ok((slot, generation))
+    }
+
+    /// A lease that the table has counted.
+    fn leased(self: &Arc<Inner>, slot: SlotIndex, generation: Generation) -> Lease {
+        Lease::new(self.layout.place(slot), slot, generation, Arc::clone(self) as Arc<dyn SlotOwner>)
     }
 
     fn lease(&self, key: &CopyKey) -> Found {
@@ -334,6 +355,54 @@ impl Inner {
         }
     }
 
+    /// Copies an image out of staging, verifies it on the way and shows it.
+    fn take_in(
+        &self,
+        slot: SlotIndex,
+        generation: Generation,
+        staging: &Staging,
+        offset: u64,
+        sealed: &Sealed,
+    ) -> Result<(), StoreError> {
+        let reserved = self.table().slots.reserved(slot, generation)?;
+        let slot_bytes = self.layout.slot_bytes();
+        if offset.checked_add(slot_bytes).is_none_or(|end| end > staging.bytes()) {
+            return Err(StoreError::Size { slot_bytes, found_bytes: staging.bytes().saturating_sub(offset) });
+        }
+        let checked = match reserved {
+            Some(reserved) if reserved == sealed.key => self.pass(slot, staging, offset, sealed),
+            _ => Err(CheckFailure::Identity),
+        };
+        self.show(slot, generation, &sealed.key, checked)
+    }
+
+    /// Moves an image and verifies what is moved, piece by piece.
+    fn pass(&self, slot: SlotIndex, staging: &Staging, offset: u64, sealed: &Sealed) -> Result<(), CheckFailure> {
+        let place = self.layout.place(slot);
+        let target = self.extents[place.extent as usize].service();
+        let mut check = ImageCheck::new(self.shape, sealed.key);
+        let mut piece = Buffer::zeroed(PIECE_BYTES.min(place.bytes) as usize);
+        generation::begin();
+        settle();
+        let mut done = 0;
+        let mut passed = Ok(());
+        while done < place.bytes && passed.is_ok() {
+            let bytes = PIECE_BYTES.min(place.bytes - done) as usize;
+            let piece = &mut piece.as_mut_slice()[..bytes];
+            target.pass(place.offset + done, staging.mapping(), offset + done, piece);
+            passed = check.take(piece);
+            done += bytes as u64;
+        }
+        settle();
+        passed?;
+        let header = check.finish()?;
+        if header.lineage == sealed.lineage && header.link == sealed.link {
+            Ok(())
+        } else {
+            Err(CheckFailure::Identity)
+        }
+    }
+
     /// Verifies a written slot and shows it.
     fn publish(
         &self,
@@ -347,6 +416,17 @@ impl Inner {
             Some(reserved) if reserved == *key => self.check(slot, key, sealed),
             _ => Err(CheckFailure::Identity),
         };
+        self.show(slot, generation, key, checked)
+    }
+
+    /// Shows a slot whose bytes are as they should be.
+    fn show(
+        &self,
+        slot: SlotIndex,
+        generation: Generation,
+        key: &CopyKey,
+        checked: Result<(), CheckFailure>,
+    ) -> Result<(), StoreError> {
         let mut table = self.table();
         if let Err(failure) = checked {
             table.counters.failed_checks += 1;
@@ -447,12 +527,7 @@ impl Store for HostTier {
 impl Lend for HostTier {
     fn lookup(&self, key: &CopyKey) -> Lookup {
         match self.inner.lease(key) {
-            Found::Leased(slot, generation) => Lookup::Hit(Lease::new(
-                self.inner.layout.place(slot),
-                slot,
-                generation,
-                Arc::clone(&self.inner) as Arc<dyn SlotOwner>,
-            )),
+            Found::Leased(slot, generation) => Lookup::Hit(self.inner.leased(slot, generation)),
             Found::Pending => Lookup::Pending,
             Found::Absent => Lookup::Miss(MissReason::NeverStored),
         }

@@ -12,11 +12,12 @@ use std::time::{Duration, Instant};
 use cache_core::chain::Link;
 use cache_core::form::Accept;
 use cache_core::hash::Namespace;
+use cache_core::hasher::DigestMap;
 use cache_core::key::CopyKey;
 use cache_core::manager::{Action, Below, CopyState, EntryId, Event, Owner, Ticket};
 use cache_core::miss::MissReason;
 use cache_core::payload::BlockShape;
-use cache_core::store::{Lease, Lend, Lookup, OpId, Resident, Sealed, StoreError};
+use cache_core::store::{Lease, OpId, Resident, Sealed, StoreError};
 use cache_core::units::{Generation, Now, SlotIndex, Tier};
 use disk_tier::{DiskError, DiskTier, Pin};
 use host_tier::{HostError, HostTier, Staging};
@@ -95,6 +96,8 @@ pub(crate) struct Asked<'a> {
     pub(crate) accept: Accept,
     /// Consecutive blocks of one chain.
     pub(crate) links: &'a [Link],
+    /// The class's.
+    pub(crate) shape: BlockShape,
 }
 
 impl Asked<'_> {
@@ -141,7 +144,7 @@ pub(crate) struct Used {
 /// What one connection holds.
 #[derive(Default)]
 pub(crate) struct Holdings {
-    leases: HashMap<u64, Held>,
+    leases: DigestMap<u64, Held>,
     reservations: HashMap<u64, Reservation>,
     next: u64,
 }
@@ -272,7 +275,7 @@ impl Cache {
 
     /// What the disk's index says of each key.
     fn below(&self, keys: &[CopyKey]) -> Vec<Below> {
-        let find = |disk: &DiskTier| keys.iter().map(|key| disk.find(key).map(|_| ())).collect();
+        let find = |disk: &DiskTier| disk.find_all(keys).into_iter().map(|found| found.map(drop)).collect();
         self.disk.as_ref().map(find).unwrap_or_default()
     }
 
@@ -357,10 +360,13 @@ impl Cache {
     }
 
     fn let_go(&self, held: Vec<Held>) {
-        let mut by_class: HashMap<ClassId, Vec<EntryId>> = HashMap::new();
+        let mut by_class: Vec<(ClassId, Vec<EntryId>)> = Vec::new();
         for Held { class, entry, lease, .. } in held {
             drop(lease);
-            by_class.entry(class).or_default().push(entry);
+            match by_class.last_mut() {
+                Some((last, entries)) if *last == class => entries.push(entry),
+                _ => by_class.push((class, vec![entry])),
+            }
         }
         let mut state = self.state();
         for (class, entries) in by_class {
@@ -410,10 +416,9 @@ impl Cache {
             return (Committed::Unknown, None);
         };
         let host = self.state().class(class).host.clone();
-        let filled = host.reserve(sealed.key).and_then(|mut slot| {
-            host.fill(&mut slot, staging, offset)?;
-            slot.commit(&sealed).map_err(|(_, error)| error)
-        });
+        let filled = host
+            .reserve(sealed.key)
+            .and_then(|slot| host.commit_from(slot, staging, offset, &sealed).map_err(|(_, error)| error));
         let opened_for = Some(sealed.key);
         let answer = match filled {
             Ok(()) => {
@@ -740,19 +745,18 @@ fn lease(
     is_late: bool,
 ) -> (Vec<Leased>, Option<MissReason>) {
     let Class { host, shard, .. } = state.class(class);
+    let key = |entry: EntryId| shard.key(entry).expect("it was made live just now");
+    let leases = host.lease_run(hits.iter().map(|(entry, _)| key(*entry)));
     let mut leased = Vec::with_capacity(hits.len());
-    for (entry, tier) in hits {
-        let view = shard.entry(*entry).expect("it was made live just now");
-        let Lookup::Hit(lease) = host.lookup(&view.key) else {
-            let late = if is_late { MissReason::Deadline } else { MissReason::Quota };
-            return (leased, Some(view.loss.unwrap_or(late)));
-        };
+    holdings.leases.reserve(leases.len());
+    let since = Instant::now();
+    for (lease, (entry, tier)) in leases.into_iter().zip(hits) {
         let place = lease.place();
         let (slot, generation, number) = (lease.slot().0, lease.generation().0, holdings.number());
-        holdings.leases.insert(number, Held { class, entry: *entry, lease, since: Instant::now() });
+        holdings.leases.insert(number, Held { class, entry: *entry, lease, since });
         leased.push(Leased {
             lease: number,
-            key: view.key,
+            key: *key(*entry),
             extent: place.extent,
             slot,
             offset: place.offset,
@@ -760,5 +764,9 @@ fn lease(
             tier: named(*tier),
         });
     }
-    (leased, None)
+    let missing = hits.get(leased.len()).map(|(entry, _)| {
+        let late = if is_late { MissReason::Deadline } else { MissReason::Quota };
+        shard.entry(*entry).and_then(|view| view.loss).unwrap_or(late)
+    });
+    (leased, missing)
 }

@@ -3,6 +3,7 @@
 //! | file | part |
 //! |---|---|
 //! | `listen` | the socket: who may connect, one daemon a socket |
+//! | `incoming` | its frames as they come in |
 //! | `session` | one connection: requests in, answers out, everything given back at its end |
 //! | `staging` | a connection's memory for blocks on their way in |
 //! | `cache` | classes over arena and disk behind one mutex: what requests do |
@@ -18,6 +19,7 @@
 mod cache;
 mod class;
 mod driver;
+mod incoming;
 mod listen;
 mod namespaces;
 mod requests;
@@ -413,8 +415,16 @@ impl Server {
         self.cache.give_staging_back(bytes);
     }
 
-    pub(crate) fn report_holdings(&self, session: u64, client: &Client) {
-        lock(&self.connected).insert(session, client.clone());
+    /// A connection has said who it is.
+    pub(crate) fn introduced(&self, session: u64, client: Client) {
+        lock(&self.connected).insert(session, client);
+    }
+
+    /// What a connection holds now.
+    pub(crate) fn report_holdings(&self, session: u64, leases: usize, reservations: usize) {
+        if let Some(client) = lock(&self.connected).get_mut(&session) {
+            (client.leases, client.reservations) = (leases as u64, reservations as u64);
+        }
     }
 
     /// A connection has ended.

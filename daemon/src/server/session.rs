@@ -1,7 +1,7 @@
 //! One connection: reads its requests one after the other, performs them, answers in order. Whatever ends it, what it held is given back.
 
-use std::collections::HashSet;
-use std::io::{self, BufRead, BufReader, Write};
+use std::collections::HashMap;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -12,28 +12,30 @@ use cache_core::form::{Accept, FormMapId};
 use cache_core::hash::Namespace;
 use cache_core::manager::Owner;
 use cache_core::miss::MissReason;
+use cache_core::payload::BlockShape;
 use cache_core::store::Sealed;
 use cache_core::units::{Generation, SlotIndex};
 use kvtier_sdk::socket::{Peer, send_with};
 use kvtier_sdk::wire::{
     AbortReply, AcceptId, AcquireReply, AwaitReply, BODY_BYTES_BEFORE_HELLO, BODY_BYTES_MAX, Batch, CommitCode,
-    CommitReply, DeleteTenantReply, Empty, Explain, FrameHeader, Hello, HelloReply, Hit, Json, KeyParts, LeaseId,
-    LookupReply, MapExtentReply, OpenNamespace, OpenNamespaceReply, PinReply, PrefetchReply, ReadError, Refusal,
+    CommitReply, DeleteTenantReply, Empty, Explain, Frame, FrameHeader, Hello, HelloReply, Hit, Json, KeyParts,
+    LeaseId, LookupReply, MapExtentReply, OpenNamespace, OpenNamespaceReply, PinReply, PrefetchReply, Refusal,
     ReleaseReply, Reply, Request, ReservationId, ReserveCode, ReserveReply, Reserved, Run, Status, TierCode,
-    UnpinReply, VERSION, WireError, Zero, read_frame,
+    UnpinReply, VERSION, WireError, Zero,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::config::Verify;
 use crate::server::cache::{self, Asked, Committed, Holdings, Patience};
 use crate::server::class::ClassId;
+use crate::server::incoming::{Incoming, Look, is_timeout};
 use crate::server::staging::StagingArea;
 use crate::server::{Server, sentence};
 use crate::stats::{Amount, Client, Operation, ProtocolError, Reclaim, Rejection, StoreRefusal};
 use crate::testing::Point;
 
-/// One look at the socket while nothing comes, in milliseconds: how soon a connection notices that the daemon ends.
-const LOOK_MILLIS: u64 = 200;
+/// Bytes of answers that are gathered before they are sent, about: the longest answer may come on top.
+const OUT_BYTES: usize = 128 << 10;
 /// How long a receiver may leave its answers unread.
 const UNREAD_MAX: Duration = Duration::from_secs(5);
 /// Reservations of one connection.
@@ -63,7 +65,8 @@ pub(crate) struct Session {
     peer: Peer,
     name: String,
     staging: Option<StagingArea>,
-    opened: HashSet<(Namespace, ClassId)>,
+    /// What was opened, with the shape of its blocks.
+    opened: HashMap<(Namespace, ClassId), BlockShape>,
     holdings: Holdings,
     /// The client's own request that the calls belong to.
     tag: String,
@@ -92,7 +95,7 @@ impl Session {
             peer,
             name: String::new(),
             staging: None,
-            opened: HashSet::new(),
+            opened: HashMap::new(),
             holdings: Holdings::default(),
             tag: String::new(),
             descriptor: None,
@@ -120,54 +123,43 @@ impl Session {
         let failed = |_: io::Error| Rejection::Slow;
         let hello_until = Instant::now() + self.server.hello_timeout();
         self.stream.set_write_timeout(Some(UNREAD_MAX)).map_err(failed)?;
-        let reading = self.stream.try_clone().map_err(failed)?;
-        let mut reader = BufReader::with_capacity(16 << 10, reading);
-        let (mut body, mut out) = (Vec::new(), Vec::new());
+        let mut incoming = self.stream.try_clone().and_then(Incoming::new).map_err(failed)?;
+        let mut out = Vec::new();
         let mut silent_since = Instant::now();
         loop {
-            match self.wait_for_frame(&mut reader) {
-                Ok(true) => {}
-                Ok(false) => return Ok(()),
-                Err(Look::Nothing) if self.server.is_ending() => return Ok(()),
-                Err(Look::Nothing) => {
-                    let expired = self.server.cache.expire(&mut self.holdings, self.server.lease_ttl());
-                    self.server.counters.reclaimed(Reclaim::Expired, expired);
-                    let is_idle = self.holdings.leases() == 0 && self.holdings.reservations() == 0;
-                    let idle_max = self.server.idle_timeout().filter(|_| is_idle);
-                    if self.staging.is_none() && Instant::now() >= hello_until {
-                        return Err(Rejection::Slow);
-                    }
-                    if idle_max.is_some_and(|most| silent_since.elapsed() >= most) {
-                        return Err(Rejection::Idle);
-                    }
-                    continue;
+            let limit = self.body_limit();
+            let is_over = match incoming.next(limit) {
+                Ok(Frame { header, body }) => {
+                    silent_since = Instant::now();
+                    let is_over = self.answer(&header, body, &mut out);
+                    // At once: the next request may ask for it.
+                    self.server.report_holdings(self.id, self.holdings.leases(), self.holdings.reservations());
+                    is_over
                 }
-                Err(Look::Failed) => return Ok(()),
-            }
-            silent_since = Instant::now();
-            self.stream.set_read_timeout(Some(self.server.hello_timeout())).map_err(failed)?;
-            let limit = if self.staging.is_some() { BODY_BYTES_MAX } else { BODY_BYTES_BEFORE_HELLO };
-            let header = match read_frame(&mut reader, limit, &mut body) {
-                Ok(Some(header)) => header,
-                Ok(None) => return Ok(()),
-                Err(ReadError::Wire(error)) => {
+                Err(Look::Over) => return Ok(()),
+                Err(Look::Wire(error)) => {
                     let is_long = matches!(error, WireError::BodyLength { .. });
                     let kind = if is_long { ProtocolError::TooLarge } else { ProtocolError::BadFrame };
                     self.server.counters.protocol_error(kind);
                     let status = if is_long { Status::TooLarge } else { Status::BadFrame };
-                    out.clear();
                     Refusal::new(status, &error.to_string()).encode_frame(0, 0, &mut out);
                     // The stream has lost its place; whether the client still hears why makes no difference.
                     let _ = self.stream.write_all(&out);
                     return Err(Rejection::Protocol);
                 }
-                Err(ReadError::Io(error)) if is_timeout(&error) => return Err(Rejection::Slow),
-                Err(_) => return Ok(()),
+                Err(Look::Partial(age)) if age >= self.server.hello_timeout() => return Err(Rejection::Slow),
+                Err(Look::Nothing | Look::Partial(_)) if self.server.is_ending() => return Ok(()),
+                Err(Look::Nothing | Look::Partial(_)) => {
+                    self.keep_time(hello_until, silent_since)?;
+                    continue;
+                }
             };
-            out.clear();
-            let is_over = self.answer(&header, &body, &mut out);
-            self.server.report_holdings(self.id, &self.describe());
-            self.write(&out)?;
+            // Who sends several requests at once gets the answers at once.
+            let waits = self.descriptor.is_some() || out.len() >= OUT_BYTES || !incoming.has_more(self.body_limit());
+            if is_over || waits {
+                self.write(&out)?;
+                out.clear();
+            }
             if is_over {
                 return Err(Rejection::Protocol);
             }
@@ -178,18 +170,23 @@ impl Session {
         }
     }
 
-    /// Waits a moment for the beginning of a frame; `false` at the stream's end.
-    fn wait_for_frame(&self, reader: &mut BufReader<UnixStream>) -> Result<bool, Look> {
-        if !reader.buffer().is_empty() {
-            return Ok(true);
+    fn body_limit(&self) -> u32 {
+        if self.staging.is_some() { BODY_BYTES_MAX } else { BODY_BYTES_BEFORE_HELLO }
+    }
+
+    /// What is due while no frame comes.
+    fn keep_time(&mut self, hello_until: Instant, silent_since: Instant) -> Result<(), Rejection> {
+        let expired = self.server.cache.expire(&mut self.holdings, self.server.lease_ttl());
+        self.server.counters.reclaimed(Reclaim::Expired, expired);
+        let is_idle = self.holdings.leases() == 0 && self.holdings.reservations() == 0;
+        let idle_max = self.server.idle_timeout().filter(|_| is_idle);
+        if self.staging.is_none() && Instant::now() >= hello_until {
+            return Err(Rejection::Slow);
         }
-        let limit = Some(Duration::from_millis(LOOK_MILLIS));
-        self.stream.set_read_timeout(limit).map_err(|_| Look::Failed)?;
-        match reader.fill_buf() {
-            Ok(bytes) => Ok(!bytes.is_empty()),
-            Err(error) if is_timeout(&error) || error.kind() == io::ErrorKind::Interrupted => Err(Look::Nothing),
-            Err(_) => Err(Look::Failed),
+        if idle_max.is_some_and(|most| silent_since.elapsed() >= most) {
+            return Err(Rejection::Idle);
         }
+        Ok(())
     }
 
     fn write(&mut self, out: &[u8]) -> Result<(), Rejection> {
@@ -217,6 +214,7 @@ impl Session {
     /// Performs one request; true when the connection is to end.
     fn answer(&mut self, header: &FrameHeader, body: &[u8], out: &mut Vec<u8>) -> bool {
         let id = header.request_id;
+        let start = out.len();
         let done = match Request::parse(header, body) {
             Ok(request) => {
                 self.server.planted.strike(Point::Session);
@@ -235,7 +233,7 @@ impl Session {
             _ => None,
         };
         error.into_iter().for_each(|error| self.server.counters.protocol_error(error));
-        out.clear();
+        out.truncate(start);
         Refusal::new(status, &sentence).encode_frame(header.kind, id, out);
         // Before the introduction nobody gets a second try.
         self.staging.is_none()
@@ -421,6 +419,7 @@ impl Session {
             }
         }
         self.name = hello.client.as_str().to_owned();
+        self.server.introduced(self.id, self.describe());
         tracing::info!(session = self.id, pid = self.peer.pid, client = self.name, "connected");
         Ok(HelloReply {
             version: VERSION,
@@ -444,7 +443,7 @@ impl Session {
         }
         let class = self.server.cache.class_of(open.shape).or_else(|error| refused(Status::Full, sentence(&error)))?;
         let namespace = self.server.knows(open.manifest, open.tenant);
-        self.opened.insert((namespace, class));
+        self.opened.insert((namespace, class), open.shape);
         let extents = self.server.cache.state().class(class).host.layout().extents();
         Ok(OpenNamespaceReply { namespace, class: kvtier_sdk::wire::ClassId(class), extents, slot_bytes })
     }
@@ -473,33 +472,35 @@ impl Session {
 
     /// A class that was opened on this connection.
     fn known(&self, class: ClassId) -> Result<ClassId, Refused> {
-        match self.opened.iter().any(|(_, opened)| *opened == class) {
+        match self.opened.keys().any(|(_, opened)| *opened == class) {
             true => Ok(class),
             false => refused(Status::UnknownNamespace, format!("class {class} was not opened on this connection")),
         }
     }
 
     fn class(&self, parts: &KeyParts) -> Result<ClassId, Refused> {
-        let class = parts.class.0;
-        if !self.opened.contains(&(parts.namespace, class)) {
+        self.shape(parts).map(|_| parts.class.0)
+    }
+
+    /// The shape of the blocks of a namespace and class that were opened on this connection.
+    fn shape(&self, parts: &KeyParts) -> Result<BlockShape, Refused> {
+        let Some(shape) = self.opened.get(&(parts.namespace, parts.class.0)) else {
             return refused(Status::UnknownNamespace, "namespace and class were not opened on this connection");
-        }
-        let form = self.server.cache.state().class(class).shape.form_map();
-        match parts.form == form {
-            true => Ok(class),
+        };
+        match parts.form == shape.form_map() {
+            true => Ok(*shape),
             false => refused(Status::BadFrame, "the form is not that of the class"),
         }
     }
 
     fn asked<'a>(&self, parts: KeyParts, accept: AcceptId, links: &'a [Link]) -> Result<Asked<'a>, Refused> {
-        let class = self.class(&parts)?;
-        let shape = self.server.cache.state().class(class).shape;
+        let shape = self.shape(&parts)?;
         let accept = match accept {
             AcceptId::Exact => Accept::Exact,
             AcceptId::AtLeast(form) if form == FormMapId::of(shape.form) => Accept::AtLeast(shape.form),
             AcceptId::AtLeast(_) => return refused(Status::BadFrame, "a class has copies of its own form only"),
         };
-        Ok(Asked { parts, accept, links })
+        Ok(Asked { parts, accept, links, shape })
     }
 
     fn acquire(&mut self, asked: &Asked<'_>, until: Instant, id: u64, out: &mut Vec<u8>) -> Result<(), Refused> {
@@ -530,7 +531,7 @@ impl Session {
     }
 
     fn count_found(&self, asked: &Asked<'_>, leased: &[cache::Leased], miss: Option<MissReason>) {
-        let shape = self.server.cache.state().class(asked.parts.class.0).shape;
+        let shape = asked.shape;
         let counters = &self.server.counters;
         let amount = |blocks: u64| Amount {
             blocks,
@@ -554,12 +555,12 @@ impl Session {
         id: u64,
         out: &mut Vec<u8>,
     ) -> Result<(), Refused> {
-        let class = self.class(parts)?;
+        let (shape, class) = (self.shape(parts)?, parts.class.0);
         if self.server.is_ending() {
             self.server.counters.refused(StoreRefusal::Draining, run.hashes().len() as u64);
             return refused(Status::Draining, "the daemon is about to end");
         }
-        let slot_bytes = self.server.cache.state().class(class).shape.slot_bytes();
+        let slot_bytes = shape.slot_bytes();
         let mut answers = Vec::with_capacity(run.hashes().len());
         for link in run.links() {
             let sealed = Sealed { key: parts.key(link.hash), lineage, link };
@@ -654,16 +655,6 @@ fn is_over<'a>(server: &'a Server, stream: &'a UnixStream) -> impl Fn() -> bool 
         let has_hung_up = found.is_ok() && look[0].revents().intersects(PollFlags::HUP | PollFlags::ERR);
         has_hung_up || server.is_ending()
     }
-}
-
-/// Why no frame begins.
-enum Look {
-    Nothing,
-    Failed,
-}
-
-fn is_timeout(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
 fn hit(leased: &cache::Leased) -> Hit {
