@@ -8,11 +8,15 @@ use std::time::{Duration, Instant};
 
 use crate::socket::{self, Descriptors};
 use crate::wire::{
-    BODY_BYTES_MAX, FrameHeader, Hello, HelloReply, Reply, Request, Status, Text, VERSION, WireError, Zero,
+    BODY_BYTES_MAX, Frame, FrameHeader, Hello, HelloReply, Reply, Request, Status, Text, VERSION, WireError, Zero,
 };
 
 /// What a late answer is waited for beyond its deadline.
 const GRACE: Duration = Duration::from_millis(250);
+/// How much longer than it should a read or write may wait, so that the stream's time-outs need not be set anew for each.
+const LIMIT_SLACK: Duration = Duration::from_millis(20);
+/// Bytes that are read at once, at least: the answer to a full batch.
+const INPUT_BYTES: usize = 64 << 10;
 
 /// Why a call was not done. Text reads after "failed to".
 #[derive(Debug, thiserror::Error)]
@@ -61,8 +65,12 @@ pub(crate) struct Link {
     stream: UnixStream,
     hello: HelloReply,
     next: u64,
+    /// Requests that go out with the next write.
     out: Vec<u8>,
-    body: Vec<u8>,
+    /// Those among them whose answers nobody waits for.
+    said: Vec<u64>,
+    input: Input,
+    write_limit: Limit,
 }
 
 impl Link {
@@ -80,7 +88,15 @@ impl Link {
             reservations_max: 0,
             lease_ttl_ms: 0,
         };
-        let mut link = Link { stream, hello, next: 0, out: Vec::new(), body: Vec::new() };
+        let mut link = Link {
+            stream,
+            hello,
+            next: 0,
+            out: Vec::new(),
+            said: Vec::new(),
+            input: Input::new(),
+            write_limit: Limit::default(),
+        };
         let request = Request::Hello(Hello {
             version_min: VERSION,
             version_max: VERSION,
@@ -112,23 +128,14 @@ impl Link {
         if limit.is_zero() {
             return Err(CallError::Late);
         }
-        self.next += 1;
-        let id = self.next;
-        self.out.clear();
-        let millis = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX).max(1);
-        request.encode_frame(id, millis, &mut self.out)?;
-        let until = until + GRACE;
-        send(&self.stream, &self.out, until)?;
+        let id = self.append(request, limit)?;
+        // What was left to be said goes first, in the same write.
+        let said = self.send(until + GRACE)?;
         let mut descriptors = Descriptors::new(&self.stream);
-        let mut bytes = [0; FrameHeader::BYTES];
-        fill(&self.stream, &mut descriptors, &mut bytes, until)?;
-        let header = FrameHeader::parse(&bytes, BODY_BYTES_MAX)?;
-        self.body.resize(header.body_bytes as usize, 0);
-        fill(&self.stream, &mut descriptors, &mut self.body, until)?;
-        if header.request_id != id {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "an answer to another request").into());
-        }
-        match Reply::parse(&header, &self.body)? {
+        self.input.hear(said, &self.stream, &mut descriptors, until + GRACE)?;
+        let frame = self.input.frame(&self.stream, &mut descriptors, until + GRACE)?;
+        expect(&frame.header, id)?;
+        match Reply::parse(&frame.header, frame.body)? {
             Err(refusal) => {
                 Err(CallError::Refused { status: refusal.status(), sentence: refusal.sentence().to_owned() })
             }
@@ -137,20 +144,145 @@ impl Link {
             }),
         }
     }
+
+    /// A request whose answer nobody waits for: it goes out with the next call, before that call's own, or with [`Link::flush`].
+    pub(crate) fn say(&mut self, request: &Request<'_>) -> Result<(), CallError> {
+        let id = self.append(request, Duration::ZERO)?;
+        self.said.push(id);
+        Ok(())
+    }
+
+    /// Sends what was said, if anything was, and waits for its end.
+    pub(crate) fn flush(&mut self, until: Instant) -> Result<(), CallError> {
+        if self.said.is_empty() {
+            return Ok(());
+        }
+        if until <= Instant::now() {
+            return Err(CallError::Late);
+        }
+        let said = self.send(until + GRACE)?;
+        self.input.hear(said, &self.stream, &mut Descriptors::new(&self.stream), until + GRACE)
+    }
+
+    /// Adds a request to what goes out next. A limit of zero is the daemon's own.
+    fn append(&mut self, request: &Request<'_>, limit: Duration) -> Result<u64, CallError> {
+        let millis = if limit.is_zero() { 0 } else { u32::try_from(limit.as_millis()).unwrap_or(u32::MAX).max(1) };
+        request.encode_frame(self.next + 1, millis, &mut self.out)?;
+        self.next += 1;
+        Ok(self.next)
+    }
+
+    /// Writes everything that goes out, by a moment; returns what was only said.
+    fn send(&mut self, until: Instant) -> Result<Vec<u64>, CallError> {
+        let mut bytes = &self.out[..];
+        while !bytes.is_empty() {
+            if let Some(limit) = self.write_limit.renewed(left(until)?) {
+                self.stream.set_write_timeout(Some(limit))?;
+            }
+            match (&self.stream).write(bytes) {
+                Ok(written) => bytes = &bytes[written..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(timed_out(error).into()),
+            }
+        }
+        self.out.clear();
+        Ok(std::mem::take(&mut self.said))
+    }
 }
 
-/// Writes all of it by a moment.
-fn send(mut stream: &UnixStream, mut bytes: &[u8], until: Instant) -> io::Result<()> {
-    while !bytes.is_empty() {
-        stream.set_write_timeout(Some(left(until)?))?;
-        match stream.write(bytes) {
-            Ok(written) => bytes = &bytes[written..],
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(io::ErrorKind::TimedOut.into()),
-            Err(error) => return Err(error),
+fn expect(header: &FrameHeader, id: u64) -> Result<(), CallError> {
+    match header.request_id == id {
+        true => Ok(()),
+        false => Err(io::Error::new(io::ErrorKind::InvalidData, "an answer to another request").into()),
+    }
+}
+
+/// A time-out as the stream has it: set anew, which is a system call, only where it is not about the right one.
+#[derive(Default)]
+struct Limit(Duration);
+
+impl Limit {
+    /// The time-out to be set, if the one that is set ends before `left`, or much later.
+    fn renewed(&mut self, left: Duration) -> Option<Duration> {
+        let is_right = self.0 >= left && self.0 <= left + LIMIT_SLACK;
+        if is_right {
+            return None;
+        }
+        self.0 = left + LIMIT_SLACK / 2;
+        Some(self.0)
+    }
+}
+
+/// Answers as they come in: as many bytes at once as there are.
+struct Input {
+    buffer: Vec<u8>,
+    /// What has been read and not been taken.
+    start: usize,
+    end: usize,
+    limit: Limit,
+}
+
+impl Input {
+    fn new() -> Input {
+        Input { buffer: vec![0; INPUT_BYTES], start: 0, end: 0, limit: Limit::default() }
+    }
+
+    /// The answers to what was only said: refused or done, it is over.
+    fn hear(
+        &mut self,
+        said: Vec<u64>,
+        stream: &UnixStream,
+        reader: &mut impl Read,
+        until: Instant,
+    ) -> Result<(), CallError> {
+        for id in said {
+            let frame = self.frame(stream, reader, until)?;
+            expect(&frame.header, id)?;
+            drop(Reply::parse(&frame.header, frame.body)?);
+        }
+        Ok(())
+    }
+
+    /// The next frame, which must be whole by `until`.
+    fn frame(&mut self, stream: &UnixStream, reader: &mut impl Read, until: Instant) -> Result<Frame<'_>, CallError> {
+        while Frame::parse(&self.buffer[self.start..self.end], BODY_BYTES_MAX)?.is_none() {
+            self.make_room()?;
+            self.read(stream, reader, until)?;
+        }
+        let bytes = &self.buffer[self.start..self.end];
+        let (frame, rest) = Frame::parse(bytes, BODY_BYTES_MAX)?.expect("a whole frame was seen");
+        self.start = self.end - rest.len();
+        Ok(frame)
+    }
+
+    fn make_room(&mut self) -> Result<(), WireError> {
+        self.buffer.copy_within(self.start..self.end, 0);
+        (self.start, self.end) = (0, self.end - self.start);
+        if let Some(header) = self.buffer[..self.end].first_chunk() {
+            let wanted = FrameHeader::BYTES + FrameHeader::parse(header, BODY_BYTES_MAX)?.body_bytes as usize;
+            if self.buffer.len() < wanted {
+                self.buffer.resize(wanted, 0);
+            }
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, stream: &UnixStream, reader: &mut impl Read, until: Instant) -> io::Result<()> {
+        loop {
+            if let Some(limit) = self.limit.renewed(left(until)?) {
+                stream.set_read_timeout(Some(limit))?;
+            }
+            match reader.read(&mut self.buffer[self.end..]) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(read) => {
+                    self.end += read;
+                    return Ok(());
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(timed_out(error)),
+            }
         }
     }
-    Ok(())
 }
 
 /// What is left until a moment. Errors: that nothing is.
@@ -159,17 +291,22 @@ fn left(until: Instant) -> io::Result<Duration> {
     if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
 }
 
-/// Reads exactly so much by a moment.
-fn fill(stream: &UnixStream, reader: &mut impl Read, mut target: &mut [u8], until: Instant) -> io::Result<()> {
-    while !target.is_empty() {
-        stream.set_read_timeout(Some(left(until)?))?;
-        match reader.read(target) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(read) => target = &mut target[read..],
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(io::ErrorKind::TimedOut.into()),
-            Err(error) => return Err(error),
-        }
+fn timed_out(error: io::Error) -> io::Error {
+    if error.kind() == io::ErrorKind::WouldBlock { io::ErrorKind::TimedOut.into() } else { error }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_out_is_set_anew_only_when_it_is_wrong() {
+        let ms = Duration::from_millis;
+        let mut limit = Limit::default();
+        assert_eq!(limit.renewed(ms(1000)), Some(ms(1010)), "none is set");
+        assert_eq!(limit.renewed(ms(1000) + Duration::from_micros(7)), None, "a call like the one before");
+        assert_eq!(limit.renewed(ms(995)), None);
+        assert_eq!(limit.renewed(ms(1011)), Some(ms(1021)), "it would end too early");
+        assert_eq!(limit.renewed(ms(30)), Some(ms(40)), "it would end much too late");
     }
-    Ok(())
 }

@@ -76,7 +76,7 @@ struct State {
     /// Number of the newest connection.
     connections: u64,
     /// Namespaces that were named here, to be opened on each connection when they are first used.
-    named: HashMap<Namespace, (Manifest, TenantId)>,
+    named: HashMap<Namespace, Arc<(Manifest, TenantId)>>,
 }
 
 struct Connected {
@@ -229,7 +229,7 @@ impl Client {
     /// Names a namespace: from then on its blocks can be asked for.
     pub fn name(&self, manifest: &Manifest, tenant: TenantId) -> Namespace {
         let namespace = manifest.namespace(tenant);
-        self.shared.state().named.entry(namespace).or_insert_with(|| (manifest.clone(), tenant));
+        self.shared.state().named.entry(namespace).or_insert_with(|| Arc::new((manifest.clone(), tenant)));
         namespace
     }
 
@@ -265,10 +265,16 @@ impl Client {
                 Reply::Acquire(found) => Some((found.hits.to_vec(), found.miss)),
                 _ => None,
             })?;
-            let mut lent = Vec::with_capacity(hits.len());
+            let mut lent: Vec<Lent> = Vec::with_capacity(hits.len());
             for hit in &hits {
+                // Mostly the same as the one before.
+                let last = lent.last().filter(|last| last.number == hit.extent.get());
+                let extent = match last.map(|last| Arc::clone(&last.extent)) {
+                    Some(extent) => Ok(extent),
+                    None => shared.extent(connected, parts.class, hit, until),
+                };
                 // What cannot be used is given back with everything behind it.
-                match shared.lend(connected, parts.class, hit, until) {
+                match extent.and_then(|extent| shared.lend(connected, parts.class, hit, extent)) {
                     Ok(block) => lent.push(block),
                     Err(error) if error.is_harmless() => {
                         let rest = hits[lent.len()..].iter().map(|hit| (connected.number, hit.lease));
@@ -324,6 +330,11 @@ impl Client {
                 _ => None,
             })
         })
+    }
+
+    /// Gives back now what has been dropped; otherwise the next call does.
+    pub fn give_back(&self) -> Result<(), CallError> {
+        self.shared.call(|connected, until| connected.link.flush(until))
     }
 
     /// The daemon's statistics, as the JSON of its `/stats`.
@@ -392,12 +403,12 @@ impl Shared {
         call: impl FnOnce(&mut Connected, KeyParts, Instant) -> Result<T, CallError>,
     ) -> Result<T, CallError> {
         let named = self.state().named.get(&wanted.namespace).cloned();
-        let (manifest, tenant) =
-            named.ok_or(CallError::Memory { reason: "a namespace that was not named".to_owned() })?;
+        let named = named.ok_or(CallError::Memory { reason: "a namespace that was not named".to_owned() })?;
         self.call(|connected, until| {
             let class = match connected.classes.get(&wanted.namespace) {
                 Some(class) => *class,
                 None => {
+                    let (manifest, tenant) = (*named).clone();
                     let open = OpenNamespace { tenant, manifest, group: GroupId(0), shape: self.shape };
                     let request = Request::OpenNamespace(Box::new(open));
                     let opened = connected.link.call(&request, until, |reply, _| match reply {
@@ -433,30 +444,29 @@ impl Shared {
             .map(|(_, lease)| lease)
             .collect();
         for (number, some) in leases.chunks(BATCH_MAX).enumerate() {
-            let request = Request::Release(Release { leases: Batch::new(some)? });
-            let given =
-                connected.link.call(&request, until, |reply, _| matches!(reply, Reply::Release(_)).then_some(()));
-            if let Err(error) = given {
-                // With the next call, if the connection lives until then.
-                let rest = leases[number * BATCH_MAX..].iter().map(|lease| (connected.number, *lease));
-                lock(&self.returned).extend(rest);
-                return Err(error);
+            // With the call that comes now, or with the next one if the connection lives until then.
+            connected.link.say(&Request::Release(Release { leases: Batch::new(some)? }))?;
+            if leases.len() > BATCH_MAX {
+                // Requests that pile up would fill the socket while nobody reads the answers.
+                connected.link.flush(until).inspect_err(|_| {
+                    let rest = leases.iter().skip((number + 1) * BATCH_MAX).map(|lease| (connected.number, *lease));
+                    lock(&self.returned).extend(rest);
+                })?;
             }
         }
         Ok(())
     }
 
-    /// Makes a lent block of a hit; maps its extent if it is the first from there.
-    fn lend(
-        self: &Arc<Shared>,
+    /// The extent that a hit is in, mapped if the hit is the first from there.
+    fn extent(
+        &self,
         connected: &mut Connected,
         class: ClassId,
         hit: &Hit,
         until: Instant,
-    ) -> Result<Lent, CallError> {
+    ) -> Result<Arc<LentExtent>, CallError> {
         let number = hit.extent.get();
         let slot_bytes = self.shape.slot_bytes();
-        let wrong = |reason: &str| CallError::Memory { reason: reason.to_owned() };
         if !connected.extents.contains_key(&number) {
             let request = Request::MapExtent(MapExtent { class, extent: number });
             let (layout, descriptor) = connected.link.call(&request, until, |reply, descriptor| match reply {
@@ -471,7 +481,17 @@ impl Shared {
             }
             connected.extents.insert(number, Arc::new(extent));
         }
-        let extent = &connected.extents[&number];
+        Ok(Arc::clone(&connected.extents[&number]))
+    }
+
+    /// Makes a lent block of a hit in this extent.
+    fn lend(
+        self: &Arc<Shared>,
+        connected: &Connected,
+        class: ClassId,
+        hit: &Hit,
+        extent: Arc<LentExtent>,
+    ) -> Result<Lent, CallError> {
         let slot = SlotIndex(hit.slot.get());
         let local = extent.local(slot).ok_or_else(|| wrong("a slot that the extent does not have"))?;
         let offset = hit.offset.get();
@@ -483,8 +503,8 @@ impl Shared {
             connection: connected.number,
             lease: hit.lease,
             class,
-            extent: Arc::clone(extent),
-            number,
+            extent,
+            number: hit.extent.get(),
             slot,
             local,
             offset,
@@ -525,6 +545,10 @@ impl Shared {
             drop(self.wake.wait_timeout(state, RETRY).unwrap_or_else(PoisonError::into_inner));
         }
     }
+}
+
+fn wrong(reason: &str) -> CallError {
+    CallError::Memory { reason: reason.to_owned() }
 }
 
 fn hashes(wanted: &Wanted<'_>) -> Vec<BlockHash> {
