@@ -81,6 +81,34 @@ pub enum BenchCommand {
     /// A forward pass reads the prompt, then tokens are decoded greedily, past end tokens too. The digest is the one that `kvtier run`
     /// gives for the same prompt, form and number of tokens.
     Decode(BenchDecodeArgs),
+    /// A daemon under clients, beside a plain copy of the same bytes and beside Redis
+    ///
+    /// Starts a daemon of its own for each number of clients and block size, and a Redis server where there is one, each on a socket in a
+    /// temporary folder. Every block that comes back is compared with what was put.
+    Daemon(BenchDaemonArgs),
+}
+
+/// `kvtier bench daemon`.
+#[derive(Args, Clone, Debug)]
+pub struct BenchDaemonArgs {
+    /// Bytes of a block, a multiple of 128KiB; several with commas
+    #[arg(long, value_name = "SIZE", value_delimiter = ',', default_value = "2MiB,32MiB")]
+    pub block_size: Vec<Size>,
+    /// Clients at once, each with connections of its own; several with commas
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,8,64", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub clients: Vec<u32>,
+    /// Rounds, in which everything takes its turn; figures are medians over them
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub rounds: u32,
+    /// A daemon that is there, instead of one of its own; its client_staging and host_mem must do
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Leave Redis out
+    #[arg(long)]
+    pub no_redis: bool,
+    /// One JSON object a figure on stdout
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `kvtier bench disk`.

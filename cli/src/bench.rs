@@ -1,5 +1,6 @@
 //! `kvtier bench`: what this machine can do, beside what it does through us.
 
+mod daemon;
 mod decode;
 mod disk;
 mod forms;
@@ -12,6 +13,7 @@ pub fn run(command: &BenchCommand) -> Result<(), Failure> {
     match command {
         BenchCommand::Disk(args) => disk::run(args),
         BenchCommand::Forms(args) => forms::run(args),
+        BenchCommand::Daemon(args) => daemon::run(args),
         BenchCommand::Decode(args) => decode::run(args),
     }
 }

@@ -6,9 +6,11 @@
 //! | `check` | what this machine offers to a daemon with these settings, and what it lacks |
 //! | `stats` | counters, the snapshot made of them, and why a request's blocks were missed |
 //! | `http` | the statistics endpoint: JSON, Prometheus text, the live page |
+//! | `bench` | the service measured from outside, beside a plain copy and Redis |
 //! | `server` | the service itself: the socket, connections, the cache |
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod check;
 pub mod config;
 pub mod http;
