@@ -3,6 +3,7 @@
 //! A slab of entries, hash buckets that are chains through it, and one list per segment through it. A key stands as a 128-bit fingerprint,
 //! salted with the store's id; the record's own header has the last word about whose it is.
 
+use std::collections::HashMap;
 use std::hash::Hasher;
 
 use cache_core::hash::Namespace;
@@ -85,6 +86,8 @@ pub(crate) struct Index {
     segments: Vec<u32>,
     len: u32,
     pages: u64,
+    /// Pages of each namespace that has any. There are few of them beside the records.
+    pages_of: HashMap<u32, u64>,
 }
 
 impl Index {
@@ -109,6 +112,7 @@ impl Index {
             segments: vec![NONE; segments as usize],
             len: 0,
             pages: 0,
+            pages_of: HashMap::new(),
         }
     }
 
@@ -123,6 +127,20 @@ impl Index {
     /// Pages of all records.
     pub(crate) fn pages(&self) -> u64 {
         self.pages
+    }
+
+    /// Pages of a namespace's records. Another one of the same tag would be counted with it.
+    pub(crate) fn pages_of(&self, namespace: u32) -> u64 {
+        self.pages_of.get(&namespace).copied().unwrap_or(0)
+    }
+
+    fn count(&mut self, namespace: u32, before: u32, after: u32) {
+        self.pages = self.pages - u64::from(before) + u64::from(after);
+        let pages = self.pages_of.entry(namespace).or_insert(0);
+        *pages = *pages - u64::from(before) + u64::from(after);
+        if *pages == 0 {
+            self.pages_of.remove(&namespace);
+        }
     }
 
     /// Bytes of all of it.
@@ -188,7 +206,7 @@ impl Index {
         self.buckets[bucket] = at;
         self.link(at);
         self.len += 1;
-        self.pages += u64::from(known.location.pages);
+        self.count(known.namespace, 0, known.location.pages);
         true
     }
 
@@ -197,10 +215,11 @@ impl Index {
         if let Some(at) = self.position(fingerprint) {
             self.unlink(at);
             let entry = &mut self.entries[at as usize];
-            self.pages = self.pages - u64::from(entry.location.pages) + u64::from(location.pages);
+            let (namespace, before) = (entry.namespace, entry.location.pages);
             entry.location = location;
             entry.is_hit = false;
             self.link(at);
+            self.count(namespace, before, location.pages);
         }
     }
 
@@ -224,7 +243,7 @@ impl Index {
         self.entries[at as usize].location.segment = NONE;
         self.free = at;
         self.len -= 1;
-        self.pages -= u64::from(known.location.pages);
+        self.count(known.namespace, known.location.pages, 0);
         Some(known)
     }
 
@@ -317,6 +336,10 @@ mod tests {
         }
         assert_eq!(index.bytes(), bytes, "nothing was allocated meanwhile");
         assert_eq!(index.pages(), map.values().map(|known| u64::from(known.location.pages)).sum::<u64>());
+        for namespace in 0..6 {
+            let of = map.values().filter(|known| known.namespace == namespace);
+            assert_eq!(index.pages_of(namespace), of.map(|known| u64::from(known.location.pages)).sum::<u64>());
+        }
         for segment in 0..4 {
             let mut found: Vec<_> = index.of_segment(segment).map(|known| known.fingerprint).collect();
             let mut expected: Vec<_> =

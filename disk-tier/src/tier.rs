@@ -15,6 +15,7 @@ use cache_core::store::OpId;
 
 use crate::config::DiskConfig;
 use crate::error::{DiskEnd, DiskError};
+use crate::index::namespace_tag;
 use crate::inner::Inner;
 use crate::io::{ALIGN_BYTES, Directory, Medium, Memory};
 use crate::keeper::FREE_WANTED;
@@ -156,6 +157,11 @@ impl DiskTier {
         let found = found.collect();
         log.counters.misses += misses;
         found
+    }
+
+    /// Bytes of the records of a namespace.
+    pub fn bytes_of(&self, namespace: &Namespace) -> u64 {
+        self.inner().lock().index.pages_of(namespace_tag(namespace)) * ALIGN_BYTES
     }
 
     /// Pins a record that the index knows.

@@ -45,6 +45,7 @@ impl Shard {
             ));
         }
         self.audit_waiting()?;
+        self.audit_census()?;
         self.audit_entries()
     }
 

@@ -11,6 +11,7 @@ use crate::units::Tier;
 impl Shard {
     /// Changes a copy in a slot: device or host. For the disk see [`Shard::set_disk`].
     pub(crate) fn set_copy(&mut self, id: EntryId, tier: usize, state: CopyState) {
+        let counted = self.counts(id);
         let entry = &mut self.slab[id];
         let below = entry.is_below();
         let before = std::mem::replace(&mut entry.copies[tier], state);
@@ -27,6 +28,7 @@ impl Shard {
             let children = &mut self.slab[parent].children_in[tier];
             *children = *children + u32::from(state.stays()) - u32::from(before.stays());
         }
+        self.recount(id, counted);
         self.candidates.refresh(&mut self.slab, id);
     }
 

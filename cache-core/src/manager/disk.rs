@@ -23,8 +23,9 @@ use crate::units::Tier;
 
 impl Shard {
     pub(crate) fn set_disk(&mut self, id: EntryId, state: CopyState, actions: &mut Actions) {
-        let pinned = self.slab[id].is_pinned();
+        let (pinned, counted) = (self.slab[id].is_pinned(), self.counts(id));
         self.slab[id].copies[DISK] = state;
+        self.recount(id, counted);
         self.candidates.refresh(&mut self.slab, id);
         self.pin_or_unpin(id, pinned, actions);
     }

@@ -13,6 +13,7 @@
 //! | `acquire` | what readers get |
 //! | `copies`, `disk` | a block's copies: books, losses, demotion; records, spills, pins |
 //! | `room`, `victim`, `promotion` | requests for slots, who goes for them, and the way back up |
+//! | `census` | how much each namespace has |
 //! | `audit` | the books checked against each other |
 //! | `rates`, `meeting` | load or compute: what each takes, and where the two meet |
 //!
@@ -21,6 +22,7 @@
 mod acquire;
 mod action;
 mod audit;
+mod census;
 mod copies;
 mod counters;
 mod disk;
@@ -37,6 +39,7 @@ mod shard;
 mod victim;
 
 pub use action::{Action, Actions, Shortage};
+pub use census::Census;
 pub use counters::Counters;
 pub use entry::{CopyState, EntryId, EntryView};
 pub use event::{Below, CopyEnd, Event, Owner, Ticket};

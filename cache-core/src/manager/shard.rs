@@ -5,6 +5,7 @@ use crate::hash::Namespace;
 use crate::hasher::DigestMap;
 use crate::key::CopyKey;
 use crate::manager::action::{Action, Actions, Shortage};
+use crate::manager::census::CensusByNamespace;
 use crate::manager::counters::Counters;
 use crate::manager::entry::{CopyState, EntryId, EntryView, Slab, map_bytes_per_key, map_for};
 use crate::manager::event::{Event, Owner};
@@ -83,6 +84,8 @@ pub struct Shard {
     pub(crate) parked: Vec<EntryId>,
     /// Readers of its first place are other processes: see [`Shard::lending`].
     pub(crate) lends: bool,
+    /// Kept by a lending shard alone.
+    pub(crate) census: Option<CensusByNamespace>,
     pub(crate) now: Now,
 }
 
@@ -93,6 +96,7 @@ impl Shard {
         Shard {
             budgets,
             lends: false,
+            census: None,
             slab: Slab::new(entries),
             candidates: Candidates::new(entries),
             ghosts: GhostTable::new(entries * GHOSTS_PER_ENTRY),
@@ -117,7 +121,7 @@ impl Shard {
     /// its readers have its address. It has no slots below that place ([`Budgets::host_slots`] = 0): what the disk has is promoted into it.
     pub fn lending(budgets: Budgets) -> Shard {
         debug_assert_eq!(budgets.host_slots, 0, "a lending shard has one place of slots");
-        Shard { lends: true, ..Shard::new(budgets) }
+        Shard { lends: true, census: Some(map_for(budgets.device_slots)), ..Shard::new(budgets) }
     }
 
     /// Changes how many slots of the first place may be used. Panics when that is fewer than are used, or more than the shard was made for.
@@ -188,13 +192,6 @@ impl Shard {
         self.slab.ids().filter_map(known).filter(|(_, view)| view.key.namespace == *namespace).collect()
     }
 
-    /// Copies of a namespace in the first place, arriving ones and those for which an open block was granted included. O(entries).
-    pub fn resident_of(&self, namespace: &Namespace) -> u64 {
-        let stays = |id: &EntryId| self.slab[*id].key.namespace == *namespace && self.slab[*id].copies[DEVICE].stays();
-        let opened = self.opened.keys().filter(|key| key.namespace == *namespace).count();
-        (self.slab.ids().filter(stays).count() + opened) as u64
-    }
-
     /// Copies in the first place, arriving ones included.
     pub fn resident(&self) -> u32 {
         self.used[DEVICE]
@@ -213,6 +210,11 @@ impl Shard {
     /// Who has a block open, if its key was known when it was opened.
     pub fn opened_by(&self, key: &CopyKey) -> Option<Owner> {
         self.opened.get(key).copied()
+    }
+
+    /// True while a block of a namespace is open. O(open blocks).
+    pub fn has_open(&self, namespace: &Namespace) -> bool {
+        self.opened.keys().any(|key| key.namespace == *namespace)
     }
 
     /// Counters since the shard was made.

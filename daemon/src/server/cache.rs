@@ -14,17 +14,18 @@ use cache_core::form::Accept;
 use cache_core::hash::Namespace;
 use cache_core::hasher::DigestMap;
 use cache_core::key::CopyKey;
-use cache_core::manager::{Action, Below, CopyState, EntryId, Event, Owner, Ticket};
+use cache_core::manager::{Action, Below, Census, CopyState, EntryId, Event, Owner, Ticket};
 use cache_core::miss::MissReason;
 use cache_core::payload::BlockShape;
 use cache_core::store::{Lease, OpId, Resident, Sealed, StoreError};
 use cache_core::units::{Generation, Now, SlotIndex, Tier};
-use disk_tier::{DiskError, DiskTier, Pin};
+use disk_tier::{DiskError, DiskState, DiskTier, Pin};
 use host_tier::{HostError, HostTier, Staging};
 use kvtier_sdk::wire::KeyParts;
 
 use crate::server::class::{Class, ClassId, Pool};
 use crate::server::driver::{Brought, Driver, Load, Write};
+use crate::server::quota::Quotas;
 use crate::stats::{Amount, Counters, Reclaim};
 
 /// How often the disk's thread looks whether it is to end, in milliseconds.
@@ -67,6 +68,7 @@ pub(crate) struct State {
     pub(crate) moved: Moved,
     /// Blocks that clients want kept, each with the reader that keeps it, until then.
     kept: HashMap<CopyKey, Kept>,
+    pub(crate) quotas: Quotas,
     next: u64,
 }
 
@@ -82,6 +84,17 @@ impl State {
     fn number(&mut self) -> u64 {
         self.next += 1;
         self.next
+    }
+
+    /// How many blocks of a class a tenant may take with so many bytes left, at most `wanted`.
+    fn affordable(&self, class: ClassId, left_bytes: Option<u64>, wanted: usize) -> usize {
+        left_bytes.map_or(wanted, |bytes| wanted.min((bytes / self.class(class).shape.slot_bytes()) as usize))
+    }
+
+    /// A reservation of a block of this class has ended.
+    fn settle(&mut self, class: ClassId, key: &CopyKey) {
+        let slot_bytes = self.class(class).shape.slot_bytes();
+        self.quotas.settle(&key.namespace, slot_bytes);
     }
 
     fn grow(&mut self, class: ClassId, wanted: u32) {
@@ -204,6 +217,8 @@ pub(crate) enum Reserved {
     Present,
     PendingElsewhere,
     Full,
+    /// The tenant has its bytes.
+    Quota,
 }
 
 /// Answer to a commit.
@@ -239,6 +254,7 @@ impl Cache {
                 awaited: HashMap::new(),
                 moved: Moved::default(),
                 kept: HashMap::new(),
+                quotas: Quotas::default(),
                 next: 0,
             }),
             ended: Condvar::new(),
@@ -309,8 +325,9 @@ impl Cache {
         let mut state = self.state();
         let class = asked.class();
         let (hits, miss) = self.make_live(&mut state, asked, &keys, &below);
-        let wanted: Vec<EntryId> =
+        let mut wanted: Vec<EntryId> =
             hits.iter().filter(|(_, tier)| *tier == Tier::Disk).map(|(entry, _)| *entry).collect();
+        self.cut_to_quota(&state, asked, &mut wanted);
         let mut is_late = false;
         if !wanted.is_empty() {
             (state, is_late) = self.load(state, class, &wanted, patience);
@@ -321,6 +338,14 @@ impl Cache {
             self.drive(&mut state, class, Event::Release { entries: &left });
         }
         (leased, missed.or(miss))
+    }
+
+    /// Leaves out loads for which the tenant has no bytes left in memory: those blocks are misses (`quota`).
+    fn cut_to_quota(&self, state: &State, asked: &Asked<'_>, wanted: &mut Vec<EntryId>) {
+        if !wanted.is_empty() {
+            let left = state.quotas.left(&asked.parts.namespace, &state.classes, self.disk.as_ref());
+            wanted.truncate(state.affordable(asked.class(), left.map(|left| left.loads), wanted.len()));
+        }
     }
 
     /// Brings live blocks from the disk into slots; true when not all loads had ended in time.
@@ -359,6 +384,20 @@ impl Cache {
         released
     }
 
+    /// The block that a connection leases in this slot, under this generation.
+    pub(crate) fn leased(
+        &self,
+        holdings: &Holdings,
+        class: ClassId,
+        slot: SlotIndex,
+        generation: Generation,
+    ) -> Option<Link> {
+        let is_meant =
+            |held: &&Held| held.class == class && held.lease.slot() == slot && held.lease.generation() == generation;
+        let held = holdings.leases.values().find(is_meant)?;
+        self.state().class(class).shard.entry(held.entry).map(|view| view.link)
+    }
+
     fn let_go(&self, held: Vec<Held>) {
         let mut by_class: Vec<(ClassId, Vec<EntryId>)> = Vec::new();
         for Held { class, entry, lease, .. } in held {
@@ -390,11 +429,18 @@ impl Cache {
         if is_resident || self.disk.as_ref().is_some_and(|disk| disk.find(&key).is_ok()) {
             return Reserved::Present;
         }
+        let left = state.quotas.left(&key.namespace, &state.classes, self.disk.as_ref());
+        if state.affordable(class, left.map(|left| left.stores), 1) == 0 {
+            state.class_mut(class).shard.refused_by_quota(&key);
+            return Reserved::Quota;
+        }
         state.grow(class, 1);
         let ticket = Ticket(state.number());
         let answers = self.drive(&mut state, class, Event::Room { ticket, owner, keys: &[Some(key)], held: 0 });
         match answers.first() {
             Some(Action::Granted { .. }) => {
+                let slot_bytes = state.class(class).shape.slot_bytes();
+                state.quotas.reserve(key.namespace, slot_bytes);
                 let reservation = holdings.number();
                 holdings.reservations.insert(reservation, Reservation { class, sealed, offset });
                 Reserved::Granted { reservation }
@@ -426,6 +472,7 @@ impl Cache {
                 let Sealed { key, link, .. } = sealed;
                 let event = Event::Commit { owner, opened_for, key, link, held: false };
                 let answers = self.drive(&mut state, class, event);
+                state.settle(class, &key);
                 let Some(Action::Committed { entry, inserted }) = answers.into_iter().next() else {
                     unreachable!("a commit is answered at once");
                 };
@@ -441,7 +488,9 @@ impl Cache {
                 }
             }
             Err(error) => {
-                self.drive(&mut self.state(), class, Event::Abandon { owner, keys: &[opened_for], held: 0 });
+                let mut state = self.state();
+                self.drive(&mut state, class, Event::Abandon { owner, keys: &[opened_for], held: 0 });
+                state.settle(class, &sealed.key);
                 match error {
                     StoreError::Present | StoreError::PendingElsewhere => Committed::Present { class },
                     StoreError::Check(_) => Committed::FailedCheck,
@@ -456,7 +505,10 @@ impl Cache {
     /// Gives a reservation up; returns where it was in staging memory, `None` when there was none.
     pub(crate) fn abort(&self, holdings: &mut Holdings, owner: Owner, reservation: u64) -> Option<u64> {
         let Reservation { class, sealed, offset } = holdings.reservations.remove(&reservation)?;
-        self.drive(&mut self.state(), class, Event::Abandon { owner, keys: &[Some(sealed.key)], held: 0 });
+        let mut state = self.state();
+        self.drive(&mut state, class, Event::Abandon { owner, keys: &[Some(sealed.key)], held: 0 });
+        state.settle(class, &sealed.key);
+        drop(state);
         self.ended.notify_all();
         Some(offset)
     }
@@ -492,9 +544,12 @@ impl Cache {
         let class = asked.class();
         let (hits, _) = self.make_live(&mut state, asked, &keys, &below);
         let entries: Vec<EntryId> = hits.iter().map(|(entry, _)| *entry).collect();
+        let mut wanted: Vec<EntryId> =
+            hits.iter().filter(|(_, tier)| *tier == Tier::Disk).map(|(entry, _)| *entry).collect();
+        self.cut_to_quota(&state, asked, &mut wanted);
         let ticket = Ticket(state.number());
-        state.grow(class, entries.len() as u32);
-        self.drive(&mut state, class, Event::Promote { ticket, entries: &entries });
+        state.grow(class, wanted.len() as u32);
+        self.drive(&mut state, class, Event::Promote { ticket, entries: &wanted });
         let shard = &state.class(class).shard;
         let comes = |entry: &&EntryId| shard.entry(**entry).is_some_and(|view| view.copies[0] != CopyState::None);
         let accepted = entries.iter().filter(comes).count() as u32;
@@ -669,14 +724,14 @@ impl Cache {
         used
     }
 
-    /// Bytes of the host arena that blocks of these namespaces take.
-    pub(crate) fn bytes_of(&self, namespaces: &[Namespace]) -> u64 {
+    /// True when no block of a namespace is in memory or on the disk, as far as that can be told now.
+    pub(crate) fn is_empty(&self, namespace: &Namespace) -> bool {
+        let on_disk =
+            self.disk.as_ref().is_some_and(|disk| disk.state() != DiskState::Ready || disk.bytes_of(namespace) > 0);
         let state = self.state();
-        let of = |class: &Class| {
-            let blocks: u64 = namespaces.iter().map(|namespace| class.shard.resident_of(namespace)).sum();
-            blocks * class.shape.slot_bytes()
-        };
-        state.classes.iter().map(of).sum()
+        let in_class =
+            |class: &Class| class.shard.census(namespace) != Census::default() || class.shard.has_open(namespace);
+        !on_disk && !state.classes.iter().any(in_class)
     }
 
     /// Where a block is, or why it is not there.

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use cache_core::manager::{Budgets, Shard};
+use cache_core::manager::{Budgets, Census, Shard};
 use cache_core::payload::BlockShape;
 use disk_tier::io::Region;
 use host_tier::{HostConfig, HostError, HostTier};
@@ -80,7 +80,8 @@ impl Class {
         let slots = host.layout().slots();
         let below_entries = if has_disk { LOADING_MAX } else { 0 };
         let budgets = Budgets { device_slots: slots, host_slots: 0, below_entries };
-        let metadata_bytes = host.layout().metadata_bytes() + budgets.metadata_bytes();
+        let metadata_bytes =
+            host.layout().metadata_bytes() + budgets.metadata_bytes() + u64::from(slots) * Census::BYTES_PER_SLOT;
         if metadata_bytes + slot_bytes > pool.left() {
             let minimum_bytes = metadata_bytes + slot_bytes;
             return Err(HostError::Budget { budget_bytes: pool.left(), slot_bytes, minimum_bytes });

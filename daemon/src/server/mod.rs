@@ -9,7 +9,9 @@
 //! | `cache` | classes over arena and disk behind one mutex: what requests do |
 //! | `class` | the blocks of one shape: slots, shard, share of the budget |
 //! | `driver` | performs a shard's actions on arena and disk |
-//! | `namespaces` | whose blocks: manifests, tenants, quotas, what differs |
+//! | `namespaces`, `listed` | whose blocks: manifests, tenants, what differs; the list of it beside the store |
+//! | `quota` | what tenants may have |
+//! | `paced` | answers on their way out, each by its time |
 //! | `requests` | what became of named requests, for `explain` |
 //! | `scrub` | blocks in memory checked again, at a pace |
 //!
@@ -20,8 +22,11 @@ mod cache;
 mod class;
 mod driver;
 mod incoming;
+mod listed;
 mod listen;
 mod namespaces;
+mod paced;
+mod quota;
 mod requests;
 mod scrub;
 mod session;
@@ -41,12 +46,14 @@ use cache_core::key::CopyKey;
 use cache_core::manifest::Manifest;
 use cache_core::miss::MissReason;
 use cache_core::payload::BlockShape;
+use cache_core::units::Tier;
 use disk_tier::{DiskConfig, DiskError, DiskState, DiskTier};
 
 use crate::config::Config;
 use crate::http::{Endpoint, HttpError};
 use crate::server::cache::{Asked, Cache, Leased};
 use crate::server::class::ClassId;
+use crate::server::listed::List;
 use crate::server::listen::Listener;
 use crate::server::namespaces::Namespaces;
 use crate::server::requests::Requests;
@@ -77,6 +84,15 @@ pub enum ServeError {
         /// Why.
         #[source]
         source: DiskError,
+    },
+    /// The list of namespaces beside the store cannot be used.
+    #[error("read the list of namespaces in {}", folder.display())]
+    Names {
+        /// The store's folder.
+        folder: PathBuf,
+        /// The system's word.
+        #[source]
+        source: std::io::Error,
     },
     /// The statistics endpoint cannot listen.
     #[error("serve statistics")]
@@ -273,17 +289,19 @@ impl Server {
             opened.map_err(|source| ServeError::Disk { folder: folder.clone(), source })
         });
         let disk = disk.transpose()?;
+        let cache = Cache::new(config.host_mem_bytes, staging_bytes(&config), disk);
+        let namespaces = namespaces_of(&config, &cache)?;
         let mut id = [0; 16];
         rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())
             .map_err(|error| ServeError::Start(error.into()))?;
         Ok(Arc::new(Server {
-            cache: Cache::new(config.host_mem_bytes, config.client_staging_bytes, disk),
+            cache,
             config,
             planted,
             id,
             started: Instant::now(),
             counters: Counters::default(),
-            namespaces: Mutex::default(),
+            namespaces: Mutex::new(namespaces),
             requests: Mutex::default(),
             connected: Mutex::default(),
             fewer: Condvar::new(),
@@ -404,7 +422,7 @@ impl Server {
 
     /// Takes a connection's staging memory out of the host budget. Errors: that it does not hold it.
     pub(crate) fn take_staging(&self) -> Result<u64, String> {
-        let bytes = self.config.client_staging_bytes.next_multiple_of(4096);
+        let bytes = staging_bytes(&self.config);
         match self.cache.take_staging(bytes) {
             true => Ok(bytes),
             false => Err(format!("host_mem has no {bytes} bytes left for this client's staging memory")),
@@ -459,7 +477,15 @@ impl Server {
 
     /// Notes a namespace that a client has opened.
     pub(crate) fn knows(&self, manifest: Manifest, tenant: TenantId) -> Namespace {
-        lock(&self.namespaces).open(manifest, tenant)
+        let is_empty = |namespace: &Namespace| self.cache.is_empty(namespace);
+        let namespace = lock(&self.namespaces).open(manifest, tenant, is_empty);
+        self.cache.state().quotas.open(namespace, tenant, self.config.quota_bytes(&tenant));
+        namespace
+    }
+
+    /// Makes sure that blocks of a namespace can be deleted with their tenant. Errors: a sentence; nothing may be stored then.
+    pub(crate) fn lists(&self, namespace: &Namespace) -> Result<(), String> {
+        lock(&self.namespaces).list(namespace)
     }
 
     /// Blocks of a namespace were found; after a restart that is the first that is known of it.
@@ -471,21 +497,6 @@ impl Server {
     pub(crate) fn reason(&self, namespace: &Namespace, miss: Option<MissReason>) -> Option<MissReason> {
         let differs = || lock(&self.namespaces).differs(namespace).is_some();
         if miss == Some(MissReason::NeverStored) && differs() { Some(MissReason::Namespace) } else { miss }
-    }
-
-    /// True while the namespace's tenant may have one more slot of so many bytes.
-    pub(crate) fn has_quota(&self, namespace: &Namespace, slot_bytes: u64) -> bool {
-        let (tenant, all) = {
-            let namespaces = lock(&self.namespaces);
-            let Some(tenant) = namespaces.tenant(namespace) else {
-                return false;
-            };
-            (tenant, namespaces.of(&tenant))
-        };
-        let Some(quota) = self.config.quota_bytes(&tenant) else {
-            return true;
-        };
-        self.cache.bytes_of(&all) + slot_bytes <= quota
     }
 
     pub(crate) fn delete_namespace(&self, namespace: Namespace) -> Result<(), String> {
@@ -511,14 +522,27 @@ impl Server {
         lock(&self.requests).note(request, stories);
     }
 
+    /// A block that a named request had found turned out not to be what it should.
+    pub(crate) fn correct(&self, request: &str, position: u32, reason: MissReason) {
+        if !request.is_empty() {
+            lock(&self.requests).note(request, vec![BlockStory::miss(position, reason)]);
+        }
+    }
+
     fn story(&self, position: u32, reason: MissReason, class: ClassId, key: &CopyKey) -> BlockStory {
         let story = BlockStory::miss(position, reason);
         let story = match (reason, self.cache.gone(class, key)) {
             (MissReason::NeverStored | MissReason::Namespace, gone) => {
                 BlockStory { ago_ms: gone.forgotten_ms, ..story }
             }
+            // It was never there: what is remembered is when it was refused.
+            (MissReason::Quota, gone) => BlockStory { ago_ms: gone.ghost.map(|(_, ago_ms)| ago_ms), ..story },
             (_, gone) => match gone.ghost {
                 Some((tier, ago_ms)) => story.gone(tier, ago_ms),
+                // What the arena does not remember went from the disk, which does not note when.
+                None if reason == MissReason::Evicted => {
+                    BlockStory { evicted_from: Some(Tier::Disk.name().into()), ..story }
+                }
                 None => story,
             },
         };
@@ -587,6 +611,22 @@ impl Source for Server {
         }
         if reasons.is_empty() { Ok(()) } else { Err(reasons) }
     }
+}
+
+/// Staging memory of a client, whole pages.
+fn staging_bytes(config: &Config) -> u64 {
+    config.client_staging_bytes.next_multiple_of(4096)
+}
+
+/// The namespaces that the store's list names; their tenants' quotas count from the start.
+fn namespaces_of(config: &Config, cache: &Cache) -> Result<Namespaces, ServeError> {
+    let Some(folder) = &config.disk else {
+        return Ok(Namespaces::default());
+    };
+    let (list, names) = List::open(folder).map_err(|source| ServeError::Names { folder: folder.clone(), source })?;
+    let mut state = cache.state();
+    names.iter().for_each(|(namespace, tenant)| state.quotas.open(*namespace, *tenant, config.quota_bytes(tenant)));
+    Ok(Namespaces::listed(list, &names))
 }
 
 /// Nothing here leaves half a change behind when it panics.

@@ -1,7 +1,7 @@
 //! One connection: reads its requests one after the other, performs them, answers in order. Whatever ends it, what it held is given back.
 
 use std::collections::HashMap;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use cache_core::units::{Generation, SlotIndex};
 use kvtier_sdk::socket::{Peer, send_with};
 use kvtier_sdk::wire::{
     AbortReply, AcceptId, AcquireReply, AwaitReply, BODY_BYTES_BEFORE_HELLO, BODY_BYTES_MAX, Batch, CommitCode,
-    CommitReply, DeleteTenantReply, Empty, Explain, Frame, FrameHeader, Hello, HelloReply, Hit, Json, KeyParts,
+    CommitReply, DeleteTenantReply, Empty, Explain, Frame, FrameHeader, Hello, HelloReply, Hit, Json, KeyParts, Kind,
     LeaseId, LookupReply, MapExtentReply, OpenNamespace, OpenNamespaceReply, PinReply, PrefetchReply, Refusal,
     ReleaseReply, Reply, Request, ReservationId, ReserveCode, ReserveReply, Reserved, Run, Status, TierCode,
     UnpinReply, VERSION, WireError, Zero,
@@ -29,6 +29,7 @@ use crate::config::Verify;
 use crate::server::cache::{self, Asked, Committed, Holdings, Patience};
 use crate::server::class::ClassId;
 use crate::server::incoming::{Incoming, Look, is_timeout};
+use crate::server::paced::write_within;
 use crate::server::staging::StagingArea;
 use crate::server::{Server, sentence};
 use crate::stats::{Amount, Client, Operation, ProtocolError, Reclaim, Rejection, StoreRefusal};
@@ -40,6 +41,9 @@ const OUT_BYTES: usize = 128 << 10;
 const UNREAD_MAX: Duration = Duration::from_secs(5);
 /// Reservations of one connection.
 const RESERVATIONS_MAX: usize = 1024;
+
+/// Namespaces that one connection may have open.
+const OPENED_MAX: usize = 4096;
 
 /// Why a request is not done.
 struct Refused {
@@ -144,7 +148,7 @@ impl Session {
                     let status = if is_long { Status::TooLarge } else { Status::BadFrame };
                     Refusal::new(status, &error.to_string()).encode_frame(0, 0, &mut out);
                     // The stream has lost its place; whether the client still hears why makes no difference.
-                    let _ = self.stream.write_all(&out);
+                    let _ = write_within(&self.stream, &out, UNREAD_MAX);
                     return Err(Rejection::Protocol);
                 }
                 Err(Look::Partial(age)) if age >= self.server.hello_timeout() => return Err(Rejection::Slow),
@@ -192,7 +196,7 @@ impl Session {
     fn write(&mut self, out: &[u8]) -> Result<(), Rejection> {
         let written = match self.descriptor.take() {
             Some(descriptor) => send_with(&self.stream, out, descriptor.as_fd()),
-            None => self.stream.write_all(out),
+            None => write_within(&self.stream, out, UNREAD_MAX),
         };
         match written {
             Err(error) if is_timeout(&error) => Err(Rejection::NotReading),
@@ -215,7 +219,10 @@ impl Session {
     fn answer(&mut self, header: &FrameHeader, body: &[u8], out: &mut Vec<u8>) -> bool {
         let id = header.request_id;
         let start = out.len();
+        // Whoever has not introduced himself is not listened to, whatever he says.
+        let is_early = self.staging.is_none() && header.kind != Kind::Hello.number();
         let done = match Request::parse(header, body) {
+            _ if is_early => refused(Status::BadFrame, "take that: the first request of a connection is Hello"),
             Ok(request) => {
                 self.server.planted.strike(Point::Session);
                 self.perform(header, request, out)
@@ -226,6 +233,7 @@ impl Session {
             return false;
         };
         let error = match status {
+            Status::BadFrame if is_early => Some(ProtocolError::NoHello),
             Status::BadFrame => Some(ProtocolError::BadFrame),
             Status::BadVersion => Some(ProtocolError::BadVersion),
             Status::TooLarge => Some(ProtocolError::TooLarge),
@@ -246,10 +254,6 @@ impl Session {
         if let Request::Hello(hello) = request {
             let reply = self.hello(&hello)?;
             return Ok(Reply::Hello(reply).encode_frame(id, out)?);
-        }
-        if self.staging.is_none() {
-            self.server.counters.protocol_error(ProtocolError::NoHello);
-            return refused(Status::Denied, "the first request of a connection is Hello");
         }
         let takes = matches!(request, Request::Acquire(_) | Request::Prefetch(_) | Request::Pin(_));
         if takes && self.server.is_ending() {
@@ -374,6 +378,9 @@ impl Session {
             Request::Report(report) => {
                 let class = self.known(report.class.0)?;
                 self.server.counters.lease_lost();
+                if let Some(link) = self.server.cache.leased(&self.holdings, class, report.slot, report.generation) {
+                    self.server.correct(&self.tag, link.depth, report.reason);
+                }
                 if self.server.cache.verify(class, SlotIndex(report.slot.0), report.generation) {
                     self.server.counters.integrity_failure();
                 }
@@ -434,6 +441,9 @@ impl Session {
     }
 
     fn open(&mut self, open: OpenNamespace) -> Result<OpenNamespaceReply, Refused> {
+        if self.opened.len() >= OPENED_MAX {
+            return refused(Status::Full, format!("a connection opens at most {OPENED_MAX} namespaces"));
+        }
         let slot_bytes = open.shape.slot_bytes();
         let staging_bytes = self.staging.as_ref().map_or(0, |staging| staging.memory().bytes());
         if slot_bytes > staging_bytes {
@@ -560,6 +570,7 @@ impl Session {
             self.server.counters.refused(StoreRefusal::Draining, run.hashes().len() as u64);
             return refused(Status::Draining, "the daemon is about to end");
         }
+        self.server.lists(&parts.namespace).or_else(|sentence| refused(Status::Full, sentence))?;
         let slot_bytes = shape.slot_bytes();
         let mut answers = Vec::with_capacity(run.hashes().len());
         for link in run.links() {
@@ -577,10 +588,9 @@ impl Session {
             reserved: Zero::BYTES,
         };
         let counters = &self.server.counters;
-        let is_over = !self.server.has_quota(&sealed.key.namespace, slot_bytes);
-        let staging = self.staging.as_mut().filter(|_| !is_over && self.holdings.reservations() < RESERVATIONS_MAX);
+        let staging = self.staging.as_mut().filter(|_| self.holdings.reservations() < RESERVATIONS_MAX);
         let Some(offset) = staging.and_then(|staging| staging.take(slot_bytes)) else {
-            counters.refused(if is_over { StoreRefusal::Quota } else { StoreRefusal::Full }, 1);
+            counters.refused(StoreRefusal::Full, 1);
             return nothing(ReserveCode::Full);
         };
         let owner = self.owner();
@@ -602,6 +612,10 @@ impl Session {
             }
             cache::Reserved::Full => {
                 counters.refused(StoreRefusal::Full, 1);
+                ReserveCode::Full
+            }
+            cache::Reserved::Quota => {
+                counters.refused(StoreRefusal::Quota, 1);
                 ReserveCode::Full
             }
         };

@@ -28,7 +28,8 @@ pub struct BlockStory {
     pub reason: Option<Name>,
     /// The tier that its last copy was dropped from, when that is remembered.
     pub evicted_from: Option<Name>,
-    /// How many milliseconds before the request; for `never_stored`, what was stored longer ago may have been forgotten.
+    /// How many milliseconds before the request; for `never_stored`, what was stored longer ago may have been forgotten; for `quota`, when it was
+    /// refused.
     pub ago_ms: Option<u64>,
     /// The part of the namespace that differs from the nearest one that is known.
     pub field: Option<String>,
@@ -65,6 +66,7 @@ impl BlockStory {
             (None, Some(reason)) => {
                 let mut text = format!("missed: {}", reason.replace('_', " "));
                 match (&self.evicted_from, &ago) {
+                    (None, Some(ago)) if reason == "quota" => text.push_str(&format!(", refused {ago} before")),
                     (Some(tier), Some(ago)) => text.push_str(&format!(" from {tier} {ago} before")),
                     (Some(tier), None) => text.push_str(&format!(" from {tier}")),
                     (None, Some(ago)) => text.push_str(&format!(", or forgotten {ago} before")),
@@ -93,6 +95,8 @@ mod tests {
         let evicted = BlockStory::miss(3, MissReason::Evicted).gone(Tier::Disk, 1500);
         assert_eq!(evicted.sentence(), "missed: evicted from disk 1.5 s before");
         assert_eq!(BlockStory::hit(0, Tier::Host).sentence(), "found in host");
+        let refused = BlockStory { ago_ms: Some(400), ..BlockStory::miss(0, MissReason::Quota) };
+        assert_eq!(refused.sentence(), "missed: quota, refused 0.4 s before");
         let other = BlockStory { field: Some("rope.base".into()), ..BlockStory::miss(0, MissReason::Namespace) };
         assert_eq!(other.sentence(), "missed: namespace; rope.base differs");
     }

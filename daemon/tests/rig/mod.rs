@@ -3,6 +3,7 @@
 
 pub mod isolation;
 pub mod raw;
+pub mod spoil;
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};

@@ -14,7 +14,7 @@ use cache_core::miss::MissReason;
 use cache_core::payload::BlockShape;
 use kvtier_sdk::socket::Descriptors;
 use kvtier_sdk::wire::{
-    AcceptId, Acquire, BODY_BYTES_MAX, Batch, Explain, FrameHeader, Hello, HelloReply, KeyParts, LeaseId, Lookup,
+    AcceptId, Acquire, BODY_BYTES_MAX, Batch, Explain, FrameHeader, Hello, HelloReply, Hit, KeyParts, LeaseId, Lookup,
     OpenNamespace, Refusal, Release, Reply, Request, Run, Status, Tag, Text, VERSION, Zero,
 };
 
@@ -23,6 +23,8 @@ use super::PATIENCE;
 pub struct Raw {
     pub stream: UnixStream,
     next: u64,
+    /// Of every request, in milliseconds; 0 for the daemon's.
+    pub deadline_ms: u32,
 }
 
 /// What came back.
@@ -87,7 +89,7 @@ impl Raw {
         let stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
-        Ok(Raw { stream, next: 0 })
+        Ok(Raw { stream, next: 0, deadline_ms: 0 })
     }
 
     /// One that has introduced itself.
@@ -106,7 +108,7 @@ impl Raw {
     pub fn request(&mut self, request: &Request<'_>) -> io::Result<u64> {
         self.next += 1;
         let mut out = Vec::new();
-        request.encode_frame(self.next, 0, &mut out).unwrap();
+        request.encode_frame(self.next, self.deadline_ms, &mut out).unwrap();
         self.send(&out)?;
         Ok(self.next)
     }
@@ -195,13 +197,18 @@ impl Raw {
     /// Acquires a run from block 0 on under the name of a request; leases are given back at once. Returns hits and the reason of the miss.
     pub fn acquire_as(&mut self, tag: &str, parts: KeyParts, hashes: &[BlockHash]) -> (usize, Option<MissReason>) {
         self.tag(tag);
+        let (hits, miss) = self.acquire(parts, hashes);
+        let leases: Vec<_> = hits.iter().map(|hit| hit.lease).collect();
+        self.release(&leases);
+        (hits.len(), miss)
+    }
+
+    /// Acquires a run from block 0 on.
+    pub fn acquire(&mut self, parts: KeyParts, hashes: &[BlockHash]) -> (Vec<Hit>, Option<MissReason>) {
         let run = Run::new(0, None, hashes).unwrap();
         let answer = self.call(&Request::Acquire(Acquire { parts, accept: AcceptId::Exact, run })).unwrap();
         let Reply::Acquire(reply) = answer.reply() else { panic!("{answer:?}") };
-        let leases: Vec<_> = reply.hits.iter().map(|hit| hit.lease).collect();
-        let found = (leases.len(), reply.miss);
-        self.release(&leases);
-        found
+        (reply.hits.to_vec(), reply.miss)
     }
 
     pub fn tag(&mut self, tag: &str) {

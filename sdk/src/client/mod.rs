@@ -2,6 +2,7 @@
 //!
 //! | file | part |
 //! |---|---|
+//! | `admin` | calls of those who look after a daemon |
 //! | `link` | one connection, calls with deadlines |
 //! | `mod` | the client: connects again, opens its namespaces again, gives leases back |
 //!
@@ -11,6 +12,7 @@
 //! **Connections** are numbered. A lease, a reservation, a class and an extent belong to the connection that they came from, and mean nothing on
 //! another one.
 
+mod admin;
 mod link;
 
 use std::collections::HashMap;
