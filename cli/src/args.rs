@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kvtier_engine::run::Form;
 
+use crate::delete::DeleteArgs;
 use crate::doctor::DoctorArgs;
 use crate::explain::ExplainArgs;
 use crate::serve::ServeArgs;
@@ -50,6 +51,8 @@ pub enum Command {
     Stats(StatsArgs),
     /// Why the blocks of a request were there or not
     Explain(ExplainArgs),
+    /// Delete a tenant's blocks, or a namespace's, from a daemon's memory and disk
+    Delete(DeleteArgs),
     /// What this machine offers and lacks
     Doctor(DoctorArgs),
 }

@@ -4,6 +4,7 @@
 mod args;
 mod bench;
 mod chat;
+mod delete;
 mod demo;
 mod disk;
 mod doctor;
@@ -66,6 +67,7 @@ fn run_command(command: &Command) -> Result<(), Failure> {
         Command::Top(args) => top::run(args),
         Command::Stats(args) => stats::run(args),
         Command::Explain(args) => explain::run(args),
+        Command::Delete(args) => delete::run(args),
         Command::Doctor(args) => doctor::run(args),
     }
 }

@@ -31,6 +31,7 @@ use cache_core::payload::BlockShape;
 use cache_core::units::{Generation, SlotIndex, Tier};
 use host_tier::{LentExtent, Staging};
 
+pub use admin::{Deleted, delete};
 pub use link::CallError;
 use link::Link;
 
