@@ -99,6 +99,11 @@ impl SlotTable {
         self.entries.is_empty()
     }
 
+    /// Slots that rest.
+    pub fn resting(&self) -> u32 {
+        self.resting.len() as u32
+    }
+
     /// Slots that are neither free nor due from their rest.
     pub fn used(&self) -> u32 {
         self.len() - self.free.len() as u32

@@ -74,6 +74,12 @@ impl Bench {
     }
 }
 
+/// Room for a dozen large blocks and a few clients.
+fn small(config: &mut Config) {
+    config.host_mem_bytes = 48 << 20;
+    config.client_staging_bytes = 3 << 20;
+}
+
 fn chain(shape: BlockShape, namespace: Namespace, blocks: usize) -> Vec<Link> {
     let tokens: Vec<u32> = (0..shape.block_tokens * blocks as u32).collect();
     Chain::over(namespace, shape.block_tokens, &tokens).links().to_vec()
@@ -100,11 +106,8 @@ fn never_stored() {
 
 #[test]
 fn evicted_from_memory_and_how_long_ago() {
-    let mut bench = Bench::new(LARGE, false, |config| {
-        config.host_mem_bytes = 24 << 20;
-        config.client_staging_bytes = 4 << 20;
-    });
-    let links = chain(LARGE, bench.parts.namespace, 20);
+    let mut bench = Bench::new(LARGE, false, small);
+    let links = chain(LARGE, bench.parts.namespace, 30);
     let client = bench.daemon.client_of(LARGE);
     client.name(&manifest_of(LARGE), tenant("a"));
     // Children go before their parents: chains of one block each, so that the first one is the oldest.
@@ -123,10 +126,7 @@ fn evicted_from_memory_and_how_long_ago() {
 
 #[test]
 fn evicted_from_the_disk() {
-    let mut bench = Bench::new(LARGE, true, |config| {
-        config.host_mem_bytes = 24 << 20;
-        config.client_staging_bytes = 4 << 20;
-    });
+    let mut bench = Bench::new(LARGE, true, small);
     let links = chain(LARGE, bench.parts.namespace, 60);
     let client = bench.daemon.client_of(LARGE);
     client.name(&manifest_of(LARGE), tenant("a"));
@@ -202,7 +202,7 @@ fn lease_lost() {
 fn deadline() {
     let memory = |config: &mut Config| {
         config.host_mem_bytes = 128 << 20;
-        config.client_staging_bytes = 4 << 20;
+        config.client_staging_bytes = 3 << 20;
     };
     let bench = Bench::new(LARGE, true, memory);
     let links = chain(LARGE, bench.parts.namespace, 16);

@@ -140,6 +140,11 @@ impl HostTier {
         HostCounters { stale_releases: table.slots.stale_releases(), ..table.counters }
     }
 
+    /// Slots that rest: no copy holds them, and none may be written into them yet.
+    pub fn resting(&self) -> u32 {
+        self.inner.table().slots.resting()
+    }
+
     /// Moves time on: slots that have rested long enough are free again.
     pub fn advance(&self, now: Now) {
         self.inner.table().slots.advance(now);

@@ -99,7 +99,8 @@ impl Class {
     /// Sees to it that `wanted` slots are free, as far as the pool goes and without evicting anything.
     pub(crate) fn grow(&mut self, wanted: u32, pool: &mut Pool) {
         let granted = self.shard.budgets().device_slots;
-        let free = granted - self.shard.device_used();
+        // The shard takes slots that rest for free ones; a block that was promised one would be turned away when it is there.
+        let free = (granted - self.shard.device_used()).saturating_sub(self.host.resting());
         let affordable = u32::try_from(pool.left() / self.shape.slot_bytes()).unwrap_or(u32::MAX);
         let more = wanted.saturating_sub(free).min(affordable).min(self.host.layout().slots() - granted);
         if more > 0 {

@@ -1,7 +1,9 @@
 //! A real daemon on a thread, clients of it, and blocks whose bytes tell whose they are.
 #![allow(dead_code, reason = "each test target uses its part")]
 
+pub mod honest;
 pub mod isolation;
+pub mod process;
 pub mod raw;
 pub mod spoil;
 
@@ -76,19 +78,12 @@ impl Daemon {
     }
 
     pub fn client_of(&self, shape: BlockShape) -> Client {
-        let settings =
-            ClientSettings { socket: self.socket.clone(), name: "hostile test".to_owned(), deadline: PATIENCE };
-        let client = Client::open(settings, shape);
-        assert!(client.is_connected());
-        client
+        client_at(&self.socket, shape)
     }
 
     /// An answer of the statistics endpoint, 200 or not.
     pub fn get(&self, path: &str) -> Value {
-        let config = ureq::Agent::config_builder().http_status_as_error(false).proxy(None).build();
-        let agent: ureq::Agent = config.into();
-        let mut answer = agent.get(format!("http://{}{path}", self.http)).call().unwrap();
-        serde_json::from_str(&answer.body_mut().read_to_string().unwrap()).unwrap()
+        get(self.http, path)
     }
 
     pub fn stats(&self) -> Value {
@@ -113,6 +108,21 @@ impl Daemon {
         self.client().drain().unwrap();
         self.thread.join().unwrap().unwrap();
     }
+}
+
+pub fn client_at(socket: &Path, shape: BlockShape) -> Client {
+    let settings = ClientSettings { socket: socket.to_owned(), name: "hostile test".to_owned(), deadline: PATIENCE };
+    let client = Client::open(settings, shape);
+    assert!(client.is_connected());
+    client
+}
+
+/// An answer of a statistics endpoint, 200 or not.
+pub fn get(http: SocketAddr, path: &str) -> Value {
+    let config = ureq::Agent::config_builder().http_status_as_error(false).proxy(None).build();
+    let agent: ureq::Agent = config.into();
+    let mut answer = agent.get(format!("http://{http}{path}")).call().unwrap();
+    serde_json::from_str(&answer.body_mut().read_to_string().unwrap()).unwrap()
 }
 
 pub fn manifest() -> Manifest {
