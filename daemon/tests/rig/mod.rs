@@ -6,6 +6,7 @@ pub mod isolation;
 pub mod process;
 pub mod raw;
 pub mod spoil;
+pub mod traffic;
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -167,7 +168,8 @@ pub fn key(shape: BlockShape, namespace: Namespace, provenance: Provenance, link
 pub fn image_of(shape: BlockShape, namespace: Namespace, provenance: Provenance, link: &Link) -> Vec<u8> {
     let mut image = vec![0; shape.slot_bytes() as usize];
     let hash = link.hash.bytes();
-    for chunk in image[shape.header_bytes() as usize..].chunks_mut(hash.len()) {
+    let end = shape.sections().last().map_or(0, |last| last.offset + last.bytes) as usize;
+    for chunk in image[shape.header_bytes() as usize..end].chunks_mut(hash.len()) {
         chunk.copy_from_slice(&hash[..chunk.len()]);
     }
     let key = key(shape, namespace, provenance, link);
