@@ -1,13 +1,15 @@
 """Reads the daemon's page as a browser shows it.
 
-page.py BROWSER URL ANSWERS
+page.py BROWSER URL ANSWERS [FOLDER]
 
 Opens the page in a headless browser at two widths and in both colour schemes, and lets it take ANSWERS answers each time. Prints one JSON
 object a view: {"width", "scheme", "shown": [{"uptime_ms", "values": {path: text}}], "errors": [...], "overflow": pixels by which the page is
-wider than the window, "paper", "ink": colours, "unnamed": elements that a reader hears nothing of, "requests": addresses asked for}.
+wider than the window, "paper", "ink": colours, "unnamed": elements that a reader hears nothing of, "requests": addresses asked for, "answers": what
+/stats said each time, as the browser received it}. With FOLDER, a picture of each view is left there.
 Standard library only; the browser is driven over its debugging pipe.
 """
 
+import base64
 import json
 import os
 import subprocess
@@ -103,7 +105,22 @@ def errors(events):
     return found
 
 
-def view(browser, url, width, height, scheme, answers):
+def answers_of(browser, session, own):
+    """What /stats said, by its uptime."""
+    asked = {event["params"]["requestId"] for event in own
+             if event["method"] == "Network.responseReceived" and event["params"]["response"]["url"].endswith("/stats")}
+    ended = [event["params"]["requestId"] for event in own if event["method"] == "Network.loadingFinished"]
+    bodies = (browser.call("Network.getResponseBody", session, requestId=request)["body"] for request in ended if request in asked)
+    return {answer["uptime_ms"]: answer for answer in map(json.loads, bodies)}
+
+
+def picture(browser, session, path):
+    data = browser.call("Page.captureScreenshot", session, captureBeyondViewport=True)["data"]
+    with open(path, "wb") as file:
+        file.write(base64.b64decode(data))
+
+
+def view(browser, url, width, height, scheme, answers, folder):
     target = browser.call("Target.createTarget", url="about:blank")["targetId"]
     session = browser.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
     browser.events = []
@@ -121,17 +138,21 @@ def view(browser, url, width, height, scheme, answers):
     look = browser.value(session, LOOK)
     own = [event for event in browser.events if event.get("sessionId") == session]
     asked = [event["params"]["request"]["url"] for event in own if event["method"] == "Network.requestWillBeSent"]
+    said = answers_of(browser, session, own)
+    if folder:
+        picture(browser, session, os.path.join(folder, f"{width}-{scheme}.png"))
     browser.call("Target.closeTarget", targetId=target)
-    return {"width": width, "scheme": scheme, "shown": list(shown.values()), "errors": errors(own), "requests": sorted(set(asked)), **look}
+    return {"answers": said, "width": width, "scheme": scheme, "shown": list(shown.values()), "errors": errors(own), "requests": sorted(set(asked)), **look}
 
 
 def main():
     program, url, answers = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    folder = sys.argv[4] if len(sys.argv) > 4 else None
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         browser = Browser(program, profile)
         try:
             for width, height, scheme in VIEWS:
-                print(json.dumps(view(browser, url, width, height, scheme, answers)))
+                print(json.dumps(view(browser, url, width, height, scheme, answers, folder)))
         finally:
             browser.close()
 

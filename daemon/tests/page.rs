@@ -2,6 +2,7 @@
 //! widths and in both colour schemes, without an error on the console.
 
 mod figures;
+mod rig;
 mod served;
 
 use std::collections::BTreeSet;
@@ -65,15 +66,57 @@ fn the_page_shows_what_stats_says_at_two_widths_and_in_both_schemes() {
     };
     let figures = Figures::new(true);
     let served = Served::new(figures.clone());
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join("page.py");
     let url = format!("http://{}/", served.address);
-    let output = Command::new("python3").arg(script).args([browser, &url, &ANSWERS.to_string()]).output().unwrap();
+    let views = views(browser, &url);
+    look(&views, &url, |_, uptime_ms| {
+        let given = figures.given.lock().unwrap();
+        serde_json::to_value(given.get(&uptime_ms).expect("the page shows an answer that was given")).unwrap()
+    });
+}
+
+/// A real daemon, and clients that read, store, miss and break off while the browser looks.
+#[test]
+fn the_page_shows_a_real_daemon_at_work() {
+    let Some(browser) = browser() else {
+        println!("SKIP: no chromium");
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let daemon = rig::start(folder.path(), |config| {
+        rig::with_disk(folder.path(), config);
+        config.tenant_quota_bytes = Some(8 << 20);
+    });
+    let traffic = rig::traffic::Traffic::start(&daemon.socket);
+    let url = format!("http://{}/", daemon.http);
+    let views = views(browser, &url);
+    let worked = traffic.end();
+    // What the browser received is what it shows.
+    look(&views, &url, |view, uptime_ms| view["answers"][uptime_ms.to_string()].clone());
+    let answer = |view: &Value| view["answers"].as_object().unwrap().values().next_back().unwrap().clone();
+    let (first, last) = (answer(&views[0]), answer(&views[3]));
+    assert!(last["requested"]["blocks"].as_u64() > first["requested"]["blocks"].as_u64(), "the traffic went on");
+    let end = daemon.stats();
+    assert!(end["requested"]["blocks"].as_u64().unwrap() >= worked, "{worked} blocks: {end}");
+    daemon.end();
+}
+
+/// What the browser tells of its four views of a page. A picture of each is left in the folder that `KVTIER_PAGE_PICTURES` names.
+fn views(browser: &str, url: &str) -> Vec<Value> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join("page.py");
+    let mut command = Command::new("python3");
+    command.arg(script).args([browser, url, &ANSWERS.to_string()]).args(std::env::var_os("KVTIER_PAGE_PICTURES"));
+    let output = command.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).unwrap();
     let views: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(views.len(), 4, "{text}");
+    views
+}
+
+/// Checks all views. `answer`: what was answered in a view, by its uptime.
+fn look(views: &[Value], url: &str, answer: impl Fn(&Value, u64) -> Value) {
     let mut papers = BTreeSet::new();
-    for view in &views {
+    for view in views {
         let name = format!("{} px, {}", view["width"], view["scheme"]);
         assert_eq!(view["errors"], Value::Array(Vec::new()), "{name}");
         assert_eq!(view["unnamed"], Value::Array(Vec::new()), "{name}");
@@ -81,21 +124,19 @@ fn the_page_shows_what_stats_says_at_two_widths_and_in_both_schemes() {
         assert!(view["bars"].as_u64().unwrap() >= 3, "{name}: an empty history");
         for asked in view["requests"].as_array().unwrap() {
             let asked = asked.as_str().unwrap();
-            assert!(asked.starts_with(&url) || asked == "data:,", "{name}: {asked}");
+            assert!(asked.starts_with(url) || asked == "data:,", "{name}: {asked}");
         }
         papers.insert((view["scheme"].to_string(), view["paper"].to_string(), view["ink"].to_string()));
         let shown = view["shown"].as_array().unwrap();
         assert!(shown.len() >= ANSWERS, "{name}: {} answers", shown.len());
-        shown.iter().for_each(|shown| agrees(&figures, shown, &name));
+        shown.iter().for_each(|shown| agrees(&answer(view, shown["uptime_ms"].as_u64().unwrap()), shown, &name));
     }
     assert_eq!(papers.len(), 2, "each scheme has its colours: {papers:?}");
 }
 
 /// Everything in a view of one answer is that answer's.
-fn agrees(figures: &Figures, shown: &Value, name: &str) {
-    let given = figures.given.lock().unwrap();
-    let answer = given.get(&shown["uptime_ms"].as_u64().unwrap()).expect("the page shows an answer that was given");
-    let answer = serde_json::to_value(answer).unwrap();
+fn agrees(answer: &Value, shown: &Value, name: &str) {
+    assert!(answer.is_object(), "{name}: no answer for {shown}");
     let values = shown["values"].as_object().unwrap();
     assert!(values.len() > 60, "{name}: only {} figures", values.len());
     for (place, text) in values {

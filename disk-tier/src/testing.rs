@@ -1,8 +1,12 @@
 //! Switches for tests: small segments, no thread, bugs that the rigs must catch, and logs that are large in name only.
 
 #[cfg(feature = "testing")]
+pub use formats::{Format, formats};
+#[cfg(feature = "testing")]
 pub use sparse::sparse_log;
 
+#[cfg(feature = "testing")]
+mod formats;
 #[cfg(feature = "testing")]
 mod sparse;
 

@@ -14,8 +14,13 @@ struct Target {
 }
 
 /// Packages whose tests run at full scale (`KVTIER_SOAK=1`) as a part of a soak: name of the soak, package, test target or all of them.
-const SCALED: [(&str, &str, Option<&str>); 2] =
-    [("disk", "disk-tier", None), ("disk", "kvtier-sdk", Some("embedded_disk"))];
+const SCALED: [(&str, &str, Option<&str>); 3] = [
+    ("disk", "disk-tier", None),
+    ("disk", "kvtier-sdk", Some("embedded_disk")),
+    ("fuzz", "kvtier-sdk", Some("wire_fuzz")),
+];
+/// Seconds that each fuzzed parser gets in a soak, and what they are without it.
+const FUZZ_SECONDS: (&str, &str) = ("KVTIER_FUZZ_SECONDS", "600");
 
 /// Runs the ignored tests of every test target `soak_<name>`, one at a time, output shown as it comes, and what is [`SCALED`] with it.
 pub fn soak(name: Option<&str>, rest: &[String]) -> Result<(), String> {
@@ -28,6 +33,11 @@ pub fn soak(name: Option<&str>, rest: &[String]) -> Result<(), String> {
     for (_, package, target) in SCALED.iter().filter(|(soak, ..)| Some(*soak) == name) {
         let mut command = stage::cargo();
         command.args(["test", "--release", "-p", package]).env("KVTIER_SOAK", "1");
+        if name == Some("fuzz") {
+            let seconds = std::env::var(FUZZ_SECONDS.0).unwrap_or(FUZZ_SECONDS.1.to_owned());
+            command.env("BOLERO_RANDOM_TEST_TIME_MS", format!("{seconds}000"));
+            command.env("BOLERO_RANDOM_ITERATIONS", u64::MAX.to_string());
+        }
         match target {
             Some(target) => command.args(["--test", target]),
             None => command.arg("--tests"),

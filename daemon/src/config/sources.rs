@@ -12,10 +12,12 @@ use crate::config::{Config, ConfigError, Machine, Origin};
 /// Names the file, as `--config` does.
 const FILE_VARIABLE: &str = "KVTIER_CONFIG";
 /// Variables of our prefix that are no settings of the daemon: the engine's, and those of developer commands.
-const OTHER_VARIABLES: [&str; 8] = [
+const OTHER_VARIABLES: [&str; 10] = [
+    "KVTIER_FUZZ_SECONDS",
     "KVTIER_IO_TEST_CHILD",
     "KVTIER_ISA",
     "KVTIER_MODEL_DIR",
+    "KVTIER_PAGE_PICTURES",
     "KVTIER_PYTHON",
     "KVTIER_SEED",
     "KVTIER_SEEDS",
