@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use kvtier_engine::run::Form;
+use kvtier_engine::run::{Form, LoadPolicy};
 
 use crate::delete::DeleteArgs;
 use crate::doctor::DoctorArgs;
@@ -253,9 +253,31 @@ pub struct EngineArgs {
     /// [default: raw16, or raw32 with --path reference]
     #[arg(long, alias = "kv", value_parser = parse_form)]
     pub form: Option<Form>,
+    /// What becomes of blocks that are in the cache but on a disk: auto loads or computes them, whichever is quicker as measured, and both at once where that
+    /// is quicker still; always loads them. With a lossy --form they are always loaded
+    #[arg(long, value_name = "HOW", default_value = "auto")]
+    pub load: LoadArg,
     /// Arithmetic of the matrices
     #[arg(long, default_value = "fast")]
     pub path: PathArg,
+}
+
+/// What becomes of blocks that are far away.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum LoadArg {
+    /// Loaded or computed, whichever is quicker
+    Auto,
+    /// Loaded
+    Always,
+}
+
+impl From<LoadArg> for LoadPolicy {
+    fn from(load: LoadArg) -> LoadPolicy {
+        match load {
+            LoadArg::Auto => LoadPolicy::Auto,
+            LoadArg::Always => LoadPolicy::Always,
+        }
+    }
 }
 
 /// Which blocks are written to disk.

@@ -14,7 +14,7 @@ use kvtier_engine::run::sampler::Sampling;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::args::{DemoArgs, EngineArgs, PathArg};
+use crate::args::{DemoArgs, EngineArgs, LoadArg, PathArg};
 use crate::failure::Failure;
 use crate::load::{self, Loaded};
 use crate::output;
@@ -187,6 +187,8 @@ fn engine_args(args: &DemoArgs) -> EngineArgs {
         link: Some(args.link),
         block_tokens: 64,
         chunk: 512,
+        // What it shows are hits.
+        load: LoadArg::Always,
         threads: args.threads,
         form: Some(Form::Raw16),
         path: PathArg::Fast,

@@ -139,6 +139,7 @@ fn options(config: &ModelConfig, args: &EngineArgs, use_cache: bool) -> Result<E
         isa: isa()?,
         form,
         use_cache,
+        load: args.load.into(),
         context_tokens: config.context_tokens,
     })
 }

@@ -201,8 +201,13 @@ pub trait KvCache: Send + Sync {
     fn taint(&self, sequence: SequenceId, from: u32, provenance: Provenance) -> Result<(), CacheError>;
     /// Ends a sequence: its open blocks are freed, its others become ordinary cache entries.
     fn close(&self, sequence: SequenceId);
-    /// Longest prefix of `links` that is there for a sequence without taint, without touching anything.
+    /// Longest prefix of `links` that is there for a sequence without taint, without touching anything. What a daemon has is named by the tier that it
+    /// has it in.
     fn lookup(&self, namespace: Namespace, links: &[Link], accept: Accept) -> Acquired;
+    /// Starts to bring the blocks of `links` that are there, and that some sequence will acquire soon, into memory that attention can read or that a copy
+    /// into device memory can start from: the last of them first, as far as there is room that no live block needs. Does not wait. They are kept
+    /// until the sequence that this answers with is closed; a daemon keeps nothing, but loads them, first to last. Counts neither hits nor misses.
+    fn load_ahead(&self, namespace: Namespace, links: &[Link]) -> Result<SequenceId, CacheError>;
     /// Appends to the sequence the blocks of `links` that are there, up to the first miss. `links` continue the sequence's blocks.
     /// Counts hits and the miss.
     fn acquire(&self, sequence: SequenceId, links: &[Link], accept: Accept) -> Result<Acquired, CacheError>;

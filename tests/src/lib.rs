@@ -20,7 +20,7 @@ use kvtier_engine::models::{DEFAULT_MODEL, ModelStore};
 use kvtier_engine::run::engine::{Engine, EngineOptions};
 use kvtier_engine::run::request::{Answer, Request};
 use kvtier_engine::run::sampler::Sampling;
-use kvtier_engine::run::{Form, Isa, Link, WeightsId};
+use kvtier_engine::run::{Form, Isa, Link, LoadPolicy, WeightsId};
 use kvtier_engine::tokenizer::{SpecialTokens, Tokenizer};
 
 use crate::nvfp4::Nvfp4;
@@ -109,6 +109,8 @@ pub fn options() -> EngineOptions {
         isa: Isa::detect(),
         form: Form::Raw16,
         use_cache: true,
+        // Hits are counted exactly, on machines of any speed.
+        load: LoadPolicy::Always,
         context_tokens: 8192,
     }
 }

@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use kvtier_engine::run::Form;
 use kvtier_engine::run::engine::EngineOptions;
+use kvtier_engine::run::{Form, LoadPolicy, MissReason};
 use kvtier_tests::daemons::in_process::Daemon;
 use kvtier_tests::disk::expected;
 use kvtier_tests::{STRICT, ask, fixture, options, request, turn};
@@ -106,4 +106,36 @@ fn a_daemon_that_is_not_there_or_ends_is_no_trouble() {
     assert_eq!(ask(&mut engine, &other, 8).logits_digest, others, "after it has gone");
     assert_eq!(ask(&mut engine, &prompt, 8).logits_digest, expected, "after it has gone");
     engine.cache().audit().unwrap();
+}
+
+/// Blocks that the daemon has on its disk, loaded by it or computed here: every place where the two can meet.
+#[test]
+fn where_loading_by_the_daemon_and_computing_meet_makes_no_difference() {
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let prompt = fixture().prompt(100, 400);
+    let expected = expected(&prompt, 8);
+    let daemon = start(folder.path());
+    drop(ask(&mut fixture().engine(over(&daemon.socket)), &prompt, 8));
+    daemon.end();
+    for meet in [0, 1, 3, 6, 7] {
+        // Only a daemon that was just started has them on its disk alone.
+        let daemon = start(folder.path());
+        let until = Instant::now() + Duration::from_secs(20);
+        while daemon.stats()["state"] != "ready" {
+            assert!(Instant::now() < until, "{}", daemon.stats());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let load = LoadPolicy::MeetAt(meet);
+        let mut engine = fixture().engine(EngineOptions { load, ..over(&daemon.socket) });
+        let answer = ask(&mut engine, &prompt, 8);
+        assert_eq!(answer.logits_digest, expected, "meeting at {meet}");
+        let computed = meet.min(6);
+        assert_eq!(answer.misses[MissReason::NotWorthIt as usize], u64::from(computed), "meeting at {meet}");
+        assert_eq!(answer.cached_tokens.disk, 384 - 64 * computed, "meeting at {meet}");
+        assert_eq!(answer.prefill_tokens, 16 + 64 * computed, "meeting at {meet}");
+        engine.cache().audit().unwrap();
+        drop(engine);
+        daemon.end();
+    }
 }

@@ -108,6 +108,12 @@ impl Shard {
         actions.push(Action::Acquired { hits, miss });
     }
 
+    /// Takes the answer to an acquire out of the counters again: it was made for a reader who is still to come, and who counts it.
+    pub fn uncount(&mut self, hits: &[(EntryId, Tier)], miss: Option<MissReason>) {
+        hits.iter().for_each(|(_, tier)| self.counters.hits[side(*tier)] -= 1);
+        miss.into_iter().for_each(|reason| self.counters.misses[reason as usize] -= 1);
+    }
+
     pub(crate) fn release(&mut self, entries: &[EntryId], actions: &mut Actions) {
         for id in entries.iter().rev() {
             self.set_live(*id, self.slab[*id].live - 1, actions);

@@ -10,7 +10,7 @@ use kvtier_engine::run::sampler::Sampling;
 use kvtier_engine::template::Message;
 use serde_json::json;
 
-use crate::args::{BenchDecodeArgs, EngineArgs, PathArg};
+use crate::args::{BenchDecodeArgs, EngineArgs, LoadArg, PathArg};
 use crate::disk::Below;
 use crate::failure::Failure;
 use crate::load::{self, Loaded};
@@ -97,6 +97,7 @@ fn engine_args(args: &BenchDecodeArgs) -> EngineArgs {
         chunk: 512,
         threads: args.threads,
         form: Some(args.form),
+        load: LoadArg::Always,
         path: PathArg::Fast,
     }
 }

@@ -27,6 +27,7 @@ use crate::model::weights::Compute;
 use crate::model::{Model, Path};
 use crate::run::area::{AreaInput, AreaPlan, sections_per_group};
 use crate::run::closing::Closing;
+use crate::run::load::{LoadPolicy, Loading};
 use crate::run::policy::Policy;
 use crate::run::request::Request;
 use crate::run::step::Stepper;
@@ -57,6 +58,8 @@ pub struct EngineOptions {
     pub form: Form,
     /// False: nothing is looked up or published.
     pub use_cache: bool,
+    /// What becomes of blocks that are there but far away.
+    pub load: LoadPolicy,
     /// Positions a sequence may have at most; the model's context unless a caller knows better.
     pub context_tokens: u32,
 }
@@ -96,6 +99,7 @@ pub struct Engine {
     manifest: Manifest,
     pub(super) options: EngineOptions,
     metadata_bytes: u64,
+    pub(super) loading: Loading,
     stop: Arc<AtomicBool>,
 }
 
@@ -175,8 +179,8 @@ impl Engine {
             publishes: options.use_cache,
         };
         let stepper = Stepper::new(model, compute, on_device, caches, geometry, plan, area);
-        let stop = Arc::default();
-        Ok(Engine { stepper, cache, closed, device, manifest, options, metadata_bytes, stop })
+        let (stop, loading) = (Arc::default(), Loading::new(options.load));
+        Ok(Engine { stepper, cache, closed, device, manifest, options, metadata_bytes, loading, stop })
     }
 
     /// Refuses a request that cannot be served as it is. Errors: [`EngineError::Request`].

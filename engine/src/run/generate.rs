@@ -1,5 +1,7 @@
 //! Answering requests: who gets rows in the next step, and what happens after it.
 
+use std::time::Instant;
+
 use cache_core::units::Tier;
 use gpu_tier::device::Device;
 use kvtier_sdk::cache::{Grant, NoRoom};
@@ -119,15 +121,16 @@ impl Engine {
     /// Finds what is there, then opens blocks for as many rows as fit, halving the chunk while they do not.
     fn grant(&mut self, sequence: &mut Sequence, most: u32, refusal: &mut Option<NoRoom>) -> Result<u32, EngineError> {
         let block_tokens = self.options.block_tokens;
+        sequence.looks |= sequence.meets();
         if self.options.use_cache && sequence.looks && sequence.tables.blocks * block_tokens == sequence.computed {
             sequence.looks = false;
             self.acquire(sequence)?;
         }
-        let mut rows = most.min(sequence.tokens.len() as u32 - sequence.computed);
+        let mut rows = most.min(sequence.rows_left());
         while rows > 0 {
             match self.open_rows(sequence, rows)? {
                 Opened::Granted => {
-                    sequence.missed();
+                    sequence.opened(rows, block_tokens);
                     return Ok(rows);
                 }
                 Opened::NoRoom(figures) => {
@@ -139,7 +142,7 @@ impl Engine {
                     return Ok(0);
                 }
                 Opened::WentBack => {
-                    rows = most.min(sequence.tokens.len() as u32 - sequence.computed);
+                    rows = most.min(sequence.rows_left());
                 }
             }
         }
@@ -174,14 +177,30 @@ impl Engine {
         if links.len() <= sequence.tables.blocks as usize {
             return Ok(());
         }
-        let found = sequence.tables.acquire(&self.stepper.caches, &links)?;
-        sequence.found(&found, block_tokens);
+        let caches = self.stepper.caches.clone();
+        let (first, began) = (sequence.tables.blocks, Instant::now());
+        let takes = self.loading.begin(&caches, sequence, &links)?;
+        let mut found = sequence.tables.acquire(&caches, &links[..takes])?;
         let in_place = self.device.info().in_place;
-        if !found.tiers.is_empty() && (!in_place || found.tiers.contains(&Tier::Disk)) {
-            let nearest = if in_place { Tier::Host } else { Tier::Device };
-            let moved = sequence.tables.prefetch(&self.stepper.caches, nearest)?;
-            sequence.loaded += LoadedBytes { host: moved.to_device_bytes, disk: moved.to_host_bytes };
+        let far = found.tiers.iter().filter(|tier| **tier == Tier::Disk).count() as u64;
+        let mut waited = (0, began);
+        if self.options.daemon.is_some() {
+            // The daemon has brought them before it answered.
+            waited.0 = far * caches.lossless.shape().slot_bytes();
         }
+        if !found.tiers.is_empty() && (!in_place || far > 0) {
+            let (nearest, began) = (if in_place { Tier::Host } else { Tier::Device }, Instant::now());
+            let moved = sequence.tables.prefetch(&caches, nearest)?;
+            sequence.loaded += LoadedBytes { host: moved.to_device_bytes, disk: moved.to_host_bytes };
+            if moved.to_host_bytes > 0 {
+                waited = (moved.to_host_bytes, began);
+            }
+        }
+        let came = self.loading.taken(&caches, sequence, first, &mut found.tiers, waited);
+        if self.options.daemon.is_none() {
+            sequence.loaded += LoadedBytes { host: 0, disk: came };
+        }
+        sequence.found(&found, block_tokens);
         Ok(())
     }
 
@@ -195,7 +214,7 @@ impl Engine {
         let members: Vec<usize> = (0..active.len()).filter(|position| rows[*position] > 0).collect();
         let first = members.first().copied().unwrap_or(0);
         let mut logits: Vec<Option<Vec<f32>>> = members.iter().map(|_| None).collect();
-        let mut attempts = 0;
+        let (mut attempts, began) = (0, Instant::now());
         let loaded = loop {
             let segments: Vec<Segment<'_>> =
                 members.iter().map(|position| segment(&active[*position].1, rows[*position])).collect();
@@ -221,6 +240,11 @@ impl Engine {
                 }
             }
         };
+        if let ([position], [LoadedBytes { host: 0, disk: 0 }], 0) = (&members[..], &loaded[..], attempts)
+            && rows[*position] >= self.options.block_tokens
+        {
+            self.loading.computed(active[*position].1.computed, rows[*position], began);
+        }
         for (index, position) in members.iter().enumerate() {
             let (request, sequence) = &mut active[*position];
             let positions = sequence.computed..sequence.computed + rows[*position];

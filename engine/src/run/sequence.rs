@@ -24,6 +24,8 @@ pub(crate) struct Sequence {
     pub(crate) computed: u32,
     /// True until it has looked its next blocks up: at the start, and after waiting for another sequence's blocks.
     pub(crate) looks: bool,
+    /// Blocks that are there are computed up to this position, while what is behind it is loaded.
+    pub(crate) computes_until: Option<u32>,
     /// Why the last lookup ended, until the block after it is opened.
     pending_miss: Option<MissReason>,
     chain: Chain,
@@ -54,6 +56,7 @@ impl Sequence {
             namespace,
             computed: 0,
             looks: true,
+            computes_until: None,
             pending_miss: None,
             chain,
             digest: Sha256::new(),
@@ -105,9 +108,28 @@ impl Sequence {
     }
 
     /// Counts the miss of the last lookup, now that the block is this sequence's to compute; waiting for another's block is none.
-    pub(crate) fn missed(&mut self) {
+    fn missed(&mut self) {
         if let Some(reason) = self.pending_miss.take() {
             self.misses[reason as usize] += 1;
+        }
+    }
+
+    /// Positions that the next step may compute, at most.
+    pub(crate) fn rows_left(&self) -> u32 {
+        self.computes_until.unwrap_or(self.tokens.len() as u32) - self.computed
+    }
+
+    /// Has computed what it was to compute before it looks for what was loaded meanwhile?
+    pub(crate) fn meets(&mut self) -> bool {
+        self.computes_until.take_if(|until| *until == self.computed).is_some()
+    }
+
+    /// Blocks whose first row is one of the next `rows` are opened: those that could have been loaded are misses.
+    pub(crate) fn opened(&mut self, rows: u32, block_tokens: u32) {
+        self.missed();
+        if self.computes_until.is_some() {
+            let blocks = (self.computed + rows).div_ceil(block_tokens) - self.computed.div_ceil(block_tokens);
+            self.misses[MissReason::NotWorthIt as usize] += u64::from(blocks);
         }
     }
 
@@ -125,7 +147,7 @@ impl Sequence {
 
     /// Forgets everything that was computed, as after a suspension.
     pub(crate) fn restart(&mut self, tables: Tables) {
-        (self.tables, self.computed, self.looks) = (tables, 0, true);
+        (self.tables, self.computed, self.looks, self.computes_until) = (tables, 0, true, None);
     }
 
     /// Goes back to before `block`, which was lost.

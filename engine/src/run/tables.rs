@@ -26,6 +26,7 @@ use kvtier_sdk::cache::{CacheError, Grant, KvCache, Prefetched, SequenceId, Want
 
 use crate::run::area::sections_per_group;
 use crate::run::closing::Closing;
+use crate::run::load::Ahead;
 
 /// The caches of an engine, one per form.
 #[derive(Clone)]
@@ -65,6 +66,8 @@ pub(crate) struct Tables {
     pub(crate) blocks: u32,
     /// Blocks that are published (or were found).
     pub(crate) committed: u32,
+    /// Blocks behind the end that are being loaded.
+    pub(crate) ahead: Option<Ahead>,
 }
 
 /// The closed blocks of one sequence.
@@ -130,7 +133,8 @@ impl Tables {
             taints: Vec::new(),
             clamped_at: Vec::new(),
         });
-        let mut tables = Tables { lossless: caches.lossless.open(namespace), closed, blocks: 0, committed: 0 };
+        let mut tables =
+            Tables { lossless: caches.lossless.open(namespace), closed, blocks: 0, committed: 0, ahead: None };
         tables.prepare(caches).expect("sequences that were opened just now are there");
         tables
     }
@@ -144,6 +148,7 @@ impl Tables {
 
     /// Ends the sequence.
     pub(crate) fn close(&self, caches: &Caches) {
+        self.ahead.iter().for_each(|ahead| ahead.end(caches));
         caches.lossless.close(self.lossless);
         if let (Some(table), Some(closed)) = (&self.closed, &caches.closed) {
             closed.cache.close(table.id);

@@ -257,6 +257,19 @@ impl Client {
         })
     }
 
+    /// Has the daemon bring the longest run that is there into its host arena, without waiting for it; so many blocks are there or on their way.
+    pub fn prefetch(&self, wanted: &Wanted<'_>, accept: Accept) -> Result<u32, CallError> {
+        let hashes = hashes(wanted);
+        self.shared.in_namespace(wanted, |connected, parts, limit| {
+            let request =
+                Request::Prefetch(Acquire { parts, accept: accept_id(accept)?, run: run_of(wanted, &hashes)? });
+            connected.link.call(&request, limit, |reply, _| match reply {
+                Reply::Prefetch(prefetched) => Some(prefetched.accepted),
+                _ => None,
+            })
+        })
+    }
+
     /// Leases the longest run that is there, and says why the next block is not. Waits for what has to come from the disk.
     pub fn acquire(&self, wanted: &Wanted<'_>, accept: Accept) -> Result<(Vec<Lent>, Option<MissReason>), CallError> {
         let hashes = hashes(wanted);

@@ -237,9 +237,43 @@ impl KvCache for Embedded {
 
     fn lookup(&self, namespace: Namespace, links: &[Link], accept: Accept) -> Acquired {
         let keys = self.keys_of(&Sequence::new(namespace), links);
-        let below = self.below(&keys, links);
-        let (tiers, miss) = self.state().shard().peek(&keys, &below, accept);
+        let Some(parent) = self.tiers.parent.as_ref().filter(|_| publishes(&self.shape)) else {
+            let below = self.below(&keys, links);
+            let (tiers, miss) = self.state().shard().peek(&keys, &below, accept);
+            return Acquired { tiers, miss };
+        };
+        let (below, lent) = parent.find(&keys, links);
+        let (mut tiers, miss) = self.state().shard().peek(&keys, &below, accept);
+        let below = tiers.iter_mut().enumerate().filter(|(_, tier)| **tier == Tier::Disk);
+        below.for_each(|(block, tier)| *tier = lent.get(block).copied().unwrap_or(*tier));
         Acquired { tiers, miss }
+    }
+
+    fn load_ahead(&self, namespace: Namespace, links: &[Link]) -> Result<SequenceId, CacheError> {
+        let id = self.open(namespace);
+        let keys = self.keys_of(&Sequence::new(namespace), links);
+        if let Some(parent) = self.tiers.parent.as_ref().filter(|_| publishes(&self.shape)) {
+            parent.prefetch(&keys, links);
+            return Ok(id);
+        }
+        let below = self.below(&keys, links);
+        let mut state = self.state();
+        let event = Event::Acquire { keys: &keys, links, below: &below, accept: Accept::Exact };
+        let (answer, _) = self.drive(&mut state, namespace, event);
+        let Some(Answer::Acquired(hits, miss)) = answer else {
+            unreachable!("{answer:?} to an acquire");
+        };
+        // They are somebody's hits once that somebody comes. A block that is open elsewhere was not counted as a miss.
+        let next = keys.get(hits.len());
+        let miss = miss.filter(|_| next.is_some_and(|key| state.shard().opened_by(key).is_none()));
+        state.shard_mut(namespace).uncount(&hits, miss);
+        let entries: Vec<EntryId> = hits.iter().rev().map(|(entry, _)| *entry).collect();
+        let held = hits.into_iter().zip(keys).map(|((entry, _), key)| Block::Held { entry, key });
+        state.sequence_mut(id)?.blocks.extend(held);
+        let ticket = state.ticket();
+        state.unawaited.insert(ticket);
+        Driver::new(self, &mut state, namespace).start(Event::Load { ticket, entries: &entries });
+        Ok(id)
     }
 
     fn acquire(&self, sequence: SequenceId, links: &[Link], accept: Accept) -> Result<Acquired, CacheError> {

@@ -107,6 +107,13 @@ impl<'a> Driver<'a> {
         }
     }
 
+    /// Feeds one event in whose answer nobody waits for: what it starts on the disk goes on by itself.
+    pub(crate) fn start(mut self, event: Event<'_>) {
+        self.collect_disk();
+        self.feed(event);
+        self.settle();
+    }
+
     /// Takes in what the disk has ended, and copies waiting blocks out while there is bounce memory; hands them over to a daemon.
     pub(crate) fn tend_below(mut self) {
         self.collect_disk();
@@ -208,6 +215,7 @@ impl<'a> Driver<'a> {
                 let how = if inserted { Committed::Inserted } else { Committed::Present };
                 self.answer = Some(Answer::Committed(entry, how));
             }
+            Action::Promoted { ticket, .. } if self.state.unawaited.remove(&ticket) => {}
             Action::Promoted { arrived, loaded, .. } => self.answer = Some(Answer::Promoted { arrived, loaded }),
         }
     }

@@ -96,6 +96,26 @@ impl Parent {
         })
     }
 
+    /// As [`Parent::look`], with the tiers in which the daemon has what is there.
+    pub(crate) fn find(&self, keys: &[CopyKey], links: &[Link]) -> (Vec<Below>, Vec<Tier>) {
+        let mut all = Vec::with_capacity(keys.len());
+        let below = self.below(keys, links, |wanted, accept| {
+            let (tiers, miss) = self.client.lookup(wanted, accept).ok()?;
+            let found = tiers.len();
+            all.extend(tiers);
+            Some((found, miss))
+        });
+        (below, all)
+    }
+
+    /// Has the daemon bring what it has of these blocks into its host arena.
+    pub(crate) fn prefetch(&self, keys: &[CopyKey], links: &[Link]) {
+        self.below(keys, links, |wanted, accept| {
+            let accepted = self.client.prefetch(wanted, accept).ok()?;
+            Some((accepted as usize, None))
+        });
+    }
+
     /// As [`Parent::look`], and leases what is there.
     pub(crate) fn lease(&self, leases: &mut Leases, keys: &[CopyKey], links: &[Link]) -> Vec<Below> {
         leases.fresh.clear();

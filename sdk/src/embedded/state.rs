@@ -1,6 +1,6 @@
 //! What the mutex guards: the manager and the block tables of the sequences.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use cache_core::chain::Link;
 use cache_core::form::{FormMapId, Provenance};
@@ -112,6 +112,8 @@ pub(crate) struct State {
     pub(crate) sequences: HashMap<SequenceId, Sequence>,
     pub(crate) disk: Books,
     pub(crate) leases: Leases,
+    /// Loads that nobody waits for.
+    pub(crate) unawaited: HashSet<Ticket>,
     next: u64,
 }
 
@@ -122,6 +124,7 @@ impl State {
             sequences: HashMap::new(),
             disk: Books::default(),
             leases: Leases::default(),
+            unawaited: HashSet::new(),
             next: 0,
         }
     }
