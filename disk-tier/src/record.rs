@@ -27,7 +27,7 @@ struct Head {
     record_pages: U32,
 }
 
-const HEAD_BYTES: usize = size_of::<Head>();
+pub(crate) const HEAD_BYTES: usize = size_of::<Head>();
 const SUM_BYTES: usize = 8;
 /// Bits of a stored length; the coding stands above them.
 const LENGTH_BITS: u32 = 28;
@@ -64,7 +64,7 @@ pub(crate) struct RecordHeader {
 }
 
 /// Bytes of a staged record's header of so many sections, without what fills its last page.
-fn staged_encoded_bytes(sections: u32) -> u64 {
+pub(crate) fn staged_encoded_bytes(sections: u32) -> u64 {
     (HEAD_BYTES + size_of::<U32>() * sections as usize + SUM_BYTES) as u64 + encoded_bytes(sections)
 }
 

@@ -329,9 +329,8 @@ impl World {
         let Shards::Lending(shards) = &self.shards else {
             return 0;
         };
-        let all: u64 = shards.iter().map(|shard| shard.resident_of(namespace)).sum();
-        let open = self.reserved_of(namespace);
-        if self.bug == Bug::QuotaBlind { all.saturating_sub(open) } else { all }
+        let resident: u64 = shards.iter().map(|shard| u64::from(shard.census(namespace).resident)).sum();
+        resident + if self.bug == Bug::QuotaBlind { 0 } else { self.reserved_of(namespace) }
     }
 
     fn reserved_of(&self, namespace: &Namespace) -> u64 {

@@ -1,9 +1,12 @@
 //! What stands on disk, each with a sound sample and its parser, for tests that feed them anything.
 
+use std::sync::Arc;
+
 use cache_core::chain::Link;
+use cache_core::codec::Scalar;
 use cache_core::form::{Form, FormMapId, Lineage};
 use cache_core::hash::{BlockHash, Namespace};
-use cache_core::header::{encoded_bytes, seal_image};
+use cache_core::header::{RecordPlace, SlotHeader, encoded_bytes, seal_image};
 use cache_core::key::CopyKey;
 use cache_core::payload::BlockShape;
 use cache_core::sum::header_sum;
@@ -11,9 +14,10 @@ use cache_core::sum::header_sum;
 use crate::footer::{self, Entry, Owner};
 use crate::format::{self, Kind};
 use crate::index::{Fingerprint, Known, Location};
-use crate::record;
+use crate::record::{self, RecordHeader};
 use crate::segment::{self, SegmentHeader};
 use crate::snapshot::{SegmentState, Snapshot};
+use crate::stage::{ByteStage, Encoder};
 use crate::superblock::{self, Found, Superblock};
 
 const STORE: [u8; 16] = [7; 16];
@@ -92,19 +96,53 @@ fn parse_record(bytes: &[u8]) -> bool {
     let Some(header) = record::peek(bytes) else {
         return false;
     };
-    assert!(encoded_bytes(header.sections.len() as u32) <= bytes.len() as u64);
-    record::header_of(&header.key, bytes).is_ok() && record::verify_sections(&header, bytes)
+    assert!(encoded_bytes(header.slot.sections.len() as u32) <= bytes.len() as u64);
+    let is_image = record::header_of(&header.slot.key, bytes).is_ok();
+    assert!(!is_image || header.stored.is_none(), "a staged record is no image");
+    header.verify_sections(bytes, &Scalar)
+}
+
+/// Sections of the header that begins here, where it claims as many as there can be.
+fn sections(bytes: &[u8]) -> Option<u32> {
+    let count = u32::from_le_bytes(bytes.get(8..12)?.try_into().expect("4 bytes"));
+    (encoded_bytes(count) <= bytes.len() as u64).then_some(count)
 }
 
 fn seal_record(bytes: &mut [u8]) {
-    let Some(count) = bytes.get(8..12).map(|count| u32::from_le_bytes(count.try_into().expect("4 bytes"))) else {
+    if let Some(end) = sections(bytes).map(|count| encoded_bytes(count) as usize) {
+        let sum = header_sum(&bytes[..end - 8]);
+        bytes[end - 8..end].copy_from_slice(&sum.to_le_bytes());
+    }
+}
+
+/// The slot header inside first, then what is around it.
+fn seal_staged(bytes: &mut [u8]) {
+    let Some(count) = sections(bytes) else {
         return;
     };
-    let Some(end) = usize::try_from(encoded_bytes(count)).ok().filter(|end| *end <= bytes.len()) else {
-        return;
-    };
-    let sum = header_sum(&bytes[..end - 8]);
-    bytes[end - 8..end].copy_from_slice(&sum.to_le_bytes());
+    let end = record::staged_encoded_bytes(count) as usize;
+    if end <= bytes.len() {
+        seal_record(&mut bytes[record::HEAD_BYTES + 4 * count as usize..end - 8]);
+        seal_end(Kind::Staged, &mut bytes[..end]);
+    }
+}
+
+fn image(shape: BlockShape) -> (SlotHeader, Vec<u8>) {
+    let mut image = vec![3; shape.slot_bytes() as usize];
+    let link = Link { hash: key(1).hash, parent: None, depth: 0 };
+    let header = seal_image(&shape, key(1), Lineage::of(FormMapId::RAW16), link, &mut image);
+    (header, image)
+}
+
+fn staged() -> Vec<u8> {
+    let (slot, image) = image(BlockShape { layers: 16, ..SHAPE });
+    let mut staged = vec![0; image.len()];
+    let stored = Encoder::new(ByteStage::Lz4, Arc::new(Scalar)).encode(&slot, &image, &mut staged);
+    let header = RecordHeader { slot, stored: Some(stored.expect("equal bytes are encoded in fewer")) };
+    let pages = header.placed(RecordPlace::default());
+    staged[..pages.as_slice().len()].copy_from_slice(pages.as_slice());
+    staged.truncate(header.pages() as usize * 4096);
+    staged
 }
 
 /// Every structure there is.
@@ -125,9 +163,6 @@ pub fn formats() -> Vec<Format> {
     };
     let segments = (0..3).map(|segment| SegmentState { segment, is_sealed: true, generation: 8, epoch: 1 }).collect();
     let snapshot = Snapshot { store_id: STORE, sequence: 12, segments, records: (0..40).map(known).collect() };
-    let mut image = vec![3; SHAPE.slot_bytes() as usize];
-    let link = Link { hash: key(1).hash, parent: None, depth: 0 };
-    seal_image(&SHAPE, key(1), Lineage::of(FormMapId::RAW16), link, &mut image);
     vec![
         Format {
             name: "superblock",
@@ -148,6 +183,7 @@ pub fn formats() -> Vec<Format> {
             seal: |_| {},
             parse: parse_snapshot,
         },
-        Format { name: "record", sample: image, seal: seal_record, parse: parse_record },
+        Format { name: "record", sample: image(SHAPE).1, seal: seal_record, parse: parse_record },
+        Format { name: "staged record", sample: staged(), seal: seal_staged, parse: parse_record },
     ]
 }

@@ -1,5 +1,7 @@
 //! Calls of those who look after a daemon.
 
+use std::time::Instant;
+
 use cache_core::hash::{Namespace, TenantId};
 
 use super::link::{CallError, Link};
@@ -27,7 +29,7 @@ pub fn delete(settings: &ClientSettings, what: Deleted<'_>) -> Result<u32, CallE
         Deleted::Salt(salt) => Request::DeleteTenant(DeleteTenant { tenant: TenantId::of_salt(Some(salt)) }),
         Deleted::Namespace(digest) => Request::DeleteNamespace(DeleteNamespace { namespace: Namespace(digest) }),
     };
-    link.call(&request, settings.deadline, |reply, _| deleted(&reply))
+    link.call(&request, Instant::now() + settings.deadline, |reply, _| deleted(&reply))
 }
 
 fn deleted(reply: &Reply<'_>) -> Option<u32> {
@@ -42,12 +44,12 @@ impl Client {
     /// Deletes a namespace, as [`delete`] does.
     pub fn delete_namespace(&self, namespace: Namespace) -> Result<(), CallError> {
         let request = Request::DeleteNamespace(DeleteNamespace { namespace });
-        self.shared.call(|connected, limit| connected.link.call(&request, limit, |reply, _| deleted(&reply)).map(drop))
+        self.shared.call(|connected, until| connected.link.call(&request, until, |reply, _| deleted(&reply)).map(drop))
     }
 
     /// Deletes all namespaces of a tenant, as [`delete`] does; returns how many the daemon knew.
     pub fn delete_tenant(&self, tenant: TenantId) -> Result<u32, CallError> {
         let request = Request::DeleteTenant(DeleteTenant { tenant });
-        self.shared.call(|connected, limit| connected.link.call(&request, limit, |reply, _| deleted(&reply)))
+        self.shared.call(|connected, until| connected.link.call(&request, until, |reply, _| deleted(&reply)))
     }
 }
