@@ -80,11 +80,13 @@ fn a_context_over_three_tiers() {
     for (block_tokens, link) in [(16, STRICT), (16, options().link), (64, STRICT), (64, options().link)] {
         let folder = tempfile::tempdir().unwrap();
         let kv = 732 * TOKEN_BYTES;
+        // Staged records on their way: two to read and one to write.
+        let bounce = 3 * u64::from(block_tokens) * TOKEN_BYTES;
         let mut engine = open(with_disk(
             folder.path(),
             EngineOptions {
                 device_bytes: (kv / 8).max(6 << 20),
-                host_bytes: kv / 4 + (3 << 20),
+                host_bytes: kv / 4 + (3 << 20) + bounce,
                 block_tokens,
                 link,
                 chunk: 32,
