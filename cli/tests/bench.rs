@@ -1,4 +1,4 @@
-//! `kvtier bench forms` and `kvtier bench decode`: what scripts read, and that the decoded tokens are those of `kvtier run`.
+//! `kvtier bench forms`, `decode` and `daemon`: what scripts read, and that the decoded tokens are those of `kvtier run`.
 
 use std::process::{Command, Output};
 
@@ -112,6 +112,64 @@ fn decode_fills_the_context_it_is_asked_for() {
     assert_eq!(once["logits_digest"], digest(&" sea".repeat(16), "16")["logits_digest"]);
     let built_in = objects(&["bench", "decode", "--ctx", "16", "--max-tokens", "2", "--json"]).remove(0);
     assert_eq!(built_in["logits_digest"], digest(TEXT, "16")["logits_digest"]);
+}
+
+#[test]
+fn daemon_gives_one_object_a_system_and_operation() {
+    let args = ["bench", "daemon", "--block-size", "128KiB", "--clients", "2", "--rounds", "1", "--no-redis", "--json"];
+    let objects = objects(&args);
+    let ops = ["put", "get", "acquire", "release", "acquire_batch", "release_batch"];
+    let of = |system: &str| -> Vec<&Value> { objects.iter().filter(|object| object["system"] == system).collect() };
+    let made = |objects: &[&Value]| -> Vec<String> {
+        objects.iter().map(|object| object["op"].as_str().expect("an operation").to_owned()).collect()
+    };
+    assert_eq!(
+        (made(&of("kvtier")), made(&of("copy"))),
+        (ops.map(str::to_owned).to_vec(), made(&of("kvtier"))[..2].to_vec())
+    );
+    assert_eq!(objects.len(), ops.len() + 2);
+    for object in &objects {
+        assert_eq!((&object["block_bytes"], &object["clients"]), (&Value::from(128 << 10), &Value::from(2)));
+        assert!(number(object, "p50_us") <= number(object, "p99_us"), "{object}");
+        let moves_bytes = ["put", "get"].contains(&object["op"].as_str().expect("an operation"));
+        assert_eq!(object["gb_s"].is_number(), moves_bytes, "{object}");
+        if moves_bytes {
+            // One round has no spread.
+            assert_eq!(object["gb_s_rounds"].as_array().map(|rounds| &rounds[..]), Some(&[object["gb_s"].clone()][..]));
+        }
+    }
+}
+
+/// A process that goes with its test.
+struct Killed(std::process::Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Against a daemon whose staging memory does not hold one block: its own sentence comes through.
+#[test]
+fn daemon_says_what_a_daemon_refuses() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = folder.path().join("kvtier.sock");
+    let mut daemon = Command::new(env!("CARGO_BIN_EXE_kvtier"));
+    daemon.args(["serve", "--host-mem", "64MiB", "--http", "off", "--disk", "off", "--socket"]).arg(&socket);
+    let mut daemon = Killed(daemon.env("KVTIER_CLIENT_STAGING", "128KiB").spawn().expect("the binary runs"));
+    while !socket.exists() {
+        assert!(daemon.0.try_wait().expect("a child").is_none(), "the daemon does not start");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let path = socket.to_str().expect("UTF-8");
+    let output =
+        kvtier(&["bench", "daemon", "--block-size", "256KiB", "--clients", "1", "--socket", path, "--no-redis"]);
+    let message = String::from_utf8(output.stderr).expect("UTF-8");
+    assert!(output.status.code() == Some(3) && message.contains("raise client_staging"), "{message}");
+    let output = kvtier(&["bench", "daemon", "--block-size", "100KiB"]);
+    let message = String::from_utf8(output.stderr).expect("UTF-8");
+    assert!(output.status.code() == Some(2) && message.contains("128 KiB"), "{message}");
 }
 
 #[test]

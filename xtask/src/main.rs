@@ -1,6 +1,7 @@
 //! Developer commands: `cargo xtask test | soak | bars | peer`.
 #![forbid(unsafe_code)]
 
+mod daemon;
 mod forms;
 mod llama;
 mod measure;
@@ -34,7 +35,7 @@ enum Command {
         #[arg(last = true)]
         rest: Vec<String>,
     },
-    /// Measurements against stated bars: runs the program `bars_NAME` in release (`llama`: beside llama.cpp). Without
+    /// Measurements against stated bars: runs the program `bars_NAME` in release (`llama`: beside llama.cpp; `daemon`: beside Redis and LMCache). Without
     /// NAME, lists them.
     Bars {
         /// The part after `bars_`.

@@ -14,7 +14,13 @@ use crate::stage;
 pub enum Peer {
     /// llama.cpp, for this machine's CPU (`GGML_NATIVE`).
     Llama,
+    /// LMCache, in a Python environment of some 6 GB.
+    Lmcache,
 }
+
+/// LMCache as its index has it, and what installs it faster than pip does.
+const LMCACHE: &str = "lmcache==0.5.6";
+const INSTALLER: &str = "uv";
 
 /// The source package that carries llama.cpp's tree.
 const PACKAGE: &str = "llama-cpp-python==0.3.36";
@@ -38,7 +44,28 @@ const PROGRAMS: [&str; 5] = ["llama-bench", "llama-perplexity", "llama-tokenize"
 pub fn run(peer: Peer) -> Result<(), String> {
     match peer {
         Peer::Llama => llama(&llama_base()),
+        Peer::Lmcache => lmcache(),
     }
+}
+
+/// LMCache's program, once installed.
+pub fn lmcache_program() -> PathBuf {
+    stage::target().join("peer").join("lmcache").join("venv").join("bin").join("lmcache")
+}
+
+fn lmcache() -> Result<(), String> {
+    let program = lmcache_program();
+    let bin = program.parent().expect("a program is in a folder");
+    if !program.is_file() {
+        let environment = bin.parent().expect("so is the folder");
+        stage::run("python environment", Command::new("python3").args(["-m", "venv"]).arg(environment))?;
+        let python = bin.join("python");
+        stage::run("installer", Command::new(&python).args(["-m", "pip", "install", "--quiet", INSTALLER]))?;
+        let mut install = Command::new(bin.join("uv"));
+        stage::run(LMCACHE, install.args(["pip", "install", "--quiet", "--python"]).arg(&python).arg(LMCACHE))?;
+    }
+    println!("{}", program.display());
+    Ok(())
 }
 
 /// The folder with llama.cpp's programs, once built.
