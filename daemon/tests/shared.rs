@@ -164,9 +164,9 @@ impl Drop for Ends<'_> {
     }
 }
 
-/// About as long as a commit takes.
+/// About as long as an image is copied.
 fn linger() {
-    let until = std::time::Instant::now() + std::time::Duration::from_micros(40);
+    let until = std::time::Instant::now() + std::time::Duration::from_micros(2);
     while std::time::Instant::now() < until {
         std::hint::spin_loop();
     }

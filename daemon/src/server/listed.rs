@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use cache_core::hash::{Namespace, TenantId};
 use sha2::{Digest, Sha256};
 
-const LINE_BYTES: usize = 72;
+pub(crate) const LINE_BYTES: usize = 72;
 
 pub(crate) struct List {
     path: PathBuf,

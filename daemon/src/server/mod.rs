@@ -280,7 +280,7 @@ impl Server {
                 admission: config.disk_admission,
                 io: config.disk_io,
                 record_bytes: RECORD_BYTES,
-                ..DiskConfig::new(config.disk_size_bytes)
+                ..DiskConfig::new(store_bytes(&config))
             };
             let opened = match medium {
                 Some(medium) => DiskTier::over(medium, settings),
@@ -611,6 +611,12 @@ impl Source for Server {
         }
         if reasons.is_empty() { Ok(()) } else { Err(reasons) }
     }
+}
+
+/// Budget of the store: the list of namespaces beside it has its part, unless that leaves less than a store can be.
+fn store_bytes(config: &Config) -> u64 {
+    let left = config.disk_size_bytes.saturating_sub(namespaces::LIST_BYTES_MAX);
+    if left < DiskTier::minimum_bytes() { config.disk_size_bytes } else { left }
 }
 
 /// Staging memory of a client, whole pages.

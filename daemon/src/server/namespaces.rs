@@ -7,10 +7,12 @@ use std::sync::Arc;
 use cache_core::hash::{Namespace, TenantId};
 use cache_core::manifest::Manifest;
 
-use crate::server::listed::List;
+use crate::server::listed::{LINE_BYTES, List};
 
 /// Namespaces that are known at once. One more takes the place of one without blocks; if there is none, nothing is stored in it.
 const KNOWN_MAX: usize = 16_384;
+/// Most bytes of the store's list.
+pub(crate) const LIST_BYTES_MAX: u64 = (KNOWN_MAX * LINE_BYTES) as u64;
 /// Bytes of all manifests that are kept; misses of later ones are explained by less.
 const MANIFESTS_BYTES_MAX: usize = 16 << 20;
 

@@ -6,7 +6,7 @@ use cache_core::chain::Link;
 use cache_core::codec::Scalar;
 use cache_core::form::{Form, FormMapId, Lineage};
 use cache_core::hash::{BlockHash, Namespace};
-use cache_core::header::{RecordPlace, SlotHeader, encoded_bytes, seal_image};
+use cache_core::header::{RecordPlace, encoded_bytes, seal_image};
 use cache_core::key::CopyKey;
 use cache_core::payload::BlockShape;
 use cache_core::sum::header_sum;
@@ -14,6 +14,7 @@ use cache_core::sum::header_sum;
 use crate::footer::{self, Entry, Owner};
 use crate::format::{self, Kind};
 use crate::index::{Fingerprint, Known, Location};
+use crate::io::ALIGN_BYTES;
 use crate::record::{self, RecordHeader};
 use crate::segment::{self, SegmentHeader};
 use crate::snapshot::{SegmentState, Snapshot};
@@ -24,6 +25,9 @@ const STORE: [u8; 16] = [7; 16];
 const SEGMENT_BYTES: u64 = 1 << 20;
 const OWNER: Owner = Owner { store_id: STORE, segment: 3, generation: 1 << 32 | 5 };
 const SHAPE: BlockShape = BlockShape { layers: 2, kv_heads: 1, head_dim: 16, block_tokens: 16, form: Form::Raw16 };
+
+/// Longest image that a record is restored to here.
+const IMAGE_BYTES_MAX: u64 = 1 << 20;
 
 /// One structure of the store.
 pub struct Format {
@@ -97,52 +101,64 @@ fn parse_record(bytes: &[u8]) -> bool {
         return false;
     };
     assert!(encoded_bytes(header.slot.sections.len() as u32) <= bytes.len() as u64);
-    let is_image = record::header_of(&header.slot.key, bytes).is_ok();
-    assert!(!is_image || header.stored.is_none(), "a staged record is no image");
-    header.verify_sections(bytes, &Scalar)
+    let is_sound = header.verify_sections(bytes, &Scalar);
+    let image_bytes = u64::from(header.slot.image_pages) * ALIGN_BYTES;
+    if header.stored.is_none() {
+        return record::header_of(&header.slot.key, bytes).is_ok() && is_sound;
+    }
+    if image_bytes <= IMAGE_BYTES_MAX {
+        let mut image = vec![0; image_bytes as usize];
+        assert_eq!(header.restore(bytes, &Scalar, &mut image, false).is_ok(), is_sound);
+    }
+    is_sound
 }
 
-/// Sections of the header that begins here, where it claims as many as there can be.
-fn sections(bytes: &[u8]) -> Option<u32> {
-    let count = u32::from_le_bytes(bytes.get(8..12)?.try_into().expect("4 bytes"));
-    (encoded_bytes(count) <= bytes.len() as u64).then_some(count)
+/// Sums a header whose count says how long it is; `at`: where it begins.
+fn seal_header(bytes: &mut [u8], at: usize, length: u64, sum: impl Fn(&[u8]) -> u64) {
+    let Some(end) = usize::try_from(length).ok().and_then(|length| at.checked_add(length)) else {
+        return;
+    };
+    if let Some(header) = bytes.get_mut(at..end) {
+        let split = header.len() - 8;
+        let sum = sum(&header[..split]);
+        header[split..].copy_from_slice(&sum.to_le_bytes());
+    }
 }
 
 fn seal_record(bytes: &mut [u8]) {
-    if let Some(end) = sections(bytes).map(|count| encoded_bytes(count) as usize) {
-        let sum = header_sum(&bytes[..end - 8]);
-        bytes[end - 8..end].copy_from_slice(&sum.to_le_bytes());
-    }
-}
-
-/// The slot header inside first, then what is around it.
-fn seal_staged(bytes: &mut [u8]) {
-    let Some(count) = sections(bytes) else {
+    let Some(count) = bytes.get(8..12).map(|count| u32::from_le_bytes(count.try_into().expect("4 bytes"))) else {
         return;
     };
-    let end = record::staged_encoded_bytes(count) as usize;
-    if end <= bytes.len() {
-        seal_record(&mut bytes[record::HEAD_BYTES + 4 * count as usize..end - 8]);
-        seal_end(Kind::Staged, &mut bytes[..end]);
+    // More than any header has.
+    if count > 1 << 16 {
+        return;
+    }
+    if bytes.starts_with(b"kvtstag1") {
+        seal_header(bytes, record::HEAD_BYTES + 4 * count as usize, encoded_bytes(count), header_sum);
+        seal_header(bytes, 0, record::staged_encoded_bytes(count), |bytes| format::sum(Kind::Staged, bytes));
+    } else {
+        seal_header(bytes, 0, encoded_bytes(count), header_sum);
     }
 }
 
-fn image(shape: BlockShape) -> (SlotHeader, Vec<u8>) {
+fn sealed(shape: &BlockShape) -> Vec<u8> {
     let mut image = vec![3; shape.slot_bytes() as usize];
     let link = Link { hash: key(1).hash, parent: None, depth: 0 };
-    let header = seal_image(&shape, key(1), Lineage::of(FormMapId::RAW16), link, &mut image);
-    (header, image)
+    seal_image(shape, key(1), Lineage::of(FormMapId::RAW16), link, &mut image);
+    image
 }
 
-fn staged() -> Vec<u8> {
-    let (slot, image) = image(BlockShape { layers: 16, ..SHAPE });
-    let mut staged = vec![0; image.len()];
-    let stored = Encoder::new(ByteStage::Lz4, Arc::new(Scalar)).encode(&slot, &image, &mut staged);
-    let header = RecordHeader { slot, stored: Some(stored.expect("equal bytes are encoded in fewer")) };
+/// A record whose sections stand encoded.
+fn staged(stage: ByteStage) -> Vec<u8> {
+    let image = sealed(&BlockShape { layers: 8, head_dim: 32, block_tokens: 32, ..SHAPE });
+    let slot = record::header_of(&key(1), &image).expect("it is sealed");
+    let mut bytes = vec![0; image.len()];
+    let stored = Encoder::new(stage, Arc::new(Scalar)).encode(&slot, &image, &mut bytes);
+    let header = RecordHeader { slot, stored: Some(stored.expect("equal values get shorter")) };
     let pages = header.placed(RecordPlace::default());
-    staged[..pages.as_slice().len()].copy_from_slice(pages.as_slice());
-    staged.truncate(header.pages() as usize * 4096);
-    staged
+    bytes[..pages.as_slice().len()].copy_from_slice(pages.as_slice());
+    bytes.truncate(header.pages() as usize * ALIGN_BYTES as usize);
+    bytes
 }
 
 /// Every structure there is.
@@ -163,6 +179,7 @@ pub fn formats() -> Vec<Format> {
     };
     let segments = (0..3).map(|segment| SegmentState { segment, is_sealed: true, generation: 8, epoch: 1 }).collect();
     let snapshot = Snapshot { store_id: STORE, sequence: 12, segments, records: (0..40).map(known).collect() };
+    let record = |name, sample| Format { name, sample, seal: seal_record, parse: parse_record };
     vec![
         Format {
             name: "superblock",
@@ -183,7 +200,9 @@ pub fn formats() -> Vec<Format> {
             seal: |_| {},
             parse: parse_snapshot,
         },
-        Format { name: "record", sample: image(SHAPE).1, seal: seal_record, parse: parse_record },
-        Format { name: "staged record", sample: staged(), seal: seal_staged, parse: parse_record },
+        record("record", sealed(&SHAPE)),
+        record("record in sx12", staged(ByteStage::Sx12)),
+        record("record in lz4", staged(ByteStage::Lz4)),
+        record("record in zstd", staged(ByteStage::Zstd)),
     ]
 }
