@@ -23,6 +23,9 @@ impl World {
             self.readers_agree(room)?;
             self.copies_agree(room)?;
         }
+        if self.kind == Kind::Daemon {
+            self.quotas_hold()?;
+        }
         self.pins_agree()?;
         self.nothing_deleted_is_there()?;
         self.nothing_is_forgotten()
@@ -105,18 +108,21 @@ impl World {
         Ok(())
     }
 
-    /// Copies of a namespace and reservations for it; a block that the disk brings is nobody's wish to store.
-    pub fn quota_holds(&self, namespace: &Namespace) -> Checked {
-        let resident = self.rooms.iter().flat_map(|room| room.device.committed());
-        let own = |key: &CopyKey| key.namespace == *namespace;
-        let reserved = self.clients.values().flat_map(|client| client.reservations.values());
-        let read = self
-            .disk
-            .operations
-            .values()
-            .filter(|operation| matches!(&operation.work, Work::Read { key, .. } if own(key)));
-        let blocks = resident.filter(own).count() + reserved.filter(|(key, _)| own(key)).count() + read.count();
-        must!(blocks as u64 <= self.quota, "{blocks} blocks of a quota of {}", self.quota);
+    /// A namespace's copies, what is being loaded of it, and reservations for it.
+    fn quotas_hold(&self) -> Checked {
+        let namespaces: BTreeSet<Namespace> = self.chains.iter().map(|(namespace, _)| *namespace).collect();
+        for namespace in namespaces {
+            let own = |key: &CopyKey| key.namespace == namespace;
+            let resident = self.rooms.iter().flat_map(|room| room.device.committed()).filter(own).count();
+            let reads = self.disk.operations.values();
+            let read = reads.filter(|operation| matches!(&operation.work, Work::Read { key, .. } if own(key))).count();
+            let room = self.room_of(namespace);
+            let census = self.shard(room).census(&namespace).resident as usize;
+            must!(census == resident + read, "{resident} copies and {read} loads, the shard counts {census}");
+            let reserved = self.clients.values().flat_map(|client| client.reservations.values());
+            let blocks = resident + read + reserved.filter(|(key, _)| own(key)).count();
+            must!(blocks as u64 <= self.quota, "{blocks} blocks of a quota of {}", self.quota);
+        }
         Ok(())
     }
 

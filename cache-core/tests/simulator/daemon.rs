@@ -203,7 +203,10 @@ impl World {
         let (room, keys, links) = self.asked(id);
         let hits = self.make_live(room, &keys, &links)?;
         let on_disk = hits.iter().zip(&keys).filter(|((_, tier), _)| *tier == Tier::Disk);
-        let (entries, wanted): (Vec<EntryId>, Vec<CopyKey>) = on_disk.map(|((entry, _), key)| (*entry, *key)).unzip();
+        let on_disk = on_disk.map(|((entry, _), key)| (*entry, *key));
+        let (mut entries, mut wanted): (Vec<EntryId>, Vec<CopyKey>) = on_disk.unzip();
+        self.cut_to_quota(&keys[0].namespace, &mut entries);
+        wanted.truncate(entries.len());
         if entries.is_empty() {
             return self.lease(id, room, &hits, false);
         }
@@ -325,12 +328,20 @@ impl World {
         self.take_back(room, over)
     }
 
+    /// Blocks of a namespace as a daemon counts them: those that shards have or load, and those that it has reserved itself.
     fn blocks_of(&self, namespace: &Namespace) -> u64 {
         let Shards::Lending(shards) = &self.shards else {
             return 0;
         };
-        let resident: u64 = shards.iter().map(|shard| u64::from(shard.census(namespace).resident)).sum();
-        resident + if self.bug == Bug::QuotaBlind { 0 } else { self.reserved_of(namespace) }
+        let resident: u32 = shards.iter().map(|shard| shard.census(namespace).resident).sum();
+        let reserved = if self.bug == Bug::QuotaBlind { 0 } else { self.reserved_of(namespace) };
+        u64::from(resident) + reserved
+    }
+
+    /// Leaves out loads for which a quota has no room.
+    fn cut_to_quota(&self, namespace: &Namespace, wanted: &mut Vec<EntryId>) {
+        let left = self.quota.saturating_sub(self.blocks_of(namespace));
+        wanted.truncate(usize::try_from(left).unwrap_or(usize::MAX));
     }
 
     fn reserved_of(&self, namespace: &Namespace) -> u64 {
@@ -364,7 +375,7 @@ impl World {
                 let number = self.number();
                 let client = self.clients.get_mut(&id).expect("it asks");
                 client.reservations.insert(number, (key, link));
-                self.quota_holds(&key.namespace)
+                Ok(())
             }
             ([Action::PendingElsewhere { .. }], Some(_)) => Ok(()),
             ([Action::Refused { .. }], _) => {
@@ -462,9 +473,12 @@ impl World {
         let (room, keys, links) = self.asked(id);
         let hits = self.make_live(room, &keys, &links)?;
         let entries: Vec<EntryId> = hits.iter().map(|(entry, _)| *entry).collect();
+        let on_disk = hits.iter().filter(|(_, tier)| *tier == Tier::Disk).map(|(entry, _)| *entry);
+        let mut wanted: Vec<EntryId> = on_disk.collect();
+        self.cut_to_quota(&keys[0].namespace, &mut wanted);
         let ticket = Ticket(self.number());
-        self.grow(room, entries.len() as u32);
-        self.feed_quietly(room, Event::Promote { ticket, entries: &entries })?;
+        self.grow(room, wanted.len() as u32);
+        self.feed_quietly(room, Event::Promote { ticket, entries: &wanted })?;
         self.feed_quietly(room, Event::Release { entries: &entries })
     }
 
