@@ -192,13 +192,6 @@ impl Shard {
         self.slab.ids().filter_map(known).filter(|(_, view)| view.key.namespace == *namespace).collect()
     }
 
-    /// Copies of a namespace in the first place, arriving ones and those for which an open block was granted included. O(entries).
-    pub fn resident_of(&self, namespace: &Namespace) -> u64 {
-        let stays = |id: &EntryId| self.slab[*id].key.namespace == *namespace && self.slab[*id].copies[DEVICE].stays();
-        let opened = self.opened.keys().filter(|key| key.namespace == *namespace).count();
-        (self.slab.ids().filter(stays).count() + opened) as u64
-    }
-
     /// Copies in the first place, arriving ones included.
     pub fn resident(&self) -> u32 {
         self.used[DEVICE]
