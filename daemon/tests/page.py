@@ -4,7 +4,8 @@ page.py BROWSER URL ANSWERS [FOLDER]
 
 Opens the page in a headless browser at two widths and in both colour schemes, and lets it take ANSWERS answers each time. Prints one JSON
 object a view: {"width", "scheme", "shown": [{"uptime_ms", "values": {path: text}}], "errors": [...], "overflow": pixels by which the page is
-wider than the window, "paper", "ink": colours, "unnamed": elements that a reader hears nothing of, "requests": addresses asked for, "answers": what
+wider than the window, "paper", "ink": colours, "unnamed": elements that a reader hears nothing of, "cut": sections that
+are wider than their place, "requests": addresses asked for, "answers": what
 /stats said each time, as the browser received it}. With FOLDER, a picture of each view is left there.
 Standard library only; the browser is driven over its debugging pipe.
 """
@@ -30,6 +31,7 @@ LOOK = """(() => {
   const named = (it) => it.getAttribute("aria-hidden") === "true" || it.hasAttribute("aria-label")
     || (it.getAttribute("aria-labelledby") || "").split(" ").every((id) => id && document.getElementById(id)?.textContent.trim());
   return {
+    cut: [...document.querySelectorAll("section")].filter((it) => it.scrollWidth > it.clientWidth).map((it) => it.getAttribute("aria-labelledby")),
     overflow: document.documentElement.scrollWidth - window.innerWidth,
     paper: style.backgroundColor, ink: style.color,
     bars: document.querySelectorAll("#history rect").length,

@@ -120,6 +120,7 @@ fn look(views: &[Value], url: &str, answer: impl Fn(&Value, u64) -> Value) {
         let name = format!("{} px, {}", view["width"], view["scheme"]);
         assert_eq!(view["errors"], Value::Array(Vec::new()), "{name}");
         assert_eq!(view["unnamed"], Value::Array(Vec::new()), "{name}");
+        assert_eq!(view["cut"], Value::Array(Vec::new()), "{name}");
         assert!(view["overflow"].as_i64().unwrap() <= 0, "{name}: wider than the window");
         assert!(view["bars"].as_u64().unwrap() >= 3, "{name}: an empty history");
         for asked in view["requests"].as_array().unwrap() {
