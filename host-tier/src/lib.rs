@@ -4,9 +4,11 @@
 //! generation word again: if it moved, the result is thrown away and the block is a miss.
 #![deny(unsafe_code)]
 
+mod adopted;
 mod error;
 mod extent;
 mod generation;
+mod inherited;
 mod layout;
 mod lent;
 mod mapping;
@@ -18,8 +20,10 @@ mod sync {
     pub(crate) use std::sync::atomic::{AtomicU64, Ordering, fence};
 }
 
+pub use adopted::{Adopted, AdoptedCopy};
 pub use error::HostError;
 pub use extent::Extent;
+pub use inherited::take_inherited;
 pub use layout::{EXTENT_BYTES_MAX, Layout};
 pub use lent::LentExtent;
 pub use staging::Staging;
