@@ -5,6 +5,8 @@
 //!
 //! A connection's leases and reservations are its own ([`Holdings`]): one thread serves it, and gives everything back when it hangs up.
 
+mod adopt;
+
 use std::collections::HashMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -23,6 +25,9 @@ use disk_tier::{DiskError, DiskState, DiskTier, Pin};
 use host_tier::{HostError, HostTier, Staging};
 use kvtier_sdk::wire::KeyParts;
 
+pub(crate) use adopt::Aside;
+
+use crate::server::attic::Attic;
 use crate::server::class::{Class, ClassId, Pool};
 use crate::server::driver::{Brought, Driver, Load, Write};
 use crate::server::quota::Quotas;
@@ -40,6 +45,11 @@ pub(crate) struct Patience<'a> {
 }
 
 impl Patience<'_> {
+    /// True when it is over.
+    pub(crate) fn is_out(&self) -> bool {
+        self.next().is_none()
+    }
+
     /// How long the next part of the wait may be; `None` when it is over.
     fn next(&self) -> Option<Duration> {
         let left = self.until.saturating_duration_since(Instant::now());
@@ -59,6 +69,7 @@ pub(crate) struct Cache {
 pub(crate) struct State {
     classes: Vec<Class>,
     pub(crate) pool: Pool,
+    attic: Attic,
     pub(crate) pins: HashMap<CopyKey, Pin>,
     pub(crate) writes: HashMap<OpId, Write>,
     pub(crate) loads: HashMap<OpId, Load>,
@@ -98,7 +109,13 @@ impl State {
     }
 
     fn grow(&mut self, class: ClassId, wanted: u32) {
-        self.classes[class as usize].grow(wanted, &mut self.pool);
+        loop {
+            self.classes[class as usize].grow(wanted, &mut self.pool);
+            // The attic gives way before anything is evicted.
+            if !self.classes[class as usize].is_short_of(wanted) || !self.make_room() {
+                return;
+            }
+        }
     }
 }
 
@@ -128,6 +145,8 @@ impl Asked<'_> {
 pub(crate) struct Moved {
     pub(crate) evicted: u64,
     pub(crate) loaded: Amount,
+    /// Copies in the attic that did not verify.
+    pub(crate) damaged: u64,
 }
 
 struct Kept {
@@ -240,14 +259,15 @@ fn named(tier: Tier) -> Tier {
 }
 
 impl Cache {
-    /// `staging_bytes`: what one client's staging memory takes.
-    pub(crate) fn new(host_bytes: u64, staging_bytes: u64, disk: Option<DiskTier>) -> Cache {
+    /// `pool` without what the attic takes.
+    pub(crate) fn new(pool: Pool, attic: Attic, disk: Option<DiskTier>) -> Cache {
         Cache {
             disk,
             started: Instant::now(),
             state: Mutex::new(State {
                 classes: Vec::new(),
-                pool: Pool::new(host_bytes, staging_bytes),
+                pool,
+                attic,
                 pins: HashMap::new(),
                 writes: HashMap::new(),
                 loads: HashMap::new(),
@@ -284,7 +304,13 @@ impl Cache {
         if let Some(class) = state.classes.iter().position(|class| class.shape == shape) {
             return Ok(class as ClassId);
         }
-        let class = Class::open(shape, &mut state.pool, self.disk.is_some())?;
+        let class = loop {
+            match Class::open(shape, &mut state.pool, self.disk.is_some()) {
+                Err(HostError::Budget { .. }) if state.make_room() => {}
+                opened => break opened?,
+            }
+        };
+        state.attic.hand_over(&shape, class.host.extents());
         state.classes.push(class);
         Ok(state.classes.len() as ClassId - 1)
     }
@@ -299,8 +325,7 @@ impl Cache {
     pub(crate) fn lookup(&self, asked: &Asked<'_>) -> (Vec<Tier>, Option<MissReason>) {
         let keys = asked.keys();
         let below = self.below(&keys);
-        let (tiers, miss) = self.state().class(asked.class()).shard.peek(&keys, &below, asked.accept);
-        (tiers.into_iter().map(named).collect(), miss)
+        self.state().peek(asked.class(), &keys, &below, asked.accept)
     }
 
     /// Makes the longest run that is there live, and says why the next block is not.
@@ -632,6 +657,8 @@ impl Cache {
     pub(crate) fn delete(&self, namespace: Namespace, counters: &Counters) -> Result<(), DiskError> {
         let on_disk = self.disk.as_ref().map_or(Ok(()), |disk| disk.delete_namespace(namespace));
         let mut state = self.state();
+        let attic_bytes = state.attic.delete(&namespace);
+        state.pool.give_attic_back(attic_bytes);
         for class in 0..state.classes.len() as ClassId {
             for (entry, view) in state.class(class).shard.entries_of(&namespace) {
                 if let Some(kept) = state.kept.remove(&view.key) {
@@ -713,7 +740,7 @@ impl Cache {
 
     pub(crate) fn used(&self) -> Used {
         let state = self.state();
-        let mut used = Used { bytes: state.pool.granted_bytes, ..Used::default() };
+        let mut used = Used { bytes: state.pool.granted_bytes, blocks: state.attic.copies(), ..Used::default() };
         for class in &state.classes {
             let live = class.shard.live_entries();
             used.blocks += u64::from(class.shard.resident());
@@ -740,8 +767,8 @@ impl Cache {
         let state = self.state();
         let accept =
             if key.form.is_lossless() { Accept::Exact } else { Accept::AtLeast(state.class(class).shape.form) };
-        let (tiers, miss) = state.class(class).shard.peek(std::slice::from_ref(key), &below, accept);
-        tiers.first().map(|tier| named(*tier)).ok_or(miss.unwrap_or(MissReason::NeverStored))
+        let (tiers, miss) = state.peek(class, std::slice::from_ref(key), &below, accept);
+        tiers.first().copied().ok_or(miss.unwrap_or(MissReason::NeverStored))
     }
 
     /// What is known of a block that is not there.

@@ -39,13 +39,15 @@ pub(crate) struct Pool {
     staging_bytes: u64,
     /// What is kept from the classes for staging memory.
     aside_bytes: u64,
+    /// Of what is granted, the attic.
+    attic_bytes: u64,
 }
 
 impl Pool {
     /// Sets an eighth aside, or what four clients with `staging_bytes` each take if that is more, but no more than a quarter.
     pub(crate) fn new(budget_bytes: u64, staging_bytes: u64) -> Pool {
         let aside_bytes = (budget_bytes / 8).max(4 * staging_bytes).min(budget_bytes / 4);
-        Pool { budget_bytes, granted_bytes: 0, staging_bytes: 0, aside_bytes }
+        Pool { budget_bytes, granted_bytes: 0, staging_bytes: 0, aside_bytes, attic_bytes: 0 }
     }
 
     /// Takes staging memory; false when it is not there.
@@ -64,6 +66,19 @@ impl Pool {
         self.staging_bytes -= bytes;
     }
 
+    /// Takes the attic's bytes, at most what is left.
+    pub(crate) fn take_attic(&mut self, bytes: u64) {
+        debug_assert!(bytes <= self.left(), "the attic is cut to what is left");
+        self.granted_bytes += bytes;
+        self.attic_bytes += bytes;
+    }
+
+    /// Gives a part of them back.
+    pub(crate) fn give_attic_back(&mut self, bytes: u64) {
+        self.granted_bytes -= bytes;
+        self.attic_bytes -= bytes;
+    }
+
     /// What classes may still have.
     fn left(&self) -> u64 {
         let aside = self.aside_bytes.saturating_sub(self.staging_bytes);
@@ -76,7 +91,10 @@ impl Class {
     /// slot; what the kernel refuses.
     pub(crate) fn open(shape: BlockShape, pool: &mut Pool, has_disk: bool) -> Result<Class, HostError> {
         let slot_bytes = shape.slot_bytes();
-        let host = HostTier::open(HostConfig { rest_millis: REST_MILLIS, ..HostConfig::new(pool.left(), shape) })?;
+        let host = HostTier::open(HostConfig {
+            rest_millis: REST_MILLIS,
+            ..HostConfig::new(pool.left() + pool.attic_bytes, shape)
+        })?;
         let slots = host.layout().slots();
         let below_entries = if has_disk { LOADING_MAX } else { 0 };
         let budgets = Budgets { device_slots: slots, host_slots: 0, below_entries };
@@ -94,6 +112,12 @@ impl Class {
             |extent: &Arc<host_tier::Extent>| Arc::new(ArenaExtent::new(Arc::clone(extent))) as Arc<dyn Region>;
         let regions = host.extents().iter().map(region).collect();
         Ok(Class { shape, host, shard, regions })
+    }
+
+    /// True when fewer than `wanted` slots are free and the class could take more than it was granted.
+    pub(crate) fn is_short_of(&self, wanted: u32) -> bool {
+        let granted = self.shard.budgets().device_slots;
+        granted - self.shard.device_used() < wanted && granted < self.host.layout().slots()
     }
 
     /// Sees to it that `wanted` slots are free, as far as the pool goes and without evicting anything.

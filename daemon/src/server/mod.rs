@@ -7,6 +7,8 @@
 //! | `session` | one connection: requests in, answers out, everything given back at its end |
 //! | `staging` | a connection's memory for blocks on their way in |
 //! | `cache` | classes over arena and disk behind one mutex: what requests do |
+//! | `attic` | extents of the daemon before, whose blocks are brought back |
+//! | `manager` | the service manager, which keeps them in between |
 //! | `class` | the blocks of one shape: slots, shard, share of the budget |
 //! | `driver` | performs a shard's actions on arena and disk |
 //! | `namespaces`, `listed` | whose blocks: manifests, tenants, what differs; the list of it beside the store |
@@ -18,12 +20,14 @@
 //! **Threads.** One for each connection, since its requests are answered in order and most take microseconds; one that takes in what the disk ends; one that
 //! keeps time (pins that expire) and scrubs; the HTTP endpoint has a runtime of its own. A thread that works for all and panics ends the daemon.
 
+mod attic;
 mod cache;
 mod class;
 mod driver;
 mod incoming;
 mod listed;
 mod listen;
+mod manager;
 mod namespaces;
 mod paced;
 mod quota;
@@ -51,10 +55,12 @@ use disk_tier::{DiskConfig, DiskError, DiskState, DiskTier};
 
 use crate::config::Config;
 use crate::http::{Endpoint, HttpError};
-use crate::server::cache::{Asked, Cache, Leased};
-use crate::server::class::ClassId;
+use crate::server::attic::Attic;
+use crate::server::cache::{Aside, Asked, Cache, Leased, Patience};
+use crate::server::class::{ClassId, Pool};
 use crate::server::listed::List;
 use crate::server::listen::Listener;
+use crate::server::manager::Manager;
 use crate::server::namespaces::Namespaces;
 use crate::server::requests::Requests;
 use crate::stats::{Amount, BlockStory, Client, Counters, Disk, Explanation, Gauges, Snapshot, Source, State, TierUse};
@@ -166,7 +172,8 @@ pub fn serve_with(config: Config, testing: Testing) -> Result<(), ServeError> {
     // Before anything is opened: of two daemons on one socket or store the second one touches nothing.
     let listener = Listener::claim(&config.socket)?;
     let endpoint = config.http.map(Endpoint::bind).transpose()?;
-    let server = Server::open(config, testing, sender)?;
+    let manager = Manager::here().map(Arc::new);
+    let server = Server::open(config, testing, manager.clone(), sender)?;
     let signals = Signals::take(&server).map_err(ServeError::Start)?;
     let http = endpoint.map(|endpoint| serve_http(&server, endpoint)).transpose().map_err(ServeError::Start)?;
     let mut threads = Vec::new();
@@ -187,7 +194,9 @@ pub fn serve_with(config: Config, testing: Testing) -> Result<(), ServeError> {
     listener.show()?;
     tracing::info!(socket = %server.config.socket.display(), "serving");
     threads.push(server.spawn("accept", move || accepted.accept(&accepting))?);
+    manager.iter().for_each(|manager| manager.ready());
     let end = wait(&receiver);
+    manager.iter().for_each(|manager| manager.stopping());
     listener.hide();
     server.end(http);
     signals.give_back();
@@ -273,7 +282,12 @@ fn serve_http(server: &Arc<Server>, endpoint: Endpoint) -> std::io::Result<Http>
 }
 
 impl Server {
-    fn open(config: Config, testing: Testing, ended: Sender<End>) -> Result<Arc<Server>, ServeError> {
+    fn open(
+        config: Config,
+        testing: Testing,
+        manager: Option<Arc<Manager>>,
+        ended: Sender<End>,
+    ) -> Result<Arc<Server>, ServeError> {
         let Testing { medium, planted } = testing;
         let disk = config.disk.as_ref().map(|folder| {
             let settings = DiskConfig {
@@ -289,11 +303,15 @@ impl Server {
             opened.map_err(|source| ServeError::Disk { folder: folder.clone(), source })
         });
         let disk = disk.transpose()?;
-        let cache = Cache::new(config.host_mem_bytes, staging_bytes(&config), disk);
-        let namespaces = namespaces_of(&config, &cache)?;
         let mut id = [0; 16];
         rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())
             .map_err(|error| ServeError::Start(error.into()))?;
+        let mut pool = Pool::new(config.host_mem_bytes, staging_bytes(&config));
+        // The other half is for what comes, and for clients.
+        let (attic, attic_bytes) = Attic::adopt(manager, id, host_tier::take_inherited(), config.host_mem_bytes / 2);
+        pool.take_attic(attic_bytes);
+        let cache = Cache::new(pool, attic, disk);
+        let namespaces = namespaces_of(&config, &cache)?;
         Ok(Arc::new(Server {
             cache,
             config,
@@ -505,9 +523,30 @@ impl Server {
     }
 
     pub(crate) fn delete_tenant(&self, tenant: TenantId) -> Result<u32, String> {
+        // Of a namespace that nobody has opened since the start it is not known whose it is.
+        self.cache.close_attic();
         let all = lock(&self.namespaces).of(&tenant);
         all.iter().try_for_each(|namespace| self.delete_namespace(*namespace))?;
         Ok(all.len() as u32)
+    }
+
+    /// Brings blocks of the run back that the attic has, up to the first that is nowhere.
+    pub(crate) fn bring_back(&self, asked: &Asked<'_>, patience: Patience<'_>) {
+        let class = asked.parts.class.0;
+        for link in asked.links {
+            if !self.cache.has_attic() || patience.is_out() {
+                return;
+            }
+            match self.cache.look_aside(class, &asked.parts.key(link.hash)) {
+                Aside::Elsewhere { is_there: true } => {}
+                Aside::Elsewhere { is_there: false } => return,
+                Aside::Found(found) => {
+                    if found.sealed.link != *link || !self.cache.bring_back(class, found, patience) {
+                        return;
+                    }
+                }
+            }
+        }
     }
 
     /// Remembers what became of a named request's blocks.
@@ -575,6 +614,7 @@ impl Source for Server {
         let (used, moved) = (self.cache.used(), self.cache.take_moved());
         self.counters.evicted(moved.evicted);
         self.counters.loaded(moved.loaded);
+        (0..moved.damaged).for_each(|_| self.counters.integrity_failure());
         let disk = self.cache.disk().map(Disk::of);
         let state = match (self.is_ending(), self.cache.disk().map(DiskTier::state)) {
             (true, _) => State::Draining,

@@ -516,6 +516,7 @@ impl Session {
     fn acquire(&mut self, asked: &Asked<'_>, until: Instant, id: u64, out: &mut Vec<u8>) -> Result<(), Refused> {
         let is_over = is_over(&self.server, &self.stream);
         let patience = Patience { until, is_over: &is_over };
+        self.server.bring_back(asked, patience);
         let (mut leased, mut miss) = self.server.cache.acquire(&mut self.holdings, asked, patience);
         if self.server.config().verify == Verify::Always {
             let is_wrong = |leased: &cache::Leased| {
