@@ -8,6 +8,7 @@
 //! | `blocks` | blocks of a small shape whose bytes everybody knows |
 //! | `raw` | the protocol by hand: frames, halves of frames, calls that the client does not have |
 //! | `gate` | a disk whose reads wait until they are let through |
+//! | `manager` | a service manager in small, which keeps descriptors over a daemon's end |
 //! | `dying` | client processes that are killed at every step of the protocol |
 //! | `deaths` | daemons that die under clients and under an engine |
 //! | `churn` | clients that come, work and go, for as long as one likes |
@@ -21,5 +22,6 @@ pub mod figures;
 pub mod gate;
 pub mod in_process;
 pub mod late;
+pub mod manager;
 pub mod process;
 pub mod raw;

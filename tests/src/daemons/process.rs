@@ -1,5 +1,6 @@
 //! A daemon in a process of its own.
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -62,12 +63,9 @@ impl Settings {
 
     /// Starts it; returns when its socket accepts connections.
     pub fn start(&self) -> Daemon {
-        self.start_with(&[])
-    }
-
-    /// As [`Settings::start`], with variables.
-    pub fn start_with(&self, variables: &[(&str, &str)]) -> Daemon {
-        let mut daemon = self.spawn(variables);
+        let mut command = Command::new(&self.program);
+        command.args(self.words());
+        let mut daemon = Daemon::spawn(command);
         wait_until("the socket appears", || {
             if let Some(status) = daemon.child.try_wait().expect("its state") {
                 panic!("the daemon does not start: {status}");
@@ -77,21 +75,21 @@ impl Settings {
         daemon
     }
 
-    /// Starts it and does not wait.
-    pub fn spawn(&self, variables: &[(&str, &str)]) -> Daemon {
-        let mut command = Command::new(&self.program);
-        let text = |path: &Option<PathBuf>| path.as_ref().map_or("-".into(), |path| path.clone().into_os_string());
-        command.arg("serve").arg(&self.socket).arg(self.host_mib.to_string()).arg(text(&self.store));
-        command.arg(self.read_millis.to_string()).arg(self.staging_kib.to_string()).arg(if self.http {
-            "http"
-        } else {
-            "-"
-        });
-        command.envs(variables.iter().copied()).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().expect("the daemon's process starts");
-        let input = child.stdin.take().expect("it was asked for");
-        let output = BufReader::new(child.stdout.take().expect("it was asked for"));
-        Daemon { child, input, output }
+    /// What the program is told.
+    pub fn words(&self) -> Vec<OsString> {
+        let store = self.store.as_ref().map_or("-".into(), |path| path.clone().into_os_string());
+        let number = |number: u64| number.to_string().into();
+        let http = if self.http { "http" } else { "-" }.into();
+        let socket = self.socket.clone().into_os_string();
+        vec![
+            "serve".into(),
+            socket,
+            number(self.host_mib),
+            store,
+            number(self.read_millis),
+            number(self.staging_kib),
+            http,
+        ]
     }
 }
 
@@ -111,6 +109,15 @@ impl Drop for Daemon {
 }
 
 impl Daemon {
+    /// Starts a process that is or becomes one, and does not wait.
+    pub fn spawn(mut command: Command) -> Daemon {
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the daemon's process starts");
+        let input = child.stdin.take().expect("it was asked for");
+        let output = BufReader::new(child.stdout.take().expect("it was asked for"));
+        Daemon { child, input, output }
+    }
+
     /// Its process.
     pub fn pid(&self) -> u32 {
         self.child.id()
