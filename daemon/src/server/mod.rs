@@ -392,6 +392,8 @@ impl Server {
         let (ended, end) = mpsc::channel();
         let closing = std::thread::Builder::new().name("disk-close".to_owned()).spawn(move || {
             server.cache.close(limit);
+            // The store is free once nobody has the server any more.
+            drop(server);
             // Who waited may have given up.
             let _ = ended.send(());
         });
