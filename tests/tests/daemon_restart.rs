@@ -7,12 +7,12 @@ use std::time::Duration;
 use cache_core::form::Accept;
 use cache_core::units::Tier;
 use kvtier_sdk::client::Client;
-use kvtier_sdk::wire::{DeleteNamespace, Request};
+use kvtier_sdk::wire::{AcceptId, Acquire, DeleteNamespace, Pin, Reply, Request};
 use kvtier_tests::daemons::blocks::{Look, SHAPE, chain, client, get, look, namespace, put, wanted};
 use kvtier_tests::daemons::figures::stats;
 use kvtier_tests::daemons::manager::Manager;
 use kvtier_tests::daemons::process::{PATIENCE, Settings, TERM, wait_until};
-use kvtier_tests::daemons::raw::Raw;
+use kvtier_tests::daemons::raw::{Raw, hashes, run};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 
 const CHILD: &str = env!("CARGO_BIN_EXE_daemon_child");
@@ -229,6 +229,31 @@ fn nothing_in_the_memory_is_believed() {
     }
     assert!(!names.iter().any(|name| name.contains("4294967295") || name.ends_with(".x.1")), "{names:?}");
     assert!(names.contains(&"connection".to_owned()), "what is not an arena's is left alone");
+    drop(daemon);
+}
+
+#[test]
+fn pins_and_prefetches_bring_blocks_back_as_well() {
+    let scene = Scene::new();
+    let settings = scene.settings(128);
+    let daemon = scene.manager.start(&settings);
+    put_chains(&scene.client(), 0..2);
+    daemon.kill();
+    let daemon = scene.manager.start(&settings);
+    let mut raw = Raw::introduced(&settings.socket);
+    let (parts, accept) = (raw.open(), AcceptId::Exact);
+    let links = [chain(0, BLOCKS), chain(1, BLOCKS)];
+    let hashes = links.each_ref().map(|links| hashes(links));
+    let prefetch = Acquire { parts, accept, run: run(&links[0], &hashes[0]) };
+    let pin = Pin { parts, accept, ttl_ms: 60_000, run: run(&links[1], &hashes[1]) };
+    let found = [Request::Prefetch(prefetch), Request::Pin(pin)].map(|request| {
+        raw.call(&request, |reply| match reply {
+            Reply::Prefetch(prefetched) => prefetched.accepted,
+            Reply::Pin(pinned) => pinned.pinned,
+            other => panic!("{other:?}"),
+        })
+    });
+    assert_eq!(found, [BLOCKS as u32; 2]);
     drop(daemon);
 }
 

@@ -8,7 +8,7 @@
 //! What is handed over for the next daemon are this one's own extents, and the attic with them.
 
 use std::collections::{HashMap, HashSet};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use cache_core::hash::Namespace;
@@ -208,9 +208,13 @@ impl Attic {
         for extent in extents {
             self.handed += 1;
             let name = extent_name(&self.daemon, self.handed, shape, extent.slots());
-            match (name, extent.duplicate()) {
-                (Some(name), Ok(file)) => manager.keep(&name, std::os::fd::AsFd::as_fd(&file)),
-                _ => tracing::warn!("an extent cannot be handed to the service manager"),
+            let is_kept = match (name, extent.duplicate()) {
+                (Some(name), Ok(file)) => manager.keep(&name, file.as_fd()),
+                _ => false,
+            };
+            if !is_kept {
+                tracing::warn!("not all of the arena is handed to the service manager");
+                return;
             }
         }
     }

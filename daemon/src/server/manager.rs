@@ -9,6 +9,7 @@ use std::os::fd::BorrowedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
 
 use cache_core::payload::BlockShape;
 use kvtier_sdk::wire::Body;
@@ -16,6 +17,8 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 
 /// The longest name that a service manager takes for a descriptor.
 const NAME_BYTES_MAX: usize = 255;
+/// How long a message may wait for room in its queue.
+const SEND_MAX: Duration = Duration::from_millis(500);
 /// What the names of extents begin with: ours, and the version of what they say and of the extents' layout.
 const PREFIX: &str = "kvtier-arena-1";
 
@@ -46,10 +49,10 @@ impl Manager {
         self.send("STOPPING=1\n", None);
     }
 
-    /// Keeps an extent under a name.
-    pub(crate) fn keep(&self, name: &str, extent: BorrowedFd<'_>) {
+    /// Keeps an extent under a name; false when the manager does not listen.
+    pub(crate) fn keep(&self, name: &str, extent: BorrowedFd<'_>) -> bool {
         // Unpolled: a memfd never hangs up, and a manager that watches it gains nothing.
-        self.send(&format!("FDSTORE=1\nFDNAME={name}\nFDPOLL=0\n"), Some(extent));
+        self.send(&format!("FDSTORE=1\nFDNAME={name}\nFDPOLL=0\n"), Some(extent))
     }
 
     /// Lets what it keeps under a name go.
@@ -57,23 +60,24 @@ impl Manager {
         self.send(&format!("FDSTOREREMOVE=1\nFDNAME={name}\n"), None);
     }
 
-    fn send(&self, text: &str, file: Option<BorrowedFd<'_>>) {
+    fn send(&self, text: &str, file: Option<BorrowedFd<'_>>) -> bool {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         let files: Vec<BorrowedFd<'_>> = file.into_iter().collect();
         let fits = files.is_empty() || ancillary.push(SendAncillaryMessage::ScmRights(&files));
         debug_assert!(fits, "there is room for one");
         let sent = sendmsg(&self.0, &[IoSlice::new(text.as_bytes())], &mut ancillary, SendFlags::NOSIGNAL);
-        if let Err(error) = sent {
+        if let Err(error) = &sent {
             tracing::warn!(%error, "the service manager does not listen");
         }
+        sent.is_ok()
     }
 }
 
 fn connect(path: OsString) -> io::Result<UnixDatagram> {
     let socket = UnixDatagram::unbound()?;
-    // A manager that does not read must not hold the daemon up.
-    socket.set_nonblocking(true)?;
+    // A manager that does not read must not hold the daemon up; one that is only behind has a few messages in its queue.
+    socket.set_write_timeout(Some(SEND_MAX))?;
     match path.as_bytes().split_first() {
         Some((b'@', name)) => socket.connect_addr(&SocketAddr::from_abstract_name(name)?)?,
         _ => socket.connect(path)?,

@@ -308,6 +308,7 @@ impl Session {
             Request::Prefetch(wanted) => {
                 let links: Vec<Link> = wanted.run.links().collect();
                 let asked = self.asked(wanted.parts, wanted.accept, &links)?;
+                self.bring_back(&asked, until);
                 let accepted = self.server.cache.prefetch(&asked);
                 Reply::Prefetch(PrefetchReply { accepted }).encode_frame(id, out)?;
                 Operation::Prefetch
@@ -338,6 +339,7 @@ impl Session {
                 let links: Vec<Link> = pin.run.links().collect();
                 let asked = self.asked(pin.parts, pin.accept, &links)?;
                 let until = Instant::now() + Duration::from_millis(pin.ttl_ms.min(u64::from(u32::MAX)));
+                self.bring_back(&asked, Instant::now() + self.server.deadline(0));
                 Reply::Pin(PinReply { pinned: self.server.cache.pin(&asked, until) })
             }
             Request::Unpin(unpin) => {
@@ -514,9 +516,9 @@ impl Session {
     }
 
     fn acquire(&mut self, asked: &Asked<'_>, until: Instant, id: u64, out: &mut Vec<u8>) -> Result<(), Refused> {
+        self.bring_back(asked, until);
         let is_over = is_over(&self.server, &self.stream);
         let patience = Patience { until, is_over: &is_over };
-        self.server.bring_back(asked, patience);
         let (mut leased, mut miss) = self.server.cache.acquire(&mut self.holdings, asked, patience);
         if self.server.config().verify == Verify::Always {
             let is_wrong = |leased: &cache::Leased| {
@@ -539,6 +541,12 @@ impl Session {
             self.server.note(&self.tag, asked, &leased, miss);
         }
         Ok(Reply::Acquire(AcquireReply { miss, hits: Batch::new(&hits)? }).encode_frame(id, out)?)
+    }
+
+    /// Brings back what the daemon before this one has left of a run.
+    fn bring_back(&self, asked: &Asked<'_>, until: Instant) {
+        let is_over = is_over(&self.server, &self.stream);
+        self.server.bring_back(asked, Patience { until, is_over: &is_over });
     }
 
     fn count_found(&self, asked: &Asked<'_>, leased: &[cache::Leased], miss: Option<MissReason>) {
