@@ -9,8 +9,8 @@ use std::time::Instant;
 use cache_core::form::Accept;
 use cache_core::miss::MissReason;
 use cache_core::units::Tier;
+use disk_tier::io::Medium;
 use disk_tier::io::rig::{FailNth, Fault, Plan, Repeat, Scope};
-use disk_tier::io::{Directory, IoChoice, Medium};
 use kvtier_daemon::config::{Config, Machine};
 use kvtier_daemon::testing::{Planted, Point, Testing, serve_with};
 use kvtier_daemon::{ServeError, server::DRAIN_MAX};
@@ -19,7 +19,7 @@ use kvtier_sdk::wire::{AcceptId, Acquire, Await, Empty, Request};
 use kvtier_tests::daemons::blocks::{Look, chain, client, get, look, put, wanted};
 use kvtier_tests::daemons::figures::{held, stats};
 use kvtier_tests::daemons::gate::Gate;
-use kvtier_tests::daemons::process::{PATIENCE, Settings, TERM, wait_until};
+use kvtier_tests::daemons::process::{PATIENCE, Settings, TERM, store_medium, wait_until};
 use kvtier_tests::daemons::raw::{Raw, frame, hashes, run};
 
 const CHILD: &str = env!("CARGO_BIN_EXE_daemon_child");
@@ -45,7 +45,7 @@ fn start(config: &Config, medium: Option<Arc<dyn Medium>>) -> (JoinHandle<Result
 }
 
 fn medium(config: &Config) -> Arc<dyn Medium> {
-    Directory::open(config.disk.as_ref().unwrap(), IoChoice::Auto, Vec::new(), 64, 600_000).unwrap()
+    store_medium(config.disk.as_ref().unwrap(), 64, 600_000)
 }
 
 #[test]

@@ -4,15 +4,15 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use disk_tier::io::Medium;
 use disk_tier::io::rig::{FailNth, Fault, Plan, Repeat, Scope, SplitMix64};
-use disk_tier::io::{Directory, IoChoice, Medium};
 use kvtier_daemon::config::{Config, Machine};
 use kvtier_daemon::testing::{Planted, Testing, serve_with};
 use kvtier_sdk::wire::{AcceptId, Acquire, Reply, Request};
 
 use crate::daemons::blocks::{chain, client, put};
 use crate::daemons::figures::stats;
-use crate::daemons::process::wait_until;
+use crate::daemons::process::{store_medium, wait_until};
 use crate::daemons::raw::{Raw, hashes, run};
 
 /// Chains in the store, and blocks of each.
@@ -75,7 +75,7 @@ pub fn run_against(disk: Disk, calls: u64, clients: u64) -> Tally {
     writer.drain().expect("it is taken");
     drop(writer);
     thread.join().expect("no panic").expect("an orderly end");
-    let inner = Directory::open(&store, IoChoice::Auto, Vec::new(), 256, FOREVER_MILLIS).expect("the store");
+    let inner = store_medium(&store, 256, FOREVER_MILLIS);
     let fault = match disk {
         Disk::Slow { millis } => Fault::Slow { millis },
         Disk::BlackHole => Fault::Never { deadline_millis: FOREVER_MILLIS },

@@ -198,11 +198,20 @@ pub fn serve(words: &[String]) -> ! {
     std::process::exit(i32::from(code))
 }
 
+/// The folder's store as a medium, once the daemon on a thread that had it has let it go: its connections' threads may outlive it by a moment.
+pub fn store_medium(folder: &Path, depth: usize, deadline_millis: u64) -> Arc<dyn disk_tier::io::Medium> {
+    let mut opened = None;
+    wait_until("the store is free", || {
+        opened = Directory::open(folder, IoChoice::Auto, Vec::new(), depth, deadline_millis).ok();
+        opened.is_some()
+    });
+    opened.expect("it was waited for")
+}
+
 /// The folder's store, each of whose reads takes so much longer.
 pub fn slow_reads(folder: &Path, millis: u64) -> Arc<dyn disk_tier::io::Medium> {
-    let medium = Directory::open(folder, IoChoice::Auto, Vec::new(), DISK_DEPTH, DISK_DEADLINE_MILLIS);
     let plan = Plan::nth(1, Fault::Slow { millis }).on(Scope::Read).repeat(Repeat::Forever);
-    FailNth::new(medium.expect("a store's folder"), plan)
+    FailNth::new(store_medium(folder, DISK_DEPTH, DISK_DEADLINE_MILLIS), plan)
 }
 
 /// Does what the parent says, and does not outlive it.
