@@ -3,7 +3,8 @@
 use std::io::ErrorKind;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::ProgressBar;
@@ -13,24 +14,28 @@ use serde_json::{Value, json};
 use crate::args::BenchDaemonArgs;
 use crate::failure::Failure;
 use crate::output;
+use crate::signals::Signals;
 
 /// How long a server may take to listen.
 const START_MAX: Duration = Duration::from_secs(30);
 
 /// Runs the command.
 pub fn run(args: &BenchDaemonArgs) -> Result<(), Failure> {
+    let signals = Signals::install()?;
     let bar = ProgressBar::no_length().with_message("measuring");
     let mut figures = Vec::new();
     let mut has_redis = false;
     for size in &args.block_size {
         for clients in &args.clients {
             let folder = tempfile::Builder::new().prefix("kvtier-bench-").tempdir()?;
+            let path = folder.path().to_owned();
+            signals.at_end(move || drop(std::fs::remove_dir_all(path)));
             let needs = bench::needs(size.0, *clients as usize).map_err(Failure::input)?;
             let daemon = match &args.socket {
                 Some(_) => None,
-                None => Some(Server::daemon(folder.path(), needs)?),
+                None => Some(Server::daemon(folder.path(), needs, &signals)?),
             };
-            let redis = if args.no_redis { None } else { Server::redis(folder.path())? };
+            let redis = if args.no_redis { None } else { Server::redis(folder.path(), &signals)? };
             has_redis |= redis.is_some();
             let settings = Settings {
                 socket: args
@@ -61,22 +66,30 @@ pub fn run(args: &BenchDaemonArgs) -> Result<(), Failure> {
     if args.json { Ok(()) } else { print(&figures) }
 }
 
-/// A server in a process of its own; gone when this is.
+/// A server in a process of its own; gone when this is, or when a signal ends this process.
 struct Server {
-    process: Child,
+    /// Taken by whoever ends it.
+    process: Arc<Mutex<Option<Child>>>,
     socket: PathBuf,
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It has nothing that is worth an orderly end.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        kill(&self.process);
+    }
+}
+
+/// It has nothing that is worth an orderly end.
+fn kill(process: &Mutex<Option<Child>>) {
+    let process = process.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(mut process) = process {
+        let _ = process.kill();
+        let _ = process.wait();
     }
 }
 
 impl Server {
-    fn daemon(folder: &Path, needs: Needs) -> Result<Server, Failure> {
+    fn daemon(folder: &Path, needs: Needs, signals: &Signals) -> Result<Server, Failure> {
         let (socket, settings) = (folder.join("kvtier.sock"), folder.join("kvtier.toml"));
         let Needs { host_mem_bytes, client_staging_bytes, clients_max } = needs;
         let kib = |bytes: u64| format!("{}KiB", bytes.div_ceil(1024));
@@ -90,31 +103,33 @@ impl Server {
         command.args(["--host-mem", &kib(host_mem_bytes), "--disk", "off", "--http", "off"]);
         command.env("KVTIER_CLIENT_STAGING", kib(client_staging_bytes));
         command.env("KVTIER_CLIENTS_MAX", clients_max.to_string()).env("KVTIER_LOG_LEVEL", "error");
-        Server::start(&mut command, socket)
+        Server::start(&mut command, socket, signals)
     }
 
     /// `None` when it is not installed.
-    fn redis(folder: &Path) -> Result<Option<Server>, Failure> {
+    fn redis(folder: &Path, signals: &Signals) -> Result<Option<Server>, Failure> {
         let socket = folder.join("redis.sock");
         let mut command = Command::new("redis-server");
         command.arg("--unixsocket").arg(&socket).args(["--port", "0", "--save", "", "--appendonly", "no"]);
         command.arg("--dir").arg(folder).args(["--maxclients", "2000", "--proto-max-bulk-len", "512mb"]);
-        command.stdout(Stdio::null());
-        match Server::start(&mut command, socket) {
+        match Server::start(&mut command, socket, signals) {
             Err(failure) if failure.code == NOT_INSTALLED => Ok(None),
             started => started.map(Some),
         }
     }
 
-    fn start(command: &mut Command, socket: PathBuf) -> Result<Server, Failure> {
-        let process = command.stdin(Stdio::null()).spawn().map_err(|error| match error.kind() {
-            ErrorKind::NotFound => Failure { code: NOT_INSTALLED, message: "it is not installed".to_owned() },
-            _ => Failure::from(error),
-        })?;
-        let mut server = Server { process, socket };
+    fn start(command: &mut Command, socket: PathBuf, signals: &Signals) -> Result<Server, Failure> {
+        let process =
+            command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().map_err(|error| match error.kind() {
+                ErrorKind::NotFound => Failure { code: NOT_INSTALLED, message: "it is not installed".to_owned() },
+                _ => Failure::from(error),
+            })?;
+        let server = Server { process: Arc::new(Mutex::new(Some(process))), socket };
+        let ending = Arc::clone(&server.process);
+        signals.at_end(move || kill(&ending));
         let until = Instant::now() + START_MAX;
         while UnixStream::connect(&server.socket).is_err() {
-            if let Some(status) = server.process.try_wait()? {
+            if let Some(status) = server.has_ended()? {
                 return Err(Failure { code: 3, message: format!("{command:?} has ended: {status}") });
             }
             if Instant::now() >= until {
@@ -123,6 +138,13 @@ impl Server {
             std::thread::sleep(Duration::from_millis(10));
         }
         Ok(server)
+    }
+}
+
+impl Server {
+    fn has_ended(&self) -> std::io::Result<Option<ExitStatus>> {
+        let mut process = self.process.lock().unwrap_or_else(PoisonError::into_inner);
+        process.as_mut().map_or(Ok(None), Child::try_wait)
     }
 }
 

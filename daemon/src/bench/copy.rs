@@ -11,8 +11,6 @@ pub(super) struct Copy {
 }
 
 struct Copier {
-    /// Blocks of the client's own.
-    own: Buffer,
     /// This client's part of the common memory: who copies goes round in it.
     common: Vec<Buffer>,
     next: usize,
@@ -28,12 +26,7 @@ impl Copy {
             buffer
         };
         let common = plan.resident.max(plan.put_in_turn()).div_ceil(plan.clients);
-        let worker = |_| Copier {
-            own: touched(bytes * plan.step),
-            common: (0..common).map(|_| touched(bytes)).collect(),
-            next: 0,
-            bytes,
-        };
+        let worker = |_| Copier { common: (0..common).map(|_| touched(bytes)).collect(), next: 0, bytes };
         Copy { workers: (0..plan.clients).map(worker).collect() }
     }
 }
@@ -57,18 +50,18 @@ impl System for Copy {
 }
 
 impl Worker for Copier {
-    fn prepare(&mut self, op: Op, count: usize) -> Result<(), String> {
+    fn prepare(&mut self, op: Op, count: usize, own: &mut [u8]) -> Result<(), String> {
         if op == Op::Put {
             // As a client that has just filled its blocks.
             self.next = (self.next + 1) % self.common.len();
             let value = self.next as u8;
-            self.own.as_mut_slice()[..count * self.bytes].fill(value);
+            own[..count * self.bytes].fill(value);
         }
         Ok(())
     }
 
-    fn perform(&mut self, op: Op, index: usize) -> Result<(), String> {
-        let own = &mut self.own.as_mut_slice()[index * self.bytes..][..self.bytes];
+    fn perform(&mut self, op: Op, index: usize, own: &mut [u8]) -> Result<(), String> {
+        let own = &mut own[index * self.bytes..][..self.bytes];
         self.next = (self.next + 1) % self.common.len();
         let common = self.common[self.next].as_mut_slice();
         match op {
@@ -78,8 +71,8 @@ impl Worker for Copier {
         Ok(())
     }
 
-    fn check(&mut self, _op: Op, _count: usize) -> Result<(), String> {
-        std::hint::black_box(&self.own);
+    fn check(&mut self, _op: Op, _count: usize, own: &mut [u8]) -> Result<(), String> {
+        std::hint::black_box(own);
         Ok(())
     }
 

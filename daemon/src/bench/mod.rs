@@ -19,6 +19,8 @@ mod turns;
 
 use std::path::PathBuf;
 
+use cache_core::buffer::Buffer;
+
 pub use ours::{Needs, needs};
 
 use crate::bench::blocks::Blocks;
@@ -114,6 +116,7 @@ pub fn measure(settings: &Settings, progress: &mut dyn FnMut(usize, usize)) -> R
     if let Some(socket) = &settings.redis {
         systems.push(Box::new(redis::Redis::connect(socket, &blocks, &plan)?));
     }
+    let mut own: Vec<Buffer> = (0..plan.clients).map(|_| Buffer::zeroed(blocks.image_bytes() * plan.step)).collect();
     let mut measured: Vec<(usize, Op, Samples)> = Vec::new();
     // The first round touches everything, and is not counted.
     for round in 0..=settings.rounds {
@@ -122,7 +125,7 @@ pub fn measure(settings: &Settings, progress: &mut dyn FnMut(usize, usize)) -> R
         }
         for op in Op::ALL {
             for (index, system) in systems.iter_mut().enumerate() {
-                let Some(samples) = take_turn(&mut **system, op, &plan)? else {
+                let Some(samples) = take_turn(&mut **system, op, &plan, &mut own)? else {
                     continue;
                 };
                 match measured.iter_mut().find(|(of, made, _)| (*of, *made) == (index, op)) {

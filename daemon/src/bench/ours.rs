@@ -58,8 +58,6 @@ struct OurClient {
     client: Client,
     small: Arc<Blocks>,
     small_client: Client,
-    /// Images on their way in or out.
-    own: Buffer,
     resident: Arc<Vec<Link>>,
     chain: Arc<Vec<Link>>,
     /// Number of the next block that any client puts.
@@ -151,7 +149,6 @@ impl Ours {
                 client: open(socket, &blocks)?,
                 small: Arc::clone(&small),
                 small_client: open(socket, &small)?,
-                own: Buffer::zeroed(blocks.image_bytes() * plan.step),
                 resident: Arc::clone(&resident),
                 chain: Arc::clone(&chain),
                 fresh: Arc::clone(&fresh),
@@ -162,11 +159,11 @@ impl Ours {
                 lent: Vec::new(),
             })
         };
-        let mut workers = (0..plan.clients).map(worker).collect::<Result<Vec<_>, String>>()?;
-        let first = &mut workers[0];
+        let workers = (0..plan.clients).map(worker).collect::<Result<Vec<_>, String>>()?;
+        let first = &workers[0];
+        let mut image = Buffer::zeroed(blocks.image_bytes());
         for (number, link) in (0..).zip(&*resident) {
-            let image = &mut first.own.as_mut_slice()[..blocks.image_bytes()];
-            put(&first.client, &blocks, *link, number, image)?;
+            put(&first.client, &blocks, *link, number, image.as_mut_slice())?;
         }
         Ok(Ours { workers, resident, batch, chain })
     }
@@ -202,9 +199,9 @@ impl OurClient {
         self.next
     }
 
-    fn image(&mut self, index: usize) -> &mut [u8] {
+    fn image<'a>(&self, own: &'a mut [u8], index: usize) -> &'a mut [u8] {
         let bytes = self.blocks.image_bytes();
-        &mut self.own.as_mut_slice()[index * bytes..][..bytes]
+        &mut own[index * bytes..][..bytes]
     }
 
     /// Leases one resident block and keeps the lease.
@@ -223,13 +220,12 @@ impl OurClient {
 }
 
 impl Worker for OurClient {
-    fn prepare(&mut self, op: Op, count: usize) -> Result<(), String> {
+    fn prepare(&mut self, op: Op, count: usize, own: &mut [u8]) -> Result<(), String> {
         match op {
             Op::Put => {
                 for index in 0..count {
                     let number = self.fresh.fetch_add(1, Ordering::Relaxed);
-                    let bytes = self.blocks.image_bytes();
-                    let image = &mut self.own.as_mut_slice()[index * bytes..][..bytes];
+                    let image = self.image(own, index);
                     let link = self.blocks.link(number);
                     self.reserved.push(hand(&self.client, &self.blocks, link, number, image)?);
                 }
@@ -241,7 +237,7 @@ impl Worker for OurClient {
         Ok(())
     }
 
-    fn perform(&mut self, op: Op, index: usize) -> Result<(), String> {
+    fn perform(&mut self, op: Op, index: usize, own: &mut [u8]) -> Result<(), String> {
         match op {
             Op::Put => {
                 let (connection, reservation) = self.reserved[index];
@@ -253,7 +249,7 @@ impl Worker for OurClient {
                 let number = self.next();
                 let found = acquire(&self.client, &self.blocks, &self.resident[number..=number])?;
                 self.read.push(number);
-                if found[0].read(0, self.image(index)) { Ok(()) } else { Err("a lease was lost".to_owned()) }
+                if found[0].read(0, self.image(own, index)) { Ok(()) } else { Err("a lease was lost".to_owned()) }
             }
             Op::Acquire => self.find(),
             Op::AcquireBatch => self.find_batch(),
@@ -268,7 +264,7 @@ impl Worker for OurClient {
         }
     }
 
-    fn check(&mut self, op: Op, _count: usize) -> Result<(), String> {
+    fn check(&mut self, op: Op, _count: usize, own: &mut [u8]) -> Result<(), String> {
         if let Some(other) = self.answers.iter().find(|answer| **answer != CommitCode::Inserted) {
             return Err(format!("a block is not taken: {other:?}"));
         }
@@ -276,8 +272,7 @@ impl Worker for OurClient {
             return Err(format!("a lease was lost: {gone:?}"));
         }
         for (index, number) in std::mem::take(&mut self.read).into_iter().enumerate() {
-            let (blocks, link) = (Arc::clone(&self.blocks), self.resident[number]);
-            blocks.compare(&link, number as u64, self.image(index))?;
+            self.blocks.compare(&self.resident[number], number as u64, self.image(own, index))?;
         }
         self.reserved.clear();
         self.answers.clear();

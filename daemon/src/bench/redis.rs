@@ -30,7 +30,6 @@ struct RedisClient {
     blocks: Arc<Blocks>,
     resident: Arc<Vec<Link>>,
     batch: Arc<Vec<String>>,
-    own: Buffer,
     /// Names the keys that this client puts: each step puts them anew.
     client: usize,
     next: usize,
@@ -123,7 +122,6 @@ impl Redis {
                 blocks: Arc::clone(&blocks),
                 resident: Arc::clone(&resident),
                 batch: Arc::clone(&batch),
-                own: Buffer::zeroed(blocks.image_bytes() * plan.step),
                 client,
                 next: client * plan.resident / plan.clients,
                 read: Vec::new(),
@@ -131,12 +129,12 @@ impl Redis {
         };
         let mut workers = (0..plan.clients).map(worker).collect::<Result<Vec<_>, String>>()?;
         let first = &mut workers[0];
+        let mut image = Buffer::zeroed(blocks.image_bytes());
         first.connection.add(&[b"FLUSHALL"]);
         first.connection.send().and_then(|()| first.connection.expect("+OK")).map_err(failed)?;
         for (number, link) in (0..).zip(&*resident) {
-            let image = &mut first.own.as_mut_slice()[..blocks.image_bytes()];
-            blocks.fill(link, number, image);
-            first.connection.set(&link.hash.to_string(), image).map_err(failed)?;
+            blocks.fill(link, number, image.as_mut_slice());
+            first.connection.set(&link.hash.to_string(), image.as_slice()).map_err(failed)?;
         }
         for key in &*batch {
             first.connection.set(key, b"block").map_err(failed)?;
@@ -175,31 +173,31 @@ impl RedisClient {
 }
 
 impl Worker for RedisClient {
-    fn prepare(&mut self, op: Op, count: usize) -> Result<(), String> {
+    fn prepare(&mut self, op: Op, count: usize, own: &mut [u8]) -> Result<(), String> {
         if op == Op::Put {
             let bytes = self.blocks.image_bytes();
             for index in 0..count {
                 let number = u64::MAX / 2 + (self.client * count + index) as u64;
-                let image = &mut self.own.as_mut_slice()[index * bytes..][..bytes];
+                let image = &mut own[index * bytes..][..bytes];
                 self.blocks.fill(&self.blocks.link(number), number, image);
             }
         }
         Ok(())
     }
 
-    fn perform(&mut self, op: Op, index: usize) -> Result<(), String> {
+    fn perform(&mut self, op: Op, index: usize, own: &mut [u8]) -> Result<(), String> {
         let bytes = self.blocks.image_bytes();
         let done = match op {
             Op::Put => {
                 let key = self.put_key(index);
-                let image = &self.own.as_slice()[index * bytes..][..bytes];
+                let image = &own[index * bytes..][..bytes];
                 self.connection.set(&key, image)
             }
             Op::Get => {
                 let number = self.next();
                 self.read.push(number);
                 let key = self.resident[number].hash.to_string();
-                let image = &mut self.own.as_mut_slice()[index * bytes..][..bytes];
+                let image = &mut own[index * bytes..][..bytes];
                 self.connection.get(&key, image)
             }
             Op::Acquire => {
@@ -212,10 +210,10 @@ impl Worker for RedisClient {
         done.map_err(failed)
     }
 
-    fn check(&mut self, _op: Op, _count: usize) -> Result<(), String> {
+    fn check(&mut self, _op: Op, _count: usize, own: &mut [u8]) -> Result<(), String> {
         let bytes = self.blocks.image_bytes();
         for (index, number) in std::mem::take(&mut self.read).into_iter().enumerate() {
-            let image = &self.own.as_slice()[index * bytes..][..bytes];
+            let image = &own[index * bytes..][..bytes];
             self.blocks.compare(&self.resident[number], number as u64, image)?;
         }
         Ok(())

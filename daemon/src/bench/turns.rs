@@ -3,6 +3,8 @@
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
+use cache_core::buffer::Buffer;
+
 use crate::bench::{BATCH, Op};
 
 /// Bytes that one turn moves, about.
@@ -36,7 +38,7 @@ impl Plan {
             clients,
             step,
             steps: blocks.div_ceil(step),
-            resident: (RESIDENT_BYTES / block_bytes).clamp(clients as u64, BATCH as u64) as usize,
+            resident: (RESIDENT_BYTES / block_bytes).clamp(1, BATCH as u64) as usize,
             found: (2000 / clients).clamp(50, 500),
             batches: (200 / clients).clamp(5, 50),
         }
@@ -66,14 +68,14 @@ pub(super) trait System {
     fn workers(&mut self) -> Vec<&mut dyn Worker>;
 }
 
-/// One client. Only `perform` is timed.
+/// One client. Only `perform` is timed. `own` is the client's own memory, for the images of a step; systems take turns with it.
 pub(super) trait Worker: Send {
     /// Gets ready for `count` operations.
-    fn prepare(&mut self, op: Op, count: usize) -> Result<(), String>;
+    fn prepare(&mut self, op: Op, count: usize, own: &mut [u8]) -> Result<(), String>;
     /// Makes one of them.
-    fn perform(&mut self, op: Op, index: usize) -> Result<(), String>;
+    fn perform(&mut self, op: Op, index: usize, own: &mut [u8]) -> Result<(), String>;
     /// Compares what they brought, and puts away what they left.
-    fn check(&mut self, op: Op, count: usize) -> Result<(), String>;
+    fn check(&mut self, op: Op, count: usize, own: &mut [u8]) -> Result<(), String>;
     /// Bytes of one operation that moves any.
     fn bytes(&self) -> u64;
 }
@@ -122,8 +124,13 @@ struct Part {
     durations: Vec<Duration>,
 }
 
-/// Lets every client of a system make an operation as often as the plan says. `None` when the system has no such operation.
-pub(super) fn take_turn(system: &mut dyn System, op: Op, plan: &Plan) -> Result<Option<Samples>, String> {
+/// Lets every client of a system make an operation as often as the plan says; `own`: each client's memory. `None` when the system has no such operation.
+pub(super) fn take_turn(
+    system: &mut dyn System,
+    op: Op,
+    plan: &Plan,
+    own: &mut [Buffer],
+) -> Result<Option<Samples>, String> {
     if !system.can(op) {
         return Ok(None);
     }
@@ -132,11 +139,11 @@ pub(super) fn take_turn(system: &mut dyn System, op: Op, plan: &Plan) -> Result<
     let workers = system.workers();
     let bytes = workers.first().map_or(0, |worker| worker.bytes());
     let parts: Vec<Result<Part, String>> = std::thread::scope(|scope| {
-        let work = |worker| {
-            let barrier = &barrier;
-            move || part(worker, op, steps, count, barrier)
-        };
-        let threads: Vec<_> = workers.into_iter().map(|worker| scope.spawn(work(worker))).collect();
+        let barrier = &barrier;
+        let pairs = workers.into_iter().zip(own);
+        let threads: Vec<_> = pairs
+            .map(|(worker, own)| scope.spawn(move || part(worker, own.as_mut_slice(), op, (steps, count), barrier)))
+            .collect();
         threads.into_iter().map(|thread| thread.join().expect("a worker says what is wrong")).collect()
     });
     let parts = parts.into_iter().collect::<Result<Vec<Part>, String>>()?;
@@ -152,23 +159,29 @@ pub(super) fn take_turn(system: &mut dyn System, op: Op, plan: &Plan) -> Result<
 }
 
 /// One that fails goes on to the barriers, so that nobody waits for it in vain.
-fn part(worker: &mut dyn Worker, op: Op, steps: usize, count: usize, barrier: &Barrier) -> Result<Part, String> {
+fn part(
+    worker: &mut dyn Worker,
+    own: &mut [u8],
+    op: Op,
+    (steps, count): (usize, usize),
+    barrier: &Barrier,
+) -> Result<Part, String> {
     let mut part = Part::default();
     let mut done = Ok(());
     for _ in 0..steps {
-        done = done.and_then(|()| worker.prepare(op, count));
+        done = done.and_then(|()| worker.prepare(op, count, own));
         barrier.wait();
         let begun = Instant::now();
         let mut last = begun;
         for index in 0..count {
-            done = done.and_then(|()| worker.perform(op, index));
+            done = done.and_then(|()| worker.perform(op, index, own));
             let now = Instant::now();
             part.durations.push(now - last);
             last = now;
         }
         part.steps.push((begun, last));
         barrier.wait();
-        done = done.and_then(|()| worker.check(op, count));
+        done = done.and_then(|()| worker.check(op, count, own));
     }
     done.map(|()| part)
 }
