@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
 use cache_core::payload::BlockShape;
 use kvtier_daemon::config::{Config, Machine};
@@ -10,6 +9,8 @@ use kvtier_daemon::{ServeError, serve};
 use kvtier_engine::run::Form;
 use kvtier_engine::run::engine::{DaemonOptions, EngineOptions};
 use kvtier_sdk::client::{Client, ClientSettings};
+
+use crate::daemons::process::{PATIENCE, wait_until};
 
 /// A daemon on a thread of its own.
 pub struct Daemon {
@@ -28,21 +29,20 @@ impl Daemon {
         config.host_mem_bytes = 256 << 20;
         change(&mut config);
         let thread = std::thread::spawn(move || serve(config));
-        let until = Instant::now() + Duration::from_secs(60);
-        while !socket.exists() {
-            if thread.is_finished() {
-                panic!("the daemon does not start: {:?}", thread.join());
-            }
-            assert!(Instant::now() < until, "the daemon does not start in time");
-            std::thread::sleep(Duration::from_millis(5));
+        wait_until("the socket appears", || socket.exists() || thread.is_finished());
+        if thread.is_finished() {
+            panic!("the daemon does not start: {:?}", thread.join());
         }
         Daemon { socket, thread }
     }
 
     fn client(&self) -> Client {
         let shape = BlockShape { layers: 1, kv_heads: 1, head_dim: 16, block_tokens: 16, form: Form::Raw16 };
-        let deadline = Duration::from_secs(10);
-        Client::open(ClientSettings { socket: self.socket.clone(), name: "test".to_owned(), deadline }, shape)
+        let deadline = PATIENCE;
+        let client =
+            Client::open(ClientSettings { socket: self.socket.clone(), name: "test".to_owned(), deadline }, shape);
+        wait_until("a connection", || client.is_connected());
+        client
     }
 
     /// Its figures.
