@@ -133,7 +133,8 @@ pub static KEYS: [Key; 20] = [
     },
     Key {
         name: "client_staging",
-        what: "memory of each client for blocks on their way in; rounded up to whole blocks",
+        what: "memory of each client for blocks on their way in, taken out of `host_mem`; an eighth of that, or room for four clients \
+               if it is more (at most a quarter), is kept free for it",
         default: "`16MiB`",
         set: |config, given| given.size().map(|bytes| config.client_staging_bytes = bytes),
         show: |config| size(config.client_staging_bytes),
@@ -168,7 +169,7 @@ pub static KEYS: [Key; 20] = [
     },
     Key {
         name: "tenant_quota",
-        what: "bytes in all tiers that a tenant may take when `quotas` does not name it; `off` for no limit",
+        what: "bytes that a tenant may have in memory, and on the disk, when `quotas` does not name it; `off` for no limit",
         default: "`off`",
         set: |config, given| {
             config.tenant_quota_bytes = if given.is_off() { None } else { Some(given.size()?) };

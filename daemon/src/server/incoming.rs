@@ -52,14 +52,17 @@ impl Incoming {
             if Frame::parse(bytes, body_limit).map_err(Look::Wire)?.is_some() {
                 return self.take(body_limit);
             }
+            if !bytes.is_empty() {
+                // It came with the end of the frame before.
+                self.begun.get_or_insert_with(Instant::now);
+            }
             self.make_room(body_limit).map_err(Look::Wire)?;
             match self.stream.read(&mut self.buffer[self.end..]) {
                 Ok(0) => return Err(Look::Over),
                 Ok(read) => self.end += read,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) if is_timeout(&error) => {
-                    let begun = self.begun.filter(|_| self.start < self.end);
-                    return Err(begun.map_or(Look::Nothing, |begun| Look::Partial(begun.elapsed())));
+                    return Err(self.begun.map_or(Look::Nothing, |begun| Look::Partial(begun.elapsed())));
                 }
                 Err(_) => return Err(Look::Over),
             }
