@@ -4,8 +4,21 @@
 //! hears of it, a load after the disk has read it.
 //!
 //! A connection's leases and reservations are its own ([`Holdings`]): one thread serves it, and gives everything back when it hangs up.
+//!
+//! | file | part |
+//! |---|---|
+//! | `cache` | the state, lookups, leases, loads, deletion, figures |
+//! | `put` | blocks on their way in |
+//! | `holdings` | what one connection holds |
+//! | `kept` | pins, and what is due when time passes |
+//! | `checks` | blocks in memory looked at again |
+//! | `adopt` | blocks brought back from the attic |
 
 mod adopt;
+mod checks;
+mod holdings;
+mod kept;
+mod put;
 
 use std::collections::HashMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -14,20 +27,22 @@ use std::time::{Duration, Instant};
 use cache_core::chain::Link;
 use cache_core::form::Accept;
 use cache_core::hash::Namespace;
-use cache_core::hasher::DigestMap;
 use cache_core::key::CopyKey;
 use cache_core::manager::{Action, Below, Census, CopyState, EntryId, Event, Owner, Ticket};
 use cache_core::miss::MissReason;
 use cache_core::payload::BlockShape;
-use cache_core::store::{Lease, OpId, Resident, Sealed, StoreError};
+use cache_core::store::{OpId, Resident, Sealed, StoreError};
 use cache_core::units::{Generation, Now, SlotIndex, Tier};
 use disk_tier::{DiskError, DiskState, DiskTier, Pin};
 use host_tier::{HostError, HostTier, Staging};
 use kvtier_sdk::wire::KeyParts;
 
 pub(crate) use adopt::Aside;
+pub(crate) use holdings::{Committed, Holdings, Leased, Reserved};
 
 use crate::server::attic::Attic;
+use crate::server::cache::holdings::{Held, Reservation};
+use crate::server::cache::kept::Kept;
 use crate::server::class::{Class, ClassId, Pool};
 use crate::server::driver::{Brought, Driver, Load, Write};
 use crate::server::quota::Quotas;
@@ -149,12 +164,6 @@ pub(crate) struct Moved {
     pub(crate) damaged: u64,
 }
 
-struct Kept {
-    class: ClassId,
-    entry: EntryId,
-    until: Instant,
-}
-
 /// What is known of a block that is not there.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Gone {
@@ -171,83 +180,6 @@ pub(crate) struct Used {
     pub(crate) blocks: u64,
     /// Of slots that leases hold, each counted once.
     pub(crate) leased_bytes: u64,
-}
-
-/// What one connection holds.
-#[derive(Default)]
-pub(crate) struct Holdings {
-    leases: DigestMap<u64, Held>,
-    reservations: HashMap<u64, Reservation>,
-    next: u64,
-}
-
-struct Held {
-    class: ClassId,
-    entry: EntryId,
-    lease: Lease,
-    since: Instant,
-}
-
-struct Reservation {
-    class: ClassId,
-    sealed: Sealed,
-    /// First byte of the image in the connection's staging memory.
-    offset: u64,
-}
-
-impl Holdings {
-    pub(crate) fn leases(&self) -> usize {
-        self.leases.len()
-    }
-
-    pub(crate) fn reservations(&self) -> usize {
-        self.reservations.len()
-    }
-
-    fn number(&mut self) -> u64 {
-        self.next += 1;
-        self.next
-    }
-}
-
-/// One block that was acquired.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Leased {
-    /// Its number among the connection's leases.
-    pub(crate) lease: u64,
-    pub(crate) key: CopyKey,
-    pub(crate) extent: u32,
-    /// Its number in the class.
-    pub(crate) slot: u32,
-    /// First byte of the slot image in the extent.
-    pub(crate) offset: u64,
-    pub(crate) generation: u64,
-    /// Where it was found.
-    pub(crate) tier: Tier,
-}
-
-/// Answer to a reservation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Reserved {
-    /// The image may be written to staging memory.
-    Granted {
-        reservation: u64,
-    },
-    Present,
-    PendingElsewhere,
-    Full,
-    /// The tenant has its bytes.
-    Quota,
-}
-
-/// Answer to a commit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Committed {
-    Inserted { class: ClassId, namespace: Namespace },
-    Present { class: ClassId },
-    FailedCheck,
-    Full,
-    Unknown,
 }
 
 /// The run of blocks that are there, and why the next is not.
@@ -438,129 +370,6 @@ impl Cache {
         }
     }
 
-    /// Reserves a slot for one block, whose image the client will write to staging memory from `offset` on.
-    pub(crate) fn reserve(
-        &self,
-        holdings: &mut Holdings,
-        owner: Owner,
-        sealed: Sealed,
-        class: ClassId,
-        offset: u64,
-    ) -> Reserved {
-        let key = sealed.key;
-        let mut state = self.state();
-        let view = state.class(class).shard.view(&key);
-        let is_resident = view.is_some_and(|(_, view)| view.copies[0] == CopyState::Resident);
-        if is_resident || self.disk.as_ref().is_some_and(|disk| disk.find(&key).is_ok()) {
-            return Reserved::Present;
-        }
-        let left = state.quotas.left(&key.namespace, &state.classes, self.disk.as_ref());
-        if state.affordable(class, left.map(|left| left.stores), 1) == 0 {
-            state.class_mut(class).shard.refused_by_quota(&key);
-            return Reserved::Quota;
-        }
-        state.grow(class, 1);
-        let ticket = Ticket(state.number());
-        let answers = self.drive(&mut state, class, Event::Room { ticket, owner, keys: &[Some(key)], held: 0 });
-        match answers.first() {
-            Some(Action::Granted { .. }) => {
-                let slot_bytes = state.class(class).shape.slot_bytes();
-                state.quotas.reserve(key.namespace, slot_bytes);
-                let reservation = holdings.number();
-                holdings.reservations.insert(reservation, Reservation { class, sealed, offset });
-                Reserved::Granted { reservation }
-            }
-            Some(Action::PendingElsewhere { .. }) => Reserved::PendingElsewhere,
-            _ => Reserved::Full,
-        }
-    }
-
-    /// Copies a reserved block out of staging memory, verifies the copy and makes it visible. Returns where it was in staging memory as well.
-    pub(crate) fn commit(
-        &self,
-        holdings: &mut Holdings,
-        owner: Owner,
-        staging: &Staging,
-        reservation: u64,
-    ) -> (Committed, Option<u64>) {
-        let Some(Reservation { class, sealed, offset }) = holdings.reservations.remove(&reservation) else {
-            return (Committed::Unknown, None);
-        };
-        let host = self.state().class(class).host.clone();
-        let filled = host
-            .reserve(sealed.key)
-            .and_then(|slot| host.commit_from(slot, staging, offset, &sealed).map_err(|(_, error)| error));
-        let opened_for = Some(sealed.key);
-        let answer = match filled {
-            Ok(()) => {
-                let mut state = self.state();
-                let Sealed { key, link, .. } = sealed;
-                let event = Event::Commit { owner, opened_for, key, link, held: false };
-                let answers = self.drive(&mut state, class, event);
-                state.settle(class, &key);
-                let Some(Action::Committed { entry, inserted }) = answers.into_iter().next() else {
-                    unreachable!("a commit is answered at once");
-                };
-                // Its writer reads it no longer; a write to the disk goes on reading it.
-                match state.writes.values_mut().find(|write| write.waits_for(class, &key)) {
-                    Some(write) => write.reader = Some(entry),
-                    None => drop(self.drive(&mut state, class, Event::Release { entries: &[entry] })),
-                }
-                if inserted {
-                    Committed::Inserted { class, namespace: key.namespace }
-                } else {
-                    Committed::Present { class }
-                }
-            }
-            Err(error) => {
-                let mut state = self.state();
-                self.drive(&mut state, class, Event::Abandon { owner, keys: &[opened_for], held: 0 });
-                state.settle(class, &sealed.key);
-                match error {
-                    StoreError::Present | StoreError::PendingElsewhere => Committed::Present { class },
-                    StoreError::Check(_) => Committed::FailedCheck,
-                    _ => Committed::Full,
-                }
-            }
-        };
-        self.ended.notify_all();
-        (answer, Some(offset))
-    }
-
-    /// Gives a reservation up; returns where it was in staging memory, `None` when there was none.
-    pub(crate) fn abort(&self, holdings: &mut Holdings, owner: Owner, reservation: u64) -> Option<u64> {
-        let Reservation { class, sealed, offset } = holdings.reservations.remove(&reservation)?;
-        let mut state = self.state();
-        self.drive(&mut state, class, Event::Abandon { owner, keys: &[Some(sealed.key)], held: 0 });
-        state.settle(class, &sealed.key);
-        drop(state);
-        self.ended.notify_all();
-        Some(offset)
-    }
-
-    /// Waits until a block that somebody writes is there, or is given up. `Err`: why it is not there.
-    pub(crate) fn await_block(&self, class: ClassId, key: &CopyKey, patience: Patience<'_>) -> Option<MissReason> {
-        let mut state = self.state();
-        loop {
-            let shard = &state.class(class).shard;
-            match shard.view(key) {
-                Some((_, view)) if view.copies[0] == CopyState::Resident => return None,
-                _ if shard.opened_by(key).is_none() => break,
-                _ => match patience.next() {
-                    Some(part) => state = self.wait(state, part),
-                    None => return Some(MissReason::Deadline),
-                },
-            }
-        }
-        let gone = state.class(class).shard.ghost(key).map(|ghost| ghost.reason);
-        drop(state);
-        let below = self.below(std::slice::from_ref(key)).pop();
-        match below {
-            Some(Ok(())) => None,
-            below => Some(gone.or(below.and_then(Below::err)).unwrap_or(MissReason::NeverStored)),
-        }
-    }
-
     /// Starts to bring the longest run that is there into slots; returns how many blocks are in one or on their way.
     pub(crate) fn prefetch(&self, asked: &Asked<'_>) -> u32 {
         let keys = asked.keys();
@@ -612,47 +421,6 @@ impl Cache {
         self.let_go(held);
     }
 
-    /// Keeps the longest run that is there until `until`; returns its length. A block that is kept already is kept until the later time.
-    pub(crate) fn pin(&self, asked: &Asked<'_>, until: Instant) -> u32 {
-        let keys = asked.keys();
-        let below = self.below(&keys);
-        let class = asked.class();
-        let mut state = self.state();
-        let (hits, _) = self.make_live(&mut state, asked, &keys, &below);
-        let mut twice = Vec::new();
-        for (entry, _) in &hits {
-            let key = state.class(class).shard.entry(*entry).expect("it was made live just now").key;
-            match state.kept.get_mut(&key) {
-                Some(kept) => {
-                    kept.until = kept.until.max(until);
-                    twice.push(*entry);
-                }
-                None => drop(state.kept.insert(key, Kept { class, entry: *entry, until })),
-            }
-        }
-        self.drive(&mut state, class, Event::Release { entries: &twice });
-        hits.len() as u32
-    }
-
-    /// Ends pins; returns how many there were.
-    pub(crate) fn unpin(&self, class: ClassId, keys: &[CopyKey]) -> u32 {
-        let mut state = self.state();
-        let ended: Vec<EntryId> = keys.iter().filter_map(|key| Some(state.kept.remove(key)?.entry)).collect();
-        self.drive(&mut state, class, Event::Release { entries: &ended });
-        ended.len() as u32
-    }
-
-    /// Ends pins whose time is over, and frees slots that have rested.
-    pub(crate) fn keep_time(&self) {
-        let (now, moment) = (Instant::now(), self.now());
-        let mut state = self.state();
-        state.classes.iter().for_each(|class| class.host.advance(moment));
-        let over: Vec<Kept> = state.kept.extract_if(|_, kept| kept.until <= now).map(|(_, kept)| kept).collect();
-        for Kept { class, entry, .. } in over {
-            self.drive(&mut state, class, Event::Release { entries: &[entry] });
-        }
-    }
-
     /// Deletes everything of a namespace, on the disk first. Errors: the disk's; in memory the namespace is gone all the same.
     pub(crate) fn delete(&self, namespace: Namespace, counters: &Counters) -> Result<(), DiskError> {
         let on_disk = self.disk.as_ref().map_or(Ok(()), |disk| disk.delete_namespace(namespace));
@@ -675,47 +443,6 @@ impl Cache {
             }
         }
         on_disk
-    }
-
-    /// Checks the block in a slot, if it still has this generation; true when it was found to be wrong, and is gone.
-    pub(crate) fn verify(&self, class: ClassId, slot: SlotIndex, generation: Generation) -> bool {
-        let host = self.state().class(class).host.clone();
-        match host.holder(slot).filter(|(_, held)| *held == generation) {
-            Some((key, _)) => self.check(class, &host, &key) == Some(false),
-            None => false,
-        }
-    }
-
-    /// Checks the block in one slot of a class: `None` past its last slot, `Some(None)` for an empty one, else whether it is sound. An unsound one
-    /// is gone.
-    pub(crate) fn check_slot(&self, class: ClassId, slot: u32) -> Option<Option<bool>> {
-        let host = self.state().classes.get(class as usize)?.host.clone();
-        if slot >= host.layout().slots() {
-            return None;
-        }
-        Some(host.holder(SlotIndex(slot)).and_then(|(key, _)| self.check(class, &host, &key)))
-    }
-
-    fn check(&self, class: ClassId, host: &HostTier, key: &CopyKey) -> Option<bool> {
-        let is_sound = host.verify(key)?;
-        if !is_sound {
-            let mut state = self.state();
-            if let Some((entry, _)) = state.class(class).shard.view(key) {
-                self.drive(
-                    &mut state,
-                    class,
-                    Event::Lost { entry, tier: Tier::Device, reason: MissReason::FailedCheck },
-                );
-            }
-        }
-        Some(is_sound)
-    }
-
-    /// Number of classes, and the slot size of one of them; `None` when it is not there.
-    pub(crate) fn scrubbed_class(&self, class: ClassId) -> Option<(u32, u64)> {
-        let state = self.state();
-        let slot_bytes = state.classes.get(class as usize)?.shape.slot_bytes();
-        Some((state.classes.len() as u32, slot_bytes))
     }
 
     /// Takes staging memory out of the host budget; false when it is not there.
