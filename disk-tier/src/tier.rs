@@ -159,6 +159,12 @@ impl DiskTier {
         found
     }
 
+    /// True when the index knows the record. Counts nothing.
+    pub fn has(&self, key: &CopyKey) -> bool {
+        let log = self.inner().lock();
+        log.lookup(&log.fingerprint(key)).is_ok()
+    }
+
     /// Bytes of the records of a namespace.
     pub fn bytes_of(&self, namespace: &Namespace) -> u64 {
         self.inner().lock().index.pages_of(namespace_tag(namespace)) * ALIGN_BYTES

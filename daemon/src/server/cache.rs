@@ -45,7 +45,7 @@ use crate::server::cache::holdings::{Held, Reservation};
 use crate::server::cache::kept::Kept;
 use crate::server::class::{Class, ClassId, Pool};
 use crate::server::driver::{Brought, Driver, Load, Write};
-use crate::server::quota::Quotas;
+use crate::server::quota::{Left, Quotas};
 use crate::stats::{Amount, Counters, Reclaim};
 
 /// How often the disk's thread looks whether it is to end, in milliseconds.
@@ -115,6 +115,20 @@ impl State {
     /// How many blocks of a class a tenant may take with so many bytes left, at most `wanted`.
     fn affordable(&self, class: ClassId, left_bytes: Option<u64>, wanted: usize) -> usize {
         left_bytes.map_or(wanted, |bytes| wanted.min((bytes / self.class(class).shape.slot_bytes()) as usize))
+    }
+
+    /// Bytes that are left to the namespace's tenant; exact where that is less than `wanted_bytes`, else perhaps less than there are.
+    fn left(&self, namespace: &Namespace, disk: Option<&DiskTier>, wanted_bytes: u64) -> Option<Left> {
+        let left = self.quotas.left(namespace, &self.classes, disk, |_| 0)?;
+        if left.stores >= wanted_bytes {
+            return Some(left);
+        }
+        // A write that the disk has ended counts as unwritten until the shard hears of it.
+        self.quotas.left(namespace, &self.classes, disk, |namespace| {
+            let is_twice =
+                |write: &&Write| write.key.namespace == *namespace && disk.is_some_and(|disk| disk.has(&write.key));
+            self.writes.values().filter(is_twice).map(|write| self.class(write.class).shape.slot_bytes()).sum()
+        })
     }
 
     /// A reservation of a block of this class has ended.
@@ -300,7 +314,8 @@ impl Cache {
     /// Leaves out loads for which the tenant has no bytes left in memory: those blocks are misses (`quota`).
     fn cut_to_quota(&self, state: &State, asked: &Asked<'_>, wanted: &mut Vec<EntryId>) {
         if !wanted.is_empty() {
-            let left = state.quotas.left(&asked.parts.namespace, &state.classes, self.disk.as_ref());
+            // Of memory alone, in which nothing counts twice.
+            let left = state.left(&asked.parts.namespace, self.disk.as_ref(), 0);
             wanted.truncate(state.affordable(asked.class(), left.map(|left| left.loads), wanted.len()));
         }
     }

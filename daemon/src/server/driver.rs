@@ -22,8 +22,8 @@ use crate::server::class::ClassId;
 
 /// A write under way.
 pub(crate) struct Write {
-    class: ClassId,
-    key: CopyKey,
+    pub(crate) class: ClassId,
+    pub(crate) key: CopyKey,
     /// The reader that keeps the block in its slot for the write's sake.
     pub(crate) reader: Option<EntryId>,
 }

@@ -11,6 +11,9 @@ use disk_tier::DiskTier;
 
 use crate::server::class::Class;
 
+/// How often the disk is looked at for figures that belong together.
+const LOOKS_MAX: usize = 8;
+
 struct Share {
     quota_bytes: u64,
     namespaces: Vec<Namespace>,
@@ -53,14 +56,21 @@ impl Quotas {
         }
     }
 
-    /// Bytes that the namespace's tenant may still take in memory, and of new blocks in memory and on the disk. `None`: any number.
-    pub(crate) fn left(&self, namespace: &Namespace, classes: &[Class], disk: Option<&DiskTier>) -> Option<Left> {
+    /// Bytes that the namespace's tenant may still take in memory, and of new blocks in memory and on the disk. `None`: any number. `twice`: bytes of a
+    /// namespace that the disk has while they still count as not written.
+    pub(crate) fn left(
+        &self,
+        namespace: &Namespace,
+        classes: &[Class],
+        disk: Option<&DiskTier>,
+        twice: impl Fn(&Namespace) -> u64,
+    ) -> Option<Left> {
         let share = &self.shares[self.tenants.get(namespace)?];
         let (mut memory, mut on_disk) = (0, 0);
         for namespace in &share.namespaces {
             let reserved = self.reserved.get(namespace).copied().unwrap_or(0);
             memory += reserved;
-            on_disk += disk.map_or(0, |disk| reserved + disk.bytes_of(namespace));
+            on_disk += disk.map_or(0, |disk| reserved + written(disk, namespace, &twice));
             for class in classes {
                 let (census, slot_bytes) = (class.shard.census(namespace), class.shape.slot_bytes());
                 memory += u64::from(census.resident) * slot_bytes;
@@ -70,6 +80,16 @@ impl Quotas {
         let loads = share.quota_bytes.saturating_sub(memory);
         Some(Left { loads, stores: loads.min(share.quota_bytes.saturating_sub(on_disk)) })
     }
+}
+
+/// Bytes of a namespace on the disk, without those that count elsewhere. The disk ends writes meanwhile: figures that do not belong together are not
+/// taken, and if that goes on, all counts.
+fn written(disk: &DiskTier, namespace: &Namespace, twice: impl Fn(&Namespace) -> u64) -> u64 {
+    let look = || {
+        let (before, bytes) = (twice(namespace), disk.bytes_of(namespace));
+        (twice(namespace) == before).then(|| bytes.saturating_sub(before))
+    };
+    (0..LOOKS_MAX).find_map(|_| look()).unwrap_or_else(|| disk.bytes_of(namespace))
 }
 
 /// Bytes that are left to a tenant.

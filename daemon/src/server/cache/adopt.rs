@@ -81,7 +81,7 @@ impl Cache {
         let sealed = found.sealed;
         let opened_for = Some(sealed.key);
         let mut state = self.state();
-        let left = state.quotas.left(&sealed.key.namespace, &state.classes, self.disk.as_ref());
+        let left = state.left(&sealed.key.namespace, self.disk.as_ref(), 0);
         if state.affordable(class, left.map(|left| left.loads), 1) == 0 {
             return false;
         }

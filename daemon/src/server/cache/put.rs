@@ -19,7 +19,8 @@ impl Cache {
         if is_resident || self.disk.as_ref().is_some_and(|disk| disk.find(&key).is_ok()) {
             return Reserved::Present;
         }
-        let left = state.quotas.left(&key.namespace, &state.classes, self.disk.as_ref());
+        let slot_bytes = state.class(class).shape.slot_bytes();
+        let left = state.left(&key.namespace, self.disk.as_ref(), slot_bytes);
         if state.affordable(class, left.map(|left| left.stores), 1) == 0 {
             state.class_mut(class).shard.refused_by_quota(&key);
             return Reserved::Quota;
@@ -29,7 +30,6 @@ impl Cache {
         let answers = self.drive(&mut state, class, Event::Room { ticket, owner, keys: &[Some(key)], held: 0 });
         match answers.first() {
             Some(Action::Granted { .. }) => {
-                let slot_bytes = state.class(class).shape.slot_bytes();
                 state.quotas.reserve(key.namespace, slot_bytes);
                 let reservation = holdings.number();
                 holdings.reservations.insert(reservation, Reservation { class, sealed, offset });
