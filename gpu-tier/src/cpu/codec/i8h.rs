@@ -225,8 +225,9 @@ unsafe fn unpack<V: Lanes, const N: usize>(scales: [V; ROWS], codes: *const u8, 
     // SAFETY: module header.
     unsafe {
         let words = V::words::<N>(codes);
-        for i in 0..ROWS {
-            V::byte(words, 8 * i as i32).mul(scales[i]).store::<N>(values.add(i * lanes));
+        for i in (0..ROWS).step_by(2) {
+            let row = |i: usize| V::byte(words, 8 * i as i32).mul(scales[i]);
+            V::store_two::<N>([row(i), row(i + 1)], [i, i + 1].map(|i| values.add(i * lanes)));
         }
     }
 }

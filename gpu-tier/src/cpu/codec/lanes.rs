@@ -36,6 +36,12 @@ pub(super) trait Lanes: Copy {
     unsafe fn mul(self, b: Self) -> Self;
     /// Finite values to bf16, ties to even.
     unsafe fn store<const N: usize>(self, to: *mut u16);
+    /// Two rows as [`Lanes::store`] does one.
+    #[inline(always)]
+    unsafe fn store_two<const N: usize>(rows: [Self; 2], to: [*mut u16; 2]) {
+        // SAFETY: the caller's promise, for each row.
+        unsafe { rows.into_iter().zip(to).for_each(|(row, to)| row.store::<N>(to)) }
+    }
 
     unsafe fn zero() -> Self::Words;
     unsafe fn words<const N: usize>(from: *const u8) -> Self::Words;
@@ -58,7 +64,7 @@ pub(super) struct Avx2(__m256, __m256);
 #[derive(Clone, Copy)]
 pub(super) struct Avx512(__m512);
 
-/// The upper halves of finite f32 rounded to bf16, each in the low half of a u32.
+/// Finite f32 rounded to bf16, each in the low half of a u32.
 #[target_feature(enable = "avx2")]
 fn bf16_of(x: __m256) -> __m256i {
     let x = _mm256_castps_si256(x);
@@ -66,11 +72,18 @@ fn bf16_of(x: __m256) -> __m256i {
     _mm256_srli_epi32::<16>(_mm256_add_epi32(_mm256_add_epi32(x, _mm256_set1_epi32(0x7fff)), odd))
 }
 
+/// As [`bf16_of`].
 #[target_feature(enable = "avx512f")]
 fn bf16_of_16(x: __m512) -> __m512i {
+    _mm512_srli_epi32::<16>(rounded_16(x))
+}
+
+/// Finite f32 rounded to bf16, each in the high half of a u32; the low halves are what is left over.
+#[target_feature(enable = "avx512f")]
+fn rounded_16(x: __m512) -> __m512i {
     let x = _mm512_castps_si512(x);
     let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(x), _mm512_set1_epi32(1));
-    _mm512_srli_epi32::<16>(_mm512_add_epi32(_mm512_add_epi32(x, _mm512_set1_epi32(0x7fff)), odd))
+    _mm512_add_epi32(_mm512_add_epi32(x, _mm512_set1_epi32(0x7fff)), odd)
 }
 
 /// # Safety
@@ -277,6 +290,26 @@ impl Lanes for Avx512 {
     unsafe fn store<const N: usize>(self, to: *mut u16) {
         // SAFETY: as above the `impl`.
         unsafe { store_words_16::<N>(bf16_of_16(self.0), to) }
+    }
+    /// One shuffle takes the high halves of both rows, where a row alone takes a shift and a narrowing.
+    #[inline(always)]
+    unsafe fn store_two<const N: usize>([a, b]: [Self; 2], to: [*mut u16; 2]) {
+        // SAFETY: as above the `impl`.
+        unsafe {
+            let odd = _mm512_set_epi16(
+                63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27, 25, 23, 21, 19, 17, 15, 13,
+                11, 9, 7, 5, 3, 1,
+            );
+            let both = _mm512_permutex2var_epi16(rounded_16(a.0), odd, rounded_16(b.0));
+            let rows = [_mm512_castsi512_si256(both), _mm512_extracti64x4_epi64::<1>(both)];
+            for (row, to) in rows.into_iter().zip(to) {
+                if N == 16 {
+                    _mm256_storeu_si256(to.cast(), row);
+                } else {
+                    _mm_storeu_si128(to.cast(), _mm256_castsi256_si128(row));
+                }
+            }
+        }
     }
     #[inline(always)]
     unsafe fn zero() -> Self::Words {
