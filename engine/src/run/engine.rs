@@ -14,7 +14,7 @@ use gpu_tier::attention::{Attention, Element, Geometry, SPAN_TOKENS};
 use gpu_tier::cpu::isa::Isa;
 use gpu_tier::cpu::workers::Workers;
 use gpu_tier::cpu::{CpuConfig, CpuDevice, Link};
-use gpu_tier::device::{Device, MemoryUse, Traffic};
+use gpu_tier::device::{MemoryUse, Traffic};
 use kvtier_sdk::cache::{CacheError, CacheStats, KvCache};
 use kvtier_sdk::client::ClientSettings;
 use kvtier_sdk::embedded::{
@@ -95,7 +95,7 @@ pub struct Engine {
     pub(super) cache: Arc<Embedded>,
     /// Closed blocks, where blocks are closed.
     closed: Option<Arc<Embedded>>,
-    pub(super) device: Arc<CpuDevice>,
+    pub(super) device: Arc<dyn Attention>,
     manifest: Manifest,
     pub(super) options: EngineOptions,
     metadata_bytes: u64,
@@ -157,10 +157,10 @@ impl Engine {
             workers: Arc::clone(&workers),
             isa: options.isa,
         });
-        let device = Arc::new(device.map_err(|error| unavailable("--device-mem", options.device_bytes, &error))?);
+        let device = device.map_err(|error| unavailable("--device-mem", options.device_bytes, &error))?;
+        let device = wrap(Arc::new(device));
         let area = device.allocate(plan.area_bytes)?;
-        let on_device = wrap(Arc::clone(&device));
-        let openings = Openings { options: &options, device: &on_device, plan: &plan, geometry: &geometry };
+        let openings = Openings { options: &options, device: &device, plan: &plan, geometry: &geometry };
         let (cache, closed) = openings.caches(shape, closed_shape)?;
         let activations = match model.path {
             Path::Fast => "int16",
@@ -168,7 +168,7 @@ impl Engine {
             Path::Reference => "f32",
         };
         // Instruction sets are not named: their kernels give the same bits.
-        let numerics = format!("kvtier-engine-1 cpu {} {activations} span64", model.path.name());
+        let numerics = format!("kvtier-engine-1 {} {} {activations} span64", device.info().kind, model.path.name());
         let manifest = config.manifest(weights, &shape.form.name(), options.block_tokens, numerics);
         let compute = Compute { isa: options.isa, workers };
         let closed_cache = closed.as_ref().zip(closing);
@@ -178,7 +178,7 @@ impl Engine {
             block_tokens: options.block_tokens,
             publishes: options.use_cache,
         };
-        let stepper = Stepper::new(model, compute, on_device, caches, geometry, plan, area);
+        let stepper = Stepper::new(model, compute, Arc::clone(&device), caches, geometry, plan, area);
         let (stop, loading) = (Arc::default(), Loading::new(options.load));
         Ok(Engine { stepper, cache, closed, device, manifest, options, metadata_bytes, loading, stop })
     }

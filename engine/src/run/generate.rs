@@ -3,7 +3,6 @@
 use std::time::Instant;
 
 use cache_core::units::Tier;
-use gpu_tier::device::Device;
 use kvtier_sdk::cache::{Grant, NoRoom};
 
 use crate::error::EngineError;
