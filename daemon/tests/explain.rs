@@ -8,7 +8,7 @@ use cache_core::hash::{BlockHash, Namespace};
 use cache_core::miss::MissReason;
 use cache_core::payload::BlockShape;
 use kvtier_daemon::config::{Config, Verify};
-use kvtier_sdk::wire::{KeyParts, Reply, Report, Request};
+use kvtier_sdk::wire::{Forgo, KeyParts, Reply, Report, Request, Run};
 use rig::raw::Raw;
 use rig::*;
 use serde_json::Value;
@@ -224,6 +224,30 @@ fn deadline() {
     // The loads go on, and then it is there.
     bench.raw.deadline_ms = 0;
     assert_eq!(bench.raw.acquire_as("in time", bench.parts, &hashes(&links)), (16, None));
+    bench.daemon.end();
+}
+
+/// The one reason that only the engine knows.
+#[test]
+fn not_worth_it() {
+    let mut bench = Bench::new(SHAPE, false, |_| {});
+    let links = links(bench.parts.namespace, 5);
+    let client = bench.daemon.client();
+    client.name(&manifest(), tenant("a"));
+    put_all(&client, bench.parts.namespace, &links);
+    let hashes = hashes(&links);
+    bench.raw.tag("computed");
+    let run = Run::new(1, Some(hashes[0]), &hashes[1..3]).unwrap();
+    let reply = bench.raw.call(&Request::Forgo(Forgo { parts: bench.parts, run })).unwrap();
+    assert!(matches!(reply.reply(), Reply::Forgo(_)));
+    let told = bench.told("computed");
+    let told: Vec<_> = told.iter().map(|block| (&block["position"], &block["reason"])).collect();
+    assert_eq!(told, [(&1.into(), &"not_worth_it".into()), (&2.into(), &"not_worth_it".into())]);
+    assert_eq!(bench.daemon.stats()["misses"]["not_worth_it"], 2);
+    // They are there all the same, and who takes them after all is told so.
+    assert_eq!(bench.raw.explain(bench.parts, links[1].hash)["tier"], "host");
+    assert_eq!(bench.raw.acquire_as("computed", bench.parts, &hashes), (5, None));
+    assert!(bench.told("computed").iter().all(|block| block["reason"].is_null()));
     bench.daemon.end();
 }
 

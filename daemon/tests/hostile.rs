@@ -98,6 +98,7 @@ fn requests(parts: KeyParts) -> Vec<Vec<u8>> {
         Request::Drain(Empty),
         Request::Report(report),
         Request::Tag(Tag { request: Text::new("x").unwrap() }),
+        Request::Forgo(Forgo { parts, run }),
     ];
     let encode = |request: &Request<'_>| {
         let mut out = Vec::new();

@@ -208,6 +208,9 @@ pub trait KvCache: Send + Sync {
     /// into device memory can start from: the last of them first, as far as there is room that no live block needs. Does not wait. They are kept
     /// until the sequence that this answers with is closed; a daemon keeps nothing, but loads them, first to last. Counts neither hits nor misses.
     fn load_ahead(&self, namespace: Namespace, links: &[Link]) -> Result<SequenceId, CacheError>;
+    /// Says that the engine computes the blocks of `links`, although they are there, since fetching them would take longer: a daemon counts and explains
+    /// misses that nobody asks it for. Changes nothing.
+    fn forgo(&self, namespace: Namespace, links: &[Link]);
     /// Appends to the sequence the blocks of `links` that are there, up to the first miss. `links` continue the sequence's blocks.
     /// Counts hits and the miss.
     fn acquire(&self, sequence: SequenceId, links: &[Link], accept: Accept) -> Result<Acquired, CacheError>;

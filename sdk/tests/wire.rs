@@ -68,10 +68,11 @@ fn numbers_that_stand_for_something_never_change() {
         "drain",
         "report",
         "tag",
+        "forgo",
     ];
     assert_eq!(kinds, (1..).zip(expected).collect::<Vec<_>>());
     assert_eq!(Kind::of_number(5), Ok(Kind::Acquire));
-    assert_eq!([0, 21].map(Kind::of_number), [0, 21].map(|found| Err(WireError::Kind { found })));
+    assert_eq!([0, 22].map(Kind::of_number), [0, 22].map(|found| Err(WireError::Kind { found })));
 
     let statuses = [
         Status::BadFrame,

@@ -132,6 +132,7 @@ fn where_loading_by_the_daemon_and_computing_meet_makes_no_difference() {
         assert_eq!(answer.logits_digest, expected, "meeting at {meet}");
         let computed = meet.min(6);
         assert_eq!(answer.misses[MissReason::NotWorthIt as usize], u64::from(computed), "meeting at {meet}");
+        assert_eq!(daemon.stats()["misses"]["not_worth_it"], computed, "meeting at {meet}");
         assert_eq!(answer.cached_tokens.disk, 384 - 64 * computed, "meeting at {meet}");
         assert_eq!(answer.prefill_tokens, 16 + 64 * computed, "meeting at {meet}");
         engine.cache().audit().unwrap();

@@ -15,7 +15,7 @@ use kvtier_daemon::config::{Config, Machine};
 use kvtier_daemon::testing::{Planted, Point, Testing, serve_with};
 use kvtier_daemon::{ServeError, server::DRAIN_MAX};
 use kvtier_sdk::client::Client;
-use kvtier_sdk::wire::{AcceptId, Acquire, Await, Empty, Request};
+use kvtier_sdk::wire::{AcceptId, Acquire, Await, Empty, Explain, Reply, Request, Tag, Text};
 use kvtier_tests::daemons::blocks::{Look, chain, client, get, look, put, wanted};
 use kvtier_tests::daemons::figures::{held, stats};
 use kvtier_tests::daemons::gate::Gate;
@@ -66,12 +66,28 @@ fn lookups_are_misses_while_the_index_is_read() {
     assert_eq!((tiers.len(), miss), (0, Some(MissReason::Recovering)));
     let (lent, miss) = get(&reader, &links).unwrap();
     assert_eq!((lent.len(), miss), (0, Some(MissReason::Recovering)));
+    let mut raw = Raw::introduced(&config.socket);
+    let (parts, hashes) = (raw.open(), hashes(&links));
+    let name = Text::new("early").unwrap();
+    raw.call(&Request::Tag(Tag { request: name }), |_| ());
+    raw.call(&Request::Acquire(Acquire { parts, accept: AcceptId::Exact, run: run(&links, &hashes) }), |_| ());
+    let mut explained = |what| {
+        raw.call(&Request::Explain(what), |reply| match reply {
+            Reply::Explain(text) => serde_json::from_str::<serde_json::Value>(text.0).unwrap(),
+            other => panic!("{other:?}"),
+        })
+    };
+    let story = explained(Explain::Request(name));
+    assert_eq!((&story["blocks"][0]["reason"], story["blocks"].as_array().unwrap().len()), (&"recovering".into(), 1));
+    assert_eq!(explained(Explain::Block { parts, hash: links[0].hash })["reason"], "recovering");
+    drop(raw);
     // What is put meanwhile is there at once.
     let others = chain(2, BLOCKS);
     assert_eq!(put(&reader, &others).unwrap(), BLOCKS);
     assert_eq!(get(&reader, &others).unwrap().0.len(), BLOCKS);
     gate.open();
     wait_until("the index is read", || stats(&reader)["state"] == "ready");
+    wait_until("what was put meanwhile is written too", || stats(&reader)["tiers"]["disk"]["blocks"] == 2 * BLOCKS);
     let (lent, miss) = get(&reader, &links).unwrap();
     assert_eq!((lent.len(), miss), (BLOCKS, None));
     for (lent, link) in lent.iter().zip(&links) {

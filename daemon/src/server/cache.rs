@@ -44,7 +44,7 @@ use crate::server::attic::Attic;
 use crate::server::cache::holdings::{Held, Reservation};
 use crate::server::cache::kept::Kept;
 use crate::server::class::{Class, ClassId, Pool};
-use crate::server::driver::{Brought, Driver, Load, Write};
+use crate::server::driver::{self, Brought, Driver, Load, Write};
 use crate::server::quota::{Left, Quotas};
 use crate::stats::{Amount, Counters, Reclaim};
 
@@ -87,6 +87,8 @@ pub(crate) struct State {
     attic: Attic,
     pub(crate) pins: HashMap<CopyKey, Pin>,
     pub(crate) writes: HashMap<OpId, Write>,
+    /// Writes that wait until the disk's index is read.
+    pub(crate) deferred: Vec<Write>,
     pub(crate) loads: HashMap<OpId, Load>,
     /// Requests for loads that somebody waits for, and whether each has ended.
     pub(crate) awaited: HashMap<Ticket, bool>,
@@ -216,6 +218,7 @@ impl Cache {
                 attic,
                 pins: HashMap::new(),
                 writes: HashMap::new(),
+                deferred: Vec::new(),
                 loads: HashMap::new(),
                 awaited: HashMap::new(),
                 moved: Moved::default(),
@@ -550,7 +553,8 @@ impl Cache {
     pub(crate) fn close(&self, limit: Duration) {
         let until = Instant::now() + limit.mul_f32(0.6);
         let mut state = self.state();
-        while !state.writes.is_empty() && Instant::now() < until {
+        while !(state.writes.is_empty() && state.deferred.is_empty()) && Instant::now() < until {
+            self.resume_writes(&mut state);
             state = self.wait(state, Duration::from_millis(LOOK_MILLIS));
         }
         drop(state);

@@ -12,10 +12,10 @@ use cache_core::form::Lineage;
 use cache_core::key::CopyKey;
 use cache_core::manager::{Action, CopyEnd, EntryId, Event};
 use cache_core::miss::MissReason;
-use cache_core::store::{Lend, Lookup, Resident, Sealed, Slot};
+use cache_core::store::{Lend, Lookup, OpId, Resident, Sealed, Slot};
 use cache_core::units::{Now, Tier};
 use disk_tier::io::Memory;
-use disk_tier::{DiskDone, DiskEnd, DiskOk, DiskTier, WriteRequest};
+use disk_tier::{DiskDone, DiskEnd, DiskOk, DiskTier, Refusal, WriteRequest};
 
 use crate::server::cache::State;
 use crate::server::class::ClassId;
@@ -96,7 +96,7 @@ impl<'a> Driver<'a> {
                 }
             }
             Action::Store { key, spill, .. } => {
-                if !self.write(key) {
+                if self.write(key, None).is_none() {
                     self.feed(Event::Stored { key, spill, end: CopyEnd::Full });
                 }
             }
@@ -137,18 +137,36 @@ impl<'a> Driver<'a> {
         Ok(())
     }
 
-    /// Starts to write a block from its slot; false when it is not there any more.
-    fn write(&mut self, key: CopyKey) -> bool {
+    /// Starts to write a block from its slot; `None` when it is not there any more.
+    fn write(&mut self, key: CopyKey, reader: Option<EntryId>) -> Option<OpId> {
         let class = self.state.class(self.class);
-        let (Some(disk), Lookup::Hit(lease)) = (self.disk, class.host.lookup(&key)) else {
-            return false;
+        let (disk, Lookup::Hit(lease)) = (self.disk?, class.host.lookup(&key)) else {
+            return None;
         };
         let place = lease.place();
         let region = class.regions[place.extent as usize].clone();
         let memory = Memory::Lent { region, offset: place.offset, bytes: place.bytes, guard: Box::new(lease) };
         let op = disk.submit_write(WriteRequest { key, shape: None, memory, is_live: false });
-        self.state.writes.insert(op, Write { class: self.class, key, reader: None });
-        true
+        self.state.writes.insert(op, Write { class: self.class, key, reader });
+        Some(op)
+    }
+}
+
+/// Starts the writes again that came while the disk's index was still being read.
+pub(crate) fn resume(disk: &DiskTier, state: &mut State, now: Now) {
+    for Write { class, key, reader } in std::mem::take(&mut state.deferred) {
+        if Driver::new(Some(disk), state, class, now).write(key, reader).is_none() {
+            end_write(disk, state, now, Write { class, key, reader }, CopyEnd::Full);
+        }
+    }
+}
+
+/// Tells the shard how a write has ended, and lets go of what kept its block.
+fn end_write(disk: &DiskTier, state: &mut State, now: Now, write: Write, end: CopyEnd) {
+    let Write { class, key, reader } = write;
+    Driver::new(Some(disk), state, class, now).run(Event::Stored { key, spill: false, end });
+    if let Some(entry) = reader {
+        Driver::new(Some(disk), state, class, now).run(Event::Release { entries: &[entry] });
     }
 }
 
@@ -196,6 +214,10 @@ impl Brought {
             }
             Driver::new(Some(disk), state, load.class, now).run(Event::Onboarded { entry: load.entry, end });
         } else if let Some(write) = state.writes.remove(&done.op) {
+            if matches!(done.result, Err(DiskEnd::Refused(Refusal::Recovering))) {
+                state.deferred.push(write);
+                return;
+            }
             // Held while the shard hears of the record, which it may then want pinned.
             let pin = if done.result.is_ok() { disk.pin(&write.key) } else { None };
             let end = match done.result {
@@ -204,10 +226,7 @@ impl Brought {
                 Err(_) => CopyEnd::Failed,
             };
             drop(done.memory);
-            Driver::new(Some(disk), state, write.class, now).run(Event::Stored { key: write.key, spill: false, end });
-            if let Some(entry) = write.reader {
-                Driver::new(Some(disk), state, write.class, now).run(Event::Release { entries: &[entry] });
-            }
+            end_write(disk, state, now, write, end);
         }
     }
 }

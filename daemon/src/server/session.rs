@@ -1,4 +1,13 @@
 //! One connection: reads its requests one after the other, performs them, answers in order. Whatever ends it, what it held is given back.
+//!
+//! | file | part |
+//! |---|---|
+//! | `session` | frames in and out, in time; which call does what |
+//! | `opened` | what was opened: the connection itself, namespaces, extents |
+//! | `blocks` | blocks leased and handed over |
+
+mod blocks;
+mod opened;
 
 use std::collections::HashMap;
 use std::io;
@@ -392,281 +401,17 @@ impl Session {
                 self.tag = tag.request.as_str().to_owned();
                 Reply::Tag(Empty)
             }
+            Request::Forgo(forgo) => {
+                self.known(forgo.parts.class.0)?;
+                self.server.counters.missed(MissReason::NotWorthIt, forgo.run.hashes().len() as u64);
+                for link in forgo.run.links() {
+                    self.server.correct(&self.tag, link.depth, MissReason::NotWorthIt);
+                }
+                Reply::Forgo(Empty)
+            }
             other => unreachable!("{:?} was performed before", other.kind()),
         };
         Ok(reply.encode_frame(id, out)?)
-    }
-
-    fn hello(&mut self, hello: &Hello<'_>) -> Result<HelloReply, Refused> {
-        if self.staging.is_some() {
-            return refused(Status::BadFrame, "a connection introduces itself once");
-        }
-        if hello.version().is_none() {
-            let (min, max) = (hello.version_min, hello.version_max);
-            return refused(
-                Status::BadVersion,
-                format!("this daemon speaks version {VERSION}, the client {min} to {max}"),
-            );
-        }
-        if self.server.is_ending() {
-            return refused(Status::Draining, "the daemon is about to end");
-        }
-        let bytes = self.server.take_staging().or_else(|missing| refused(Status::Full, missing))?;
-        let staging = StagingArea::new(bytes);
-        let descriptor = match &staging {
-            Ok(area) => area.memory().duplicate().map_err(|error| sentence(&error)),
-            Err(error) => Err(sentence(error)),
-        };
-        match (staging, descriptor) {
-            (Ok(staging), Ok(descriptor)) => {
-                self.descriptor = Some(descriptor);
-                self.staging = Some(staging);
-            }
-            (_, descriptor) => {
-                self.server.give_staging_back(bytes);
-                return refused(Status::Full, descriptor.err().unwrap_or_default());
-            }
-        }
-        self.name = hello.client.as_str().to_owned();
-        self.server.introduced(self.id, self.describe());
-        tracing::info!(session = self.id, pid = self.peer.pid, client = self.name, "connected");
-        Ok(HelloReply {
-            version: VERSION,
-            reserved: Zero::BYTES,
-            default_deadline_ms: self.server.default_deadline_ms(),
-            daemon_id: self.server.id,
-            session: self.id,
-            staging_bytes: bytes,
-            reservations_max: RESERVATIONS_MAX as u32,
-            lease_ttl_ms: u32::try_from(self.server.lease_ttl().as_millis()).unwrap_or(u32::MAX),
-        })
-    }
-
-    fn open(&mut self, open: OpenNamespace) -> Result<OpenNamespaceReply, Refused> {
-        if self.opened.len() >= OPENED_MAX {
-            return refused(Status::Full, format!("a connection opens at most {OPENED_MAX} namespaces"));
-        }
-        let slot_bytes = open.shape.slot_bytes();
-        let staging_bytes = self.staging.as_ref().map_or(0, |staging| staging.memory().bytes());
-        if slot_bytes > staging_bytes {
-            let text =
-                format!("a block has {slot_bytes} bytes and the staging memory {staging_bytes}: raise client_staging");
-            return refused(Status::TooLarge, text);
-        }
-        let class = self.server.cache.class_of(open.shape).or_else(|error| refused(Status::Full, sentence(&error)))?;
-        let namespace = self.server.knows(open.manifest, open.tenant);
-        self.opened.insert((namespace, class), open.shape);
-        let extents = self.server.cache.state().class(class).host.layout().extents();
-        Ok(OpenNamespaceReply { namespace, class: kvtier_sdk::wire::ClassId(class), extents, slot_bytes })
-    }
-
-    fn map(&mut self, class: ClassId, extent: u32) -> Result<MapExtentReply, Refused> {
-        let class = self.known(class)?;
-        let state = self.server.cache.state();
-        let host = &state.class(class).host;
-        let Some(memory) = host.extents().get(extent as usize) else {
-            return refused(Status::UnknownNamespace, format!("the class has {} extents", host.layout().extents()));
-        };
-        let descriptor = memory.duplicate().or_else(|error| refused(Status::Internal, sentence(&error)))?;
-        let words_bytes = host.layout().generation_bytes(extent);
-        let reply = MapExtentReply {
-            bytes: memory.bytes(),
-            words_offset: 0,
-            words_bytes,
-            slots_offset: words_bytes,
-            first_slot: SlotIndex(host.layout().first_slot(extent)),
-            slots: memory.slots(),
-        };
-        drop(state);
-        self.descriptor = Some(descriptor);
-        Ok(reply)
-    }
-
-    /// A class that was opened on this connection.
-    fn known(&self, class: ClassId) -> Result<ClassId, Refused> {
-        match self.opened.keys().any(|(_, opened)| *opened == class) {
-            true => Ok(class),
-            false => refused(Status::UnknownNamespace, format!("class {class} was not opened on this connection")),
-        }
-    }
-
-    fn class(&self, parts: &KeyParts) -> Result<ClassId, Refused> {
-        self.shape(parts).map(|_| parts.class.0)
-    }
-
-    /// The shape of the blocks of a namespace and class that were opened on this connection.
-    fn shape(&self, parts: &KeyParts) -> Result<BlockShape, Refused> {
-        let Some(shape) = self.opened.get(&(parts.namespace, parts.class.0)) else {
-            return refused(Status::UnknownNamespace, "namespace and class were not opened on this connection");
-        };
-        match parts.form == shape.form_map() {
-            true => Ok(*shape),
-            false => refused(Status::BadFrame, "the form is not that of the class"),
-        }
-    }
-
-    fn asked<'a>(&self, parts: KeyParts, accept: AcceptId, links: &'a [Link]) -> Result<Asked<'a>, Refused> {
-        let shape = self.shape(&parts)?;
-        let accept = match accept {
-            AcceptId::Exact => Accept::Exact,
-            AcceptId::AtLeast(form) if form == FormMapId::of(shape.form) => Accept::AtLeast(shape.form),
-            AcceptId::AtLeast(_) => return refused(Status::BadFrame, "a class has copies of its own form only"),
-        };
-        Ok(Asked { parts, accept, links, shape })
-    }
-
-    fn acquire(&mut self, asked: &Asked<'_>, until: Instant, id: u64, out: &mut Vec<u8>) -> Result<(), Refused> {
-        self.bring_back(asked, until);
-        let is_over = is_over(&self.server, &self.stream);
-        let patience = Patience { until, is_over: &is_over };
-        let (mut leased, mut miss) = self.server.cache.acquire(&mut self.holdings, asked, patience);
-        if self.server.config().verify == Verify::Always {
-            let is_wrong = |leased: &cache::Leased| {
-                self.server.cache.verify(asked.parts.class.0, SlotIndex(leased.slot), Generation(leased.generation))
-            };
-            if let Some(wrong) = leased.iter().position(is_wrong) {
-                let rest: Vec<u64> = leased.split_off(wrong).iter().map(|leased| leased.lease).collect();
-                self.server.cache.release(&mut self.holdings, &rest);
-                self.server.counters.integrity_failure();
-                miss = Some(MissReason::FailedCheck);
-            }
-        }
-        if !leased.is_empty() {
-            self.server.found(&asked.parts.namespace);
-        }
-        let miss = self.server.reason(&asked.parts.namespace, miss);
-        let hits: Vec<Hit> = leased.iter().map(hit).collect();
-        self.count_found(asked, &leased, miss);
-        if !self.tag.is_empty() {
-            self.server.note(&self.tag, asked, &leased, miss);
-        }
-        Ok(Reply::Acquire(AcquireReply { miss, hits: Batch::new(&hits)? }).encode_frame(id, out)?)
-    }
-
-    /// Brings back what the daemon before this one has left of a run.
-    fn bring_back(&self, asked: &Asked<'_>, until: Instant) {
-        let is_over = is_over(&self.server, &self.stream);
-        self.server.bring_back(asked, Patience { until, is_over: &is_over });
-    }
-
-    fn count_found(&self, asked: &Asked<'_>, leased: &[cache::Leased], miss: Option<MissReason>) {
-        let shape = asked.shape;
-        let counters = &self.server.counters;
-        let amount = |blocks: u64| Amount {
-            blocks,
-            tokens: blocks * u64::from(shape.block_tokens),
-            bytes: blocks * shape.slot_bytes(),
-        };
-        counters.requested(amount(asked.links.len() as u64));
-        for tier in [cache_core::units::Tier::Host, cache_core::units::Tier::Disk] {
-            counters.hit(tier, amount(leased.iter().filter(|leased| leased.tier == tier).count() as u64));
-        }
-        if let Some(reason) = miss {
-            counters.missed(reason, (asked.links.len() - leased.len()) as u64);
-        }
-    }
-
-    fn reserve(
-        &mut self,
-        parts: &KeyParts,
-        lineage: cache_core::form::Lineage,
-        run: &Run<'_>,
-        id: u64,
-        out: &mut Vec<u8>,
-    ) -> Result<(), Refused> {
-        let (shape, class) = (self.shape(parts)?, parts.class.0);
-        if self.server.is_ending() {
-            self.server.counters.refused(StoreRefusal::Draining, run.hashes().len() as u64);
-            return refused(Status::Draining, "the daemon is about to end");
-        }
-        self.server.lists(&parts.namespace).or_else(|sentence| refused(Status::Full, sentence))?;
-        let slot_bytes = shape.slot_bytes();
-        let mut answers = Vec::with_capacity(run.hashes().len());
-        for link in run.links() {
-            let sealed = Sealed { key: parts.key(link.hash), lineage, link };
-            answers.push(self.reserve_one(sealed, class, slot_bytes));
-        }
-        Ok(Reply::Reserve(ReserveReply { answers: Batch::new(&answers)? }).encode_frame(id, out)?)
-    }
-
-    fn reserve_one(&mut self, sealed: Sealed, class: ClassId, slot_bytes: u64) -> Reserved {
-        let nothing = |answer| Reserved {
-            reservation: ReservationId(0.into()),
-            staging_offset: 0.into(),
-            answer,
-            reserved: Zero::BYTES,
-        };
-        let counters = &self.server.counters;
-        let staging = self.staging.as_mut().filter(|_| self.holdings.reservations() < RESERVATIONS_MAX);
-        let Some(offset) = staging.and_then(|staging| staging.take(slot_bytes)) else {
-            counters.refused(StoreRefusal::Full, 1);
-            return nothing(ReserveCode::Full);
-        };
-        let owner = self.owner();
-        let answer = match self.server.cache.reserve(&mut self.holdings, owner, sealed, class, offset) {
-            cache::Reserved::Granted { reservation } => {
-                return Reserved {
-                    reservation: ReservationId(reservation.into()),
-                    staging_offset: offset.into(),
-                    ..nothing(ReserveCode::Reserved)
-                };
-            }
-            cache::Reserved::Present => {
-                counters.present(self.server.amount(class, 1));
-                ReserveCode::Present
-            }
-            cache::Reserved::PendingElsewhere => {
-                counters.refused(StoreRefusal::Pending, 1);
-                ReserveCode::PendingElsewhere
-            }
-            cache::Reserved::Full => {
-                counters.refused(StoreRefusal::Full, 1);
-                ReserveCode::Full
-            }
-            cache::Reserved::Quota => {
-                counters.refused(StoreRefusal::Quota, 1);
-                ReserveCode::Full
-            }
-        };
-        self.give_back(offset);
-        nothing(answer)
-    }
-
-    fn commit(&mut self, reservation: ReservationId) -> CommitCode {
-        let owner = self.owner();
-        let staging = self.staging.as_ref().expect("a connection that was introduced has staging memory").memory();
-        let (committed, offset) = self.server.cache.commit(&mut self.holdings, owner, staging, reservation.0.get());
-        let counters = &self.server.counters;
-        let code = match committed {
-            Committed::Inserted { class, namespace } => {
-                self.server.inserted(class, &namespace);
-                CommitCode::Inserted
-            }
-            Committed::Present { class } => {
-                counters.present(self.server.amount(class, 1));
-                CommitCode::Present
-            }
-            Committed::FailedCheck => {
-                counters.refused(StoreRefusal::FailedCheck, 1);
-                CommitCode::FailedCheck
-            }
-            Committed::Full => {
-                counters.refused(StoreRefusal::Full, 1);
-                CommitCode::Full
-            }
-            Committed::Unknown => {
-                counters.protocol_error(ProtocolError::UnknownReservation);
-                CommitCode::Unknown
-            }
-        };
-        offset.into_iter().for_each(|offset| self.give_back(offset));
-        code
-    }
-
-    fn give_back(&mut self, offset: u64) {
-        if let Some(staging) = &mut self.staging {
-            staging.give_back(offset);
-        }
     }
 }
 
@@ -677,19 +422,5 @@ fn is_over<'a>(server: &'a Server, stream: &'a UnixStream) -> impl Fn() -> bool 
         let found = poll(&mut look, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
         let has_hung_up = found.is_ok() && look[0].revents().intersects(PollFlags::HUP | PollFlags::ERR);
         has_hung_up || server.is_ending()
-    }
-}
-
-fn hit(leased: &cache::Leased) -> Hit {
-    Hit {
-        lease: LeaseId(leased.lease.into()),
-        offset: leased.offset.into(),
-        generation: leased.generation.into(),
-        provenance: leased.key.provenance.0.into(),
-        slot: leased.slot.into(),
-        extent: leased.extent.into(),
-        form: leased.key.form.0.into(),
-        tier: leased.tier.into(),
-        reserved: Zero::BYTES,
     }
 }

@@ -189,3 +189,6 @@ class Client:
 
     def tag(self, request):
         self.call(20, text(request))
+
+    def forgo(self, blocks):
+        self.call(21, self.parts + run(blocks))

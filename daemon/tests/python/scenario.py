@@ -79,9 +79,10 @@ def main():
     client.tag("python 1")
     foreign = [(0, bytes(32), bytes([9]) * 32)]
     assert client.acquire(foreign) == ([], NEVER_STORED)
+    client.forgo(blocks[1:2])
     client.tag("")
     story = client.explain(request="python 1")["blocks"]
-    assert [(one["position"], one["reason"]) for one in story] == [(0, "never_stored")], story
+    assert [(one["position"], one["reason"]) for one in story] == [(0, "never_stored"), (1, "not_worth_it")], story
     try:
         client.explain(request="never heard of")
         raise AssertionError("an unknown request is explained")

@@ -162,6 +162,7 @@ impl Loading {
             let tiers = tiers[(meet - first) as usize..].to_vec();
             sequence.tables.ahead = Some(Ahead { keeper, began: Instant::now(), first: meet, tiers });
         }
+        cache.forgo(sequence.namespace, &links[near as usize..until as usize]);
         sequence.computes_until = Some(until * caches.block_tokens);
         Ok(near as usize)
     }

@@ -36,8 +36,8 @@ pub use link::CallError;
 use link::Link;
 
 use crate::wire::{
-    AcceptId, Acquire, BATCH_MAX, Batch, ClassId, Commit, CommitCode, Empty, Hit, KeyParts, LeaseId, Lookup, MapExtent,
-    OpenNamespace, Release, Reply, Report, Request, ReservationId, Reserve, ReserveCode, Run, Tag, Text,
+    AcceptId, Acquire, BATCH_MAX, Batch, ClassId, Commit, CommitCode, Empty, Forgo, Hit, KeyParts, LeaseId, Lookup,
+    MapExtent, OpenNamespace, Release, Reply, Report, Request, ReservationId, Reserve, ReserveCode, Run, Tag, Text,
 };
 
 /// How long the thread waits between two attempts to connect.
@@ -267,6 +267,16 @@ impl Client {
                 Reply::Prefetch(prefetched) => Some(prefetched.accepted),
                 _ => None,
             })
+        })
+    }
+
+    /// Says that the engine computes these blocks, since fetching them would take longer: misses (`not_worth_it`) in the daemon's statistics, and in what it
+    /// explains of the request that was named by [`Client::tag`].
+    pub fn forgo(&self, wanted: &Wanted<'_>) -> Result<(), CallError> {
+        let hashes = hashes(wanted);
+        self.shared.in_namespace(wanted, |connected, parts, until| {
+            let request = Request::Forgo(Forgo { parts, run: run_of(wanted, &hashes)? });
+            connected.link.call(&request, until, |reply, _| matches!(reply, Reply::Forgo(_)).then_some(()))
         })
     }
 

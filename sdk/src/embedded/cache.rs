@@ -249,6 +249,12 @@ impl KvCache for Embedded {
         Acquired { tiers, miss }
     }
 
+    fn forgo(&self, namespace: Namespace, links: &[Link]) {
+        if let Some(parent) = self.tiers.parent.as_ref().filter(|_| publishes(&self.shape)) {
+            parent.forgo(&self.keys_of(&Sequence::new(namespace), links), links);
+        }
+    }
+
     fn load_ahead(&self, namespace: Namespace, links: &[Link]) -> Result<SequenceId, CacheError> {
         let id = self.open(namespace);
         let keys = self.keys_of(&Sequence::new(namespace), links);

@@ -116,6 +116,14 @@ impl Parent {
         });
     }
 
+    /// Tells the daemon that these blocks are computed although it has them.
+    pub(crate) fn forgo(&self, keys: &[CopyKey], links: &[Link]) {
+        self.below(keys, links, |wanted, _| {
+            self.client.forgo(wanted).ok()?;
+            Some((wanted.links.len(), None))
+        });
+    }
+
     /// As [`Parent::look`], and leases what is there.
     pub(crate) fn lease(&self, leases: &mut Leases, keys: &[CopyKey], links: &[Link]) -> Vec<Below> {
         leases.fresh.clear();

@@ -152,6 +152,17 @@ body! {
     }
 }
 
+body! {
+    /// The client computes these blocks, since fetching them would take longer: they are misses of its own making.
+    #[derive(Copy)]
+    pub struct Forgo<'a> {
+        /// What the keys have in common.
+        pub parts: KeyParts,
+        /// The blocks.
+        pub run: Run<'a>,
+    }
+}
+
 /// A leased copy.
 #[derive(TryFromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]

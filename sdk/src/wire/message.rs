@@ -2,7 +2,7 @@
 
 use super::admin::{DeleteNamespace, DeleteTenant, DeleteTenantReply, Explain};
 use super::blocks::{
-    Abort, AbortReply, Acquire, AcquireReply, Await, AwaitReply, Commit, CommitReply, Lookup, LookupReply, Pin,
+    Abort, AbortReply, Acquire, AcquireReply, Await, AwaitReply, Commit, CommitReply, Forgo, Lookup, LookupReply, Pin,
     PinReply, PrefetchReply, Release, ReleaseReply, Report, Reserve, ReserveReply, UnpinReply,
 };
 use super::body::{Body, Empty, Input, Json};
@@ -134,6 +134,8 @@ messages! {
     Report: Report => Empty,
     20 "tag" /// Which request of the client's own the next calls belong to.
     Tag: Tag<'a> => Empty,
+    21 "forgo" /// Blocks are computed although they are there.
+    Forgo: Forgo<'a> => Empty,
 }
 
 impl Kind {

@@ -17,9 +17,9 @@ mod session;
 
 pub use admin::{DeleteNamespace, DeleteTenant, DeleteTenantReply, Explain};
 pub use blocks::{
-    Abort, AbortReply, Acquire, AcquireReply, Await, AwaitReply, Commit, CommitReply, Hit, KeyParts, LeaseId, Lookup,
-    LookupReply, Pin, PinReply, PrefetchReply, Release, ReleaseReply, Report, ReservationId, Reserve, ReserveReply,
-    Reserved, Run, UnpinReply,
+    Abort, AbortReply, Acquire, AcquireReply, Await, AwaitReply, Commit, CommitReply, Forgo, Hit, KeyParts, LeaseId,
+    Lookup, LookupReply, Pin, PinReply, PrefetchReply, Release, ReleaseReply, Report, ReservationId, Reserve,
+    ReserveReply, Reserved, Run, UnpinReply,
 };
 pub use body::{BATCH_MAX, Batch, Body, Empty, Input, Json, Text, Zero};
 pub use codes::{AcceptId, CommitCode, ReserveCode, TierCode, miss_number, miss_of_number};

@@ -184,6 +184,7 @@ impl Parts {
                 reason: self.miss.unwrap_or(MissReason::LeaseLost),
             }),
             Request::Tag(Tag { request: name }),
+            Request::Forgo(Forgo { parts: self.key_parts(), run: self.run() }),
         ]
     }
 
@@ -235,6 +236,7 @@ impl Parts {
             Reply::Drain(Empty),
             Reply::Report(Empty),
             Reply::Tag(Empty),
+            Reply::Forgo(Empty),
         ]
     }
 

@@ -91,6 +91,7 @@ REQUESTS = [
     (18, "Drain", b""),
     (19, "Report", u32(A, B) + u64(F) + u32(PROVENANCE)),
     (20, "Tag", text(NAME)),
+    (21, "Forgo", parts + run),
 ]
 REPLIES = [
     (1, "Hello", u16(C, 0) + u32(A) + IDS[:16] + u64(D, E) + u32(B, F)),
@@ -113,6 +114,7 @@ REPLIES = [
     (18, "Drain", b""),
     (19, "Report", b""),
     (20, "Tag", b""),
+    (21, "Forgo", b""),
 ]
 
 

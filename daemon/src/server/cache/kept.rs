@@ -39,7 +39,7 @@ impl Cache {
         ended.len() as u32
     }
 
-    /// Ends pins whose time is over, and frees slots that have rested.
+    /// Ends pins whose time is over, frees slots that have rested, and starts writes that had to wait for the disk's index.
     pub(crate) fn keep_time(&self) {
         let (now, moment) = (Instant::now(), self.now());
         let mut state = self.state();
@@ -47,6 +47,15 @@ impl Cache {
         let over: Vec<Kept> = state.kept.extract_if(|_, kept| kept.until <= now).map(|(_, kept)| kept).collect();
         for Kept { class, entry, .. } in over {
             self.drive(&mut state, class, Event::Release { entries: &[entry] });
+        }
+        self.resume_writes(&mut state);
+    }
+
+    /// Starts writes that had to wait for the disk's index, once that is read.
+    pub(super) fn resume_writes(&self, state: &mut State) {
+        let is_read = |disk: &&DiskTier| !matches!(disk.state(), DiskState::Recovering { .. });
+        if let Some(disk) = self.disk.as_ref().filter(|_| !state.deferred.is_empty()).filter(is_read) {
+            driver::resume(disk, state, self.now());
         }
     }
 }
