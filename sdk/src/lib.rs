@@ -3,6 +3,8 @@
 
 pub mod cache;
 pub mod client;
+#[cfg(feature = "testing")]
+pub mod contract;
 pub mod embedded;
 pub mod socket;
 pub mod wire;

@@ -1,58 +1,23 @@
 //! The embedded cache on the real `cpu` device and the real host arena.
 
-mod common;
-
-use cache_core::chain::Link;
 use cache_core::form::Accept;
 use cache_core::miss::MissReason;
 use cache_core::units::Tier;
-use common::{AWAY, HOME, RAW32, Rig, SHAPE, branch, chain, expected};
 use gpu_tier::cpu::Link as HostLink;
 use gpu_tier::device::{CopyPiece, Device, HostRange, Stream};
 use kvtier_sdk::cache::{BlockPlace, CacheError, Committed, Grant, KvCache, NoRoom, Want};
+use kvtier_sdk::contract;
+use kvtier_sdk::contract::rig::{HOME, RAW32, Rig, SHAPE, chain, host_bytes};
 use kvtier_sdk::embedded::{Embedded, EmbeddedConfig};
+
+#[test]
+fn the_contract_is_kept() {
+    contract::run(&|device_slots| Rig::new(device_slots, 32));
+}
 
 fn misses(rig: &Rig, reason: MissReason) -> u64 {
     let index = MissReason::ALL.iter().position(|other| *other == reason).unwrap();
     rig.cache.stats().misses[index]
-}
-
-#[test]
-fn a_published_prefix_is_read_by_the_next_sequence() {
-    let rig = Rig::new(8, 0);
-    let links = chain(HOME, 1, 5);
-    let (first, hits) = rig.run(HOME, &links);
-    assert_eq!(hits, 0);
-    let (second, hits) = rig.run(HOME, &links);
-    assert_eq!(hits, 5);
-    rig.verify(first, &links);
-    rig.verify(second, &links);
-    let stats = rig.cache.stats();
-    assert_eq!((stats.blocks, stats.device_slots.0, stats.hits), (5, 5, [5, 0, 0]));
-    rig.cache.close(first);
-    rig.cache.close(second);
-    assert_eq!(rig.cache.lookup(HOME, &links, Accept::Exact).tiers, vec![Tier::Device; 5]);
-    rig.check_budgets();
-}
-
-#[test]
-fn a_shared_prefix_is_stored_once_and_an_early_token_ends_it() {
-    let rig = Rig::new(16, 0);
-    let (a, b) = (chain(HOME, 1, 5), branch(HOME, 1, 3, 2, 6));
-    rig.run(HOME, &a);
-    let (second, hits) = rig.run(HOME, &b);
-    assert_eq!(hits, 3);
-    rig.verify(second, &b);
-    assert_eq!(rig.cache.stats().blocks, 5 + 3);
-}
-
-#[test]
-fn another_namespace_shares_nothing() {
-    let rig = Rig::new(16, 0);
-    rig.run(HOME, &chain(HOME, 1, 4));
-    let (_, hits) = rig.run(AWAY, &chain(AWAY, 1, 4));
-    assert_eq!((hits, rig.cache.stats().blocks), (0, 8));
-    assert_eq!(misses(&rig, MissReason::NeverStored), 2);
 }
 
 #[test]
@@ -72,55 +37,6 @@ fn device_pressure_demotes_and_the_bytes_come_back_equal() {
     rig.verify(again, &links);
     assert_eq!(rig.cache.stats().hits, [4, 6, 0]);
     rig.check_budgets();
-}
-
-#[test]
-fn two_sequences_over_the_device_budget_both_finish() {
-    let rig = Rig::new(5, 16);
-    let (a, b) = (chain(HOME, 1, 7), chain(HOME, 2, 7));
-    let (first, second) = (rig.cache.open(HOME), rig.cache.open(HOME));
-    for index in 0..7 {
-        let wants =
-            [(first, a[index]), (second, b[index])].map(|(sequence, link)| Want { sequence, blocks: vec![Some(link)] });
-        assert_eq!(rig.cache.reserve(&wants).unwrap(), [Grant::Granted, Grant::Granted]);
-        rig.fill(first, index as u32, a[index]);
-        rig.fill(second, index as u32, b[index]);
-        rig.verify(first, &a[..=index]);
-        rig.verify(second, &b[..=index]);
-        rig.check_budgets();
-    }
-}
-
-/// Places held while another sequence takes the slots: the bytes under them are another's by then, and `check` says so.
-#[test]
-fn a_device_place_that_went_stale_does_not_check() {
-    let rig = Rig::new(2, 8);
-    let (a, b) = (chain(HOME, 1, 2), chain(HOME, 2, 2));
-    let (first, _) = rig.run(HOME, &a);
-    let places = rig.cache.places(first).unwrap();
-    assert!((0..2).all(|block| rig.cache.check(first, block as u32, &places[block])));
-    let (second, _) = rig.run(HOME, &b);
-    let others = rig.read(&places[0]).unwrap();
-    assert!(others != expected(&a[0], &SHAPE), "the rig shows nothing unless the slot was taken");
-    assert!((0..2).all(|block| !rig.cache.check(first, block as u32, &places[block])));
-    drop(places);
-    rig.verify(first, &a);
-    rig.verify(second, &b);
-}
-
-/// A link that does not continue the sequence is refused before anything is sealed under it.
-#[test]
-fn a_foreign_link_is_not_committed() {
-    let rig = Rig::new(4, 0);
-    let (links, other) = (chain(HOME, 1, 3), chain(HOME, 2, 3));
-    let (sequence, _) = rig.run(HOME, &links[..1]);
-    assert_eq!(rig.reserve(sequence, Some(links[1])), Grant::Granted);
-    for wrong in [links[2], other[1], Link { depth: 2, ..links[1] }, Link { parent: None, ..links[1] }] {
-        assert!(rig.cache.commit(sequence, 1, wrong).is_err(), "{wrong:?}");
-    }
-    rig.fill(sequence, 1, links[1]);
-    rig.verify(sequence, &links[..2]);
-    rig.cache.audit().unwrap();
 }
 
 #[test]
@@ -152,49 +68,6 @@ fn more_than_all_slots_is_refused_at_once() {
     let grants = rig.cache.reserve(&[Want { sequence, blocks: vec![None; 4] }]).unwrap();
     assert!(matches!(grants[..], [Grant::NoRoom(NoRoom { wanted_slots: 4, device_slots: 3, .. })]));
     assert_eq!(rig.cache.stats().demoted_blocks, 0);
-}
-
-#[test]
-fn a_wanted_block_that_another_sequence_computes_is_pending() {
-    let rig = Rig::new(8, 0);
-    let links = chain(HOME, 1, 2);
-    let (first, second) = (rig.cache.open(HOME), rig.cache.open(HOME));
-    let wants = [first, second].map(|sequence| Want { sequence, blocks: links.iter().copied().map(Some).collect() });
-    assert_eq!(rig.cache.reserve(&wants).unwrap(), [Grant::Granted, Grant::PendingElsewhere]);
-    assert!(rig.cache.explain(HOME, links[0]).contains("computing it now"));
-    rig.fill(first, 0, links[0]);
-    rig.fill(first, 1, links[1]);
-    assert_eq!(rig.cache.acquire(second, &links, Accept::Exact).unwrap().tiers.len(), 2);
-    rig.verify(second, &links);
-}
-
-#[test]
-fn an_equal_block_that_was_first_wins_and_the_slot_is_free_again() {
-    let rig = Rig::new(4, 0);
-    let links = chain(HOME, 1, 1);
-    let (first, second) = (rig.cache.open(HOME), rig.cache.open(HOME));
-    assert_eq!((rig.reserve(first, None), rig.reserve(second, None)), (Grant::Granted, Grant::Granted));
-    assert_eq!(rig.fill(first, 0, links[0]), Committed::Inserted);
-    assert_eq!(rig.fill(second, 0, links[0]), Committed::Present);
-    assert_eq!(rig.cache.stats().device_slots.0, 1);
-    rig.verify(second, &links);
-    rig.check_budgets();
-}
-
-#[test]
-fn an_open_block_is_zeroed_and_truncate_frees_it() {
-    let rig = Rig::new(2, 0);
-    let links = chain(HOME, 1, 2);
-    let sequence = rig.cache.open(HOME);
-    for _ in 0..3 {
-        assert_eq!(rig.reserve(sequence, None), Grant::Granted);
-        let places = rig.cache.places(sequence).unwrap();
-        assert!(rig.read(&places[0]).unwrap().iter().all(|byte| *byte == 0));
-        rig.write(sequence, 0, links[0]);
-        rig.cache.truncate(sequence, 0).unwrap();
-        assert_eq!(rig.cache.stats().device_slots.0, 0);
-    }
-    rig.check_budgets();
 }
 
 #[test]
@@ -363,7 +236,7 @@ fn prefetch_moves_bytes_into_free_room_only() {
 #[test]
 fn a_strict_device_works_with_the_reader_mapping_closed() {
     for bytes_per_second in [None, Some(5e9)] {
-        let rig = Rig::open(HostLink::Strict { bytes_per_second }, common::SHAPE, 3, common::host_bytes(3, 12));
+        let rig = Rig::open(HostLink::Strict { bytes_per_second }, SHAPE, 3, host_bytes(3, 12));
         rig.cache.protect_host_reader().unwrap();
         let links = chain(HOME, 1, 9);
         let (sequence, _) = rig.run(HOME, &links);
@@ -409,31 +282,12 @@ fn budgets_under_one_block_are_refused_with_the_minimum() {
     let rig = Rig::new(2, 0);
     let device: std::sync::Arc<dyn gpu_tier::attention::Attention> = rig.device.clone();
     let open = |device_slots, host_bytes| {
-        Embedded::open(EmbeddedConfig {
-            device: device.clone(),
-            shape: common::SHAPE,
-            device_slots,
-            host_bytes,
-            disk: None,
-        })
-        .map(|_| ())
+        Embedded::open(EmbeddedConfig { device: device.clone(), shape: SHAPE, device_slots, host_bytes, disk: None })
+            .map(|_| ())
     };
     assert!(matches!(open(0, 0), Err(CacheError::Budget { .. })));
     let Err(CacheError::Budget { minimum_bytes, .. }) = open(1, 5000) else { panic!("5000 bytes hold a block") };
     drop(rig);
-    let rig = Rig::open(HostLink::InPlace, common::SHAPE, 1, minimum_bytes);
+    let rig = Rig::open(HostLink::InPlace, SHAPE, 1, minimum_bytes);
     assert_eq!(rig.cache.stats().host_slots.1, 1);
-}
-
-#[test]
-fn what_is_not_there_is_an_error() {
-    let rig = Rig::new(2, 0);
-    let sequence = rig.cache.open(HOME);
-    let link = chain(HOME, 1, 1)[0];
-    assert!(matches!(rig.cache.commit(sequence, 0, link), Err(CacheError::Unknown { .. })));
-    assert!(matches!(rig.cache.reopen(sequence, 0), Err(CacheError::Unknown { .. })));
-    rig.cache.close(sequence);
-    rig.cache.close(sequence);
-    assert!(matches!(rig.cache.places(sequence), Err(CacheError::Unknown { .. })));
-    assert!(matches!(rig.cache.reserve(&[Want { sequence, blocks: vec![None] }]), Err(CacheError::Unknown { .. })));
 }

@@ -1,8 +1,6 @@
 //! The embedded cache over a disk tier in memory: what goes down comes back, what is lost is told, and every pin is given back.
 //! `KVTIER_SOAK=1`: more random lives.
 
-mod common;
-
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,7 +9,6 @@ use cache_core::form::Accept;
 use cache_core::hash::BlockHash;
 use cache_core::miss::MissReason;
 use cache_core::units::Tier;
-use common::{HOME, Rig, SHAPE, branch, chain, expected, host_bytes, pattern};
 use disk_tier::io::rig::{Completion, FailNth, Fault, Image, MemoryMedium, Plan, Repeat, Scope, SplitMix64};
 use disk_tier::io::{FileId, Medium};
 use disk_tier::testing::Testing;
@@ -22,6 +19,7 @@ use gpu_tier::cpu::workers::Workers;
 use gpu_tier::cpu::{CpuConfig, CpuDevice, Link as HostLink};
 use gpu_tier::device::{CopyPiece, Device, HostRange, Stream};
 use kvtier_sdk::cache::{BlockPlace, CacheError, Grant, KvCache, SequenceId, StagedSection};
+use kvtier_sdk::contract::rig::{HOME, Rig, SHAPE, branch, chain, expected, host_bytes, pattern};
 use kvtier_sdk::embedded::{
     Admission, ByteStage, DiskSettings, DiskStatus, DiskStore, Embedded, EmbeddedConfig, IoChoice, StoreSettings,
     Writes,

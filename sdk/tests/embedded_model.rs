@@ -1,8 +1,6 @@
 //! Random operations on the embedded cache: whatever happens, a block that is there has its own bytes, a block that a sequence reads is
 //! lost only when its copy was taken away, and no budget is exceeded. One seed alone: `KVTIER_SEED=n`.
 
-mod common;
-
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,9 +10,9 @@ use cache_core::form::Accept;
 use cache_core::hash::BlockHash;
 use cache_core::miss::MissReason;
 use cache_core::units::Tier;
-use common::{HOME, Rig, SHAPE, branch, expected, host_bytes};
 use gpu_tier::cpu::Link as HostLink;
 use kvtier_sdk::cache::{BlockPlace, Committed, Grant, KvCache, SequenceId};
+use kvtier_sdk::contract::rig::{HOME, Rig, SHAPE, branch, expected, host_bytes};
 
 struct Random(u64);
 

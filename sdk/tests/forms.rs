@@ -1,7 +1,5 @@
 //! Blocks that a sequence does not hold, blocks that were computed after something lossy, and two caches, one per form, over one store.
 
-mod common;
-
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,12 +9,12 @@ use cache_core::form::{Accept, Form, Provenance};
 use cache_core::miss::MissReason;
 use cache_core::payload::BlockShape;
 use cache_core::units::Tier;
-use common::{HOME, Rig, SHAPE, chain};
 use gpu_tier::attention::Attention;
 use gpu_tier::cpu::isa::Isa;
 use gpu_tier::cpu::workers::Workers;
 use gpu_tier::cpu::{CpuConfig, CpuDevice, Link as HostLink};
 use kvtier_sdk::cache::{BlockPlace, CacheError, Grant, KvCache, SequenceId};
+use kvtier_sdk::contract::rig::{HOME, Rig, SHAPE, chain, pattern};
 use kvtier_sdk::embedded::{
     Admission, ByteStage, DiskSettings, DiskStore, Embedded, EmbeddedConfig, IoChoice, StoreSettings, Writes,
 };
@@ -175,7 +173,7 @@ fn two_caches_share_a_store_and_each_finds_its_own_form_after_a_restart() {
                 let range = image.slice(section.offset, section.bytes);
                 gpu_tier::device::Device::download(&*rig.device, gpu_tier::device::Stream::Compute, range, &mut bytes)
                     .unwrap();
-                assert!(bytes == common::pattern(&links[block], section.index, section.bytes), "block {block}");
+                assert!(bytes == pattern(&links[block], section.index, section.bytes), "block {block}");
             }
         }
         rig.check_budgets();

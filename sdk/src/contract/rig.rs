@@ -1,12 +1,12 @@
 //! A small cache on the real `cpu` device and host arena, and block contents that can be recognised.
-#![allow(dead_code, reason = "each test file uses its own part")]
 
 use std::sync::Arc;
 
 use cache_core::chain::{Chain, Link};
 use cache_core::form::{Accept, Form};
-use cache_core::hash::Namespace;
+use cache_core::hash::{Namespace, TenantId, WeightsId};
 use cache_core::manager::Budgets;
+use cache_core::manifest::{GroupKind, HeadSlice, LayerGroup, Manifest, RopeIdentity};
 use cache_core::payload::BlockShape;
 use gpu_tier::attention::Attention;
 use gpu_tier::cpu::isa::Isa;
@@ -14,19 +14,27 @@ use gpu_tier::cpu::workers::Workers;
 use gpu_tier::cpu::{CpuConfig, CpuDevice, Link as HostLink};
 use gpu_tier::device::{CopyPiece, Device, Stream};
 use host_tier::Layout;
-use kvtier_sdk::cache::{BlockPlace, Committed, Grant, KvCache, SequenceId, Want};
-use kvtier_sdk::embedded::{Embedded, EmbeddedConfig};
 
+use crate::cache::{BlockPlace, Committed, Grant, KvCache, SequenceId, Want};
+use crate::embedded::{DaemonSettings, Embedded, EmbeddedConfig};
+
+/// Tokens of a block.
 pub const TOKENS: u32 = 16;
+/// 8 KiB a slot.
 pub const SHAPE: BlockShape =
     BlockShape { layers: 3, kv_heads: 2, head_dim: 16, block_tokens: TOKENS, form: Form::Raw16 };
+/// The same in f32.
 pub const RAW32: BlockShape = BlockShape { form: Form::Raw32, ..SHAPE };
+/// A namespace that nobody named: for caches of one process.
 pub const HOME: Namespace = Namespace([7; 32]);
+/// Another one.
 pub const AWAY: Namespace = Namespace([8; 32]);
 
 /// A cache with its device.
 pub struct Rig {
+    /// The device.
     pub device: Arc<CpuDevice>,
+    /// The cache.
     pub cache: Embedded,
 }
 
@@ -41,19 +49,43 @@ pub fn host_bytes(device_slots: u32, slots: u32) -> u64 {
 }
 
 impl Rig {
+    /// Device and host arena in this process.
     pub fn open(link: HostLink, shape: BlockShape, device_slots: u32, host_bytes: u64) -> Rig {
-        let config = CpuConfig {
-            // Blocks, and a bounce buffer for each of up to four threads that read the host arena.
-            budget_bytes: u64::from(device_slots + 4) * shape.slot_bytes(),
-            link,
-            workers: Arc::new(Workers::new(1)),
-            isa: Isa::detect(),
-        };
-        let device = Arc::new(CpuDevice::open(config).unwrap());
+        let device = device(link, shape, device_slots);
         let attention: Arc<dyn Attention> = device.clone();
         let cache =
             Embedded::open(EmbeddedConfig { device: attention, shape, device_slots, host_bytes, disk: None }).unwrap();
         Rig { device, cache }
+    }
+
+    /// A device over a daemon.
+    pub fn over_daemon(device_slots: u32, settings: DaemonSettings) -> Rig {
+        let device = device(HostLink::InPlace, SHAPE, device_slots);
+        let attention: Arc<dyn Attention> = device.clone();
+        let cache = Embedded::over_daemon(attention, SHAPE, device_slots, settings).unwrap();
+        Rig { device, cache }
+    }
+
+    /// The namespace of a tenant, made known to whatever is below the device.
+    pub fn namespace(&self, salt: &str) -> Namespace {
+        let shape = self.cache.shape();
+        let manifest = Manifest {
+            weights: WeightsId([7; 32]),
+            architecture: "llama".to_owned(),
+            dtype: shape.form.name(),
+            block_tokens: shape.block_tokens,
+            groups: vec![LayerGroup {
+                kind: GroupKind::Full,
+                layers: (0..shape.layers).collect(),
+                kv_heads: shape.kv_heads,
+                head_dim: shape.head_dim,
+            }],
+            head_slice: HeadSlice::WHOLE,
+            rope: RopeIdentity { dimensions: 16, base_bits: 10_000f32.to_bits(), scaling: String::new() },
+            adapter: String::new(),
+            numerics: "contract".to_owned(),
+        };
+        self.cache.namespace(&manifest, TenantId::of_salt(Some(salt)))
     }
 
     /// In place, with about `host_slots` host slots (exactly what `stats` says).
@@ -151,6 +183,17 @@ impl Rig {
         assert!(stats.host_bytes.0 <= stats.host_bytes.1, "{stats:?}");
         self.cache.audit().unwrap();
     }
+}
+
+fn device(link: HostLink, shape: BlockShape, device_slots: u32) -> Arc<CpuDevice> {
+    let config = CpuConfig {
+        // Blocks, and a bounce buffer for each of up to four threads that read the host arena.
+        budget_bytes: u64::from(device_slots + 4) * shape.slot_bytes(),
+        link,
+        workers: Arc::new(Workers::new(1)),
+        isa: Isa::detect(),
+    };
+    Arc::new(CpuDevice::open(config).unwrap())
 }
 
 /// Links over tokens that a seed names.
