@@ -6,5 +6,6 @@ pub mod client;
 #[cfg(feature = "testing")]
 pub mod contract;
 pub mod embedded;
+pub mod plugin;
 pub mod socket;
 pub mod wire;

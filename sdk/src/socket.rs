@@ -4,7 +4,7 @@ use std::io::{self, IoSlice, IoSliceMut, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
@@ -18,6 +18,29 @@ pub struct Peer {
     pub uid: u32,
     /// Process, in this process's PID namespace; 0 when it is in one that is not seen from here.
     pub pid: i32,
+}
+
+/// Names the socket, for daemons and their clients.
+pub const VARIABLE: &str = "KVTIER_SOCKET";
+
+/// The socket of a daemon that was not told another one. Root's daemon serves the machine and everyone else's serves that user; who has no run-time
+/// folder gets one of their own among the temporary files.
+pub fn default_path(uid: u32, runtime_folder: Option<&Path>, temporary_folder: &Path) -> PathBuf {
+    let folder = match (runtime_folder, uid) {
+        (_, 0) => Path::new("/run/kvtier").to_owned(),
+        (Some(folder), _) => folder.join("kvtier"),
+        (None, uid) => temporary_folder.join(format!("kvtier-{uid}")),
+    };
+    folder.join("kvtier.sock")
+}
+
+/// The socket for a client that was not told one: what [`VARIABLE`] names, else the default one of this user.
+pub fn path_here() -> PathBuf {
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    variable(VARIABLE).unwrap_or_else(|| {
+        let runtime_folder = variable("XDG_RUNTIME_DIR");
+        default_path(rustix::process::geteuid().as_raw(), runtime_folder.as_deref(), &std::env::temp_dir())
+    })
 }
 
 /// Connects, without waiting: where a daemon does not accept, and those who wait for it fill its queue, that is an error.

@@ -6,7 +6,7 @@ use cache_core::hash::{Namespace, TenantId};
 
 use super::link::{CallError, Link};
 use super::{CONNECT_MAX, Client, ClientSettings};
-use crate::wire::{DeleteNamespace, DeleteTenant, Reply, Request};
+use crate::wire::{DeleteNamespace, DeleteTenant, Explain, Reply, Request, Text};
 
 /// What is to be deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,5 +51,16 @@ impl Client {
     pub fn delete_tenant(&self, tenant: TenantId) -> Result<u32, CallError> {
         let request = Request::DeleteTenant(DeleteTenant { tenant });
         self.shared.call(|connected, until| connected.link.call(&request, until, |reply, _| deleted(&reply)))
+    }
+
+    /// Why the blocks of a request were there or not, as JSON: of one that [`Client::tag`] named, here or on another connection.
+    pub fn explain(&self, request: &str) -> Result<String, CallError> {
+        let request = Request::Explain(Explain::Request(Text::new(request)?));
+        self.shared.call(|connected, until| {
+            connected.link.call(&request, until, |reply, _| match reply {
+                Reply::Explain(text) => Some(text.0.to_owned()),
+                _ => None,
+            })
+        })
     }
 }

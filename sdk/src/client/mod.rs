@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `admin` | calls of those who look after a daemon |
 //! | `link` | one connection, calls with deadlines |
+//! | `places` | writing: places in staging memory, reserved, committed or given up |
 //! | `mod` | the client: connects again, opens its namespaces again, gives leases back |
 //!
 //! **Never in the way.** A call has a deadline. One that fails ends the connection; from then on every call fails at once, and a thread of the client's connects
@@ -14,6 +15,7 @@
 
 mod admin;
 mod link;
+mod places;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -22,7 +24,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use cache_core::chain::Link as ChainLink;
-use cache_core::form::{Accept, Lineage, Provenance};
+use cache_core::form::{Accept, Provenance};
 use cache_core::hash::{BlockHash, Namespace, TenantId};
 use cache_core::key::GroupId;
 use cache_core::manifest::Manifest;
@@ -34,10 +36,11 @@ use host_tier::{LentExtent, Staging};
 pub use admin::{Deleted, delete};
 pub use link::CallError;
 use link::Link;
+pub use places::{Place, Places};
 
 use crate::wire::{
-    AcceptId, Acquire, BATCH_MAX, Batch, ClassId, Commit, CommitCode, Empty, Forgo, Hit, KeyParts, LeaseId, Lookup,
-    MapExtent, OpenNamespace, Release, Reply, Report, Request, ReservationId, Reserve, ReserveCode, Run, Tag, Text,
+    AcceptId, Acquire, BATCH_MAX, Batch, ClassId, Empty, Forgo, Hit, KeyParts, LeaseId, Lookup, MapExtent,
+    OpenNamespace, Release, Reply, Report, Request, Run, Tag, Text,
 };
 
 /// How long the thread waits between two attempts to connect.
@@ -162,34 +165,6 @@ impl Lent {
     }
 }
 
-/// Places in staging memory that were reserved for blocks, in the order asked for.
-pub struct Places {
-    /// The memory.
-    pub staging: Arc<Staging>,
-    /// Number of the connection.
-    pub connection: u64,
-    /// The answer for each block.
-    pub answers: Vec<Place>,
-}
-
-/// The answer for one block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// Its slot image goes to staging memory from byte `offset` on.
-    Reserved {
-        /// To be committed.
-        reservation: ReservationId,
-        /// First byte.
-        offset: u64,
-    },
-    /// It is there already.
-    Present,
-    /// Another client is at it.
-    PendingElsewhere,
-    /// There is no room.
-    Full,
-}
-
 /// Consecutive blocks of one chain, and the copies that are meant.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted<'a> {
@@ -311,50 +286,6 @@ impl Client {
                 }
             }
             Ok((lent, miss))
-        })
-    }
-
-    /// Reserves places in staging memory.
-    pub fn reserve(&self, wanted: &Wanted<'_>, lineage: Lineage) -> Result<Places, CallError> {
-        let hashes = hashes(wanted);
-        self.shared.in_namespace(wanted, |connected, parts, until| {
-            let request = Request::Reserve(Reserve { parts, lineage, run: run_of(wanted, &hashes)? });
-            let answers = connected.link.call(&request, until, |reply, _| match reply {
-                Reply::Reserve(reserved) => Some(reserved.answers.to_vec()),
-                _ => None,
-            })?;
-            let staging = Arc::clone(&connected.staging);
-            let slot_bytes = self.shared.shape.slot_bytes();
-            let place = |answer: &crate::wire::Reserved| match answer.answer {
-                ReserveCode::Reserved => {
-                    let offset = answer.staging_offset.get();
-                    let fits = offset.is_multiple_of(4096)
-                        && offset.checked_add(slot_bytes).is_some_and(|end| end <= staging.bytes());
-                    let outside = || CallError::Memory { reason: "a place outside the staging memory".to_owned() };
-                    fits.then_some(Place::Reserved { reservation: answer.reservation, offset }).ok_or_else(outside)
-                }
-                ReserveCode::Present => Ok(Place::Present),
-                ReserveCode::PendingElsewhere => Ok(Place::PendingElsewhere),
-                ReserveCode::Full => Ok(Place::Full),
-            };
-            let answers = answers.iter().map(place).collect::<Result<_, _>>()?;
-            Ok(Places { staging, connection: connected.number, answers })
-        })
-    }
-
-    /// Says that reserved slot images are written. Errors: [`CallError::NotConnected`] when the connection that they were reserved on is gone.
-    pub fn commit(&self, connection: u64, reservations: &[ReservationId]) -> Result<Vec<CommitCode>, CallError> {
-        let request = Request::Commit(Commit { reservations: Batch::new(reservations)? });
-        self.shared.call(|connected, until| {
-            if connected.number != connection {
-                return Err(CallError::NotConnected);
-            }
-            connected.link.call(&request, until, |reply, _| match reply {
-                Reply::Commit(committed) if committed.answers.len() == reservations.len() => {
-                    Some(committed.answers.to_vec())
-                }
-                _ => None,
-            })
         })
     }
 

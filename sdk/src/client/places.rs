@@ -1,0 +1,101 @@
+//! Writing: places in staging memory, reserved, then committed or given up.
+
+use std::sync::Arc;
+
+use cache_core::form::Lineage;
+use host_tier::Staging;
+
+use super::{CallError, Client, Wanted, hashes, run_of};
+use crate::wire::{Abort, Batch, Commit, CommitCode, Reply, Request, ReservationId, Reserve, ReserveCode, Reserved};
+
+/// Places in staging memory that were reserved for blocks, in the order asked for.
+pub struct Places {
+    /// The memory.
+    pub staging: Arc<Staging>,
+    /// Number of the connection.
+    pub connection: u64,
+    /// The answer for each block.
+    pub answers: Vec<Place>,
+}
+
+/// The answer for one block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Its slot image goes to staging memory from byte `offset` on.
+    Reserved {
+        /// To be committed.
+        reservation: ReservationId,
+        /// First byte.
+        offset: u64,
+    },
+    /// It is there already.
+    Present,
+    /// Another client is at it.
+    PendingElsewhere,
+    /// There is no room.
+    Full,
+}
+
+impl Client {
+    /// Reserves places in staging memory.
+    pub fn reserve(&self, wanted: &Wanted<'_>, lineage: Lineage) -> Result<Places, CallError> {
+        let hashes = hashes(wanted);
+        self.shared.in_namespace(wanted, |connected, parts, until| {
+            let request = Request::Reserve(Reserve { parts, lineage, run: run_of(wanted, &hashes)? });
+            let answers = connected.link.call(&request, until, |reply, _| match reply {
+                Reply::Reserve(reserved) => Some(reserved.answers.to_vec()),
+                _ => None,
+            })?;
+            let staging = Arc::clone(&connected.staging);
+            let slot_bytes = self.shared.shape.slot_bytes();
+            let place = |answer: &Reserved| match answer.answer {
+                ReserveCode::Reserved => {
+                    let offset = answer.staging_offset.get();
+                    let fits = offset.is_multiple_of(4096)
+                        && offset.checked_add(slot_bytes).is_some_and(|end| end <= staging.bytes());
+                    let outside = || CallError::Memory { reason: "a place outside the staging memory".to_owned() };
+                    fits.then_some(Place::Reserved { reservation: answer.reservation, offset }).ok_or_else(outside)
+                }
+                ReserveCode::Present => Ok(Place::Present),
+                ReserveCode::PendingElsewhere => Ok(Place::PendingElsewhere),
+                ReserveCode::Full => Ok(Place::Full),
+            };
+            let answers = answers.iter().map(place).collect::<Result<_, _>>()?;
+            Ok(Places { staging, connection: connected.number, answers })
+        })
+    }
+
+    /// Says that reserved slot images are written. Errors: [`CallError::NotConnected`] when the connection that they were reserved on is gone.
+    pub fn commit(&self, connection: u64, reservations: &[ReservationId]) -> Result<Vec<CommitCode>, CallError> {
+        let request = Request::Commit(Commit { reservations: Batch::new(reservations)? });
+        self.shared.call(|connected, until| {
+            if connected.number != connection {
+                return Err(CallError::NotConnected);
+            }
+            connected.link.call(&request, until, |reply, _| match reply {
+                Reply::Commit(committed) if committed.answers.len() == reservations.len() => {
+                    Some(committed.answers.to_vec())
+                }
+                _ => None,
+            })
+        })
+    }
+
+    /// Gives up reservations that will not be written. On another connection than theirs there is nothing to give up.
+    pub fn abort(&self, connection: u64, reservations: &[ReservationId]) -> Result<(), CallError> {
+        let request = Request::Abort(Abort { reservations: Batch::new(reservations)? });
+        self.shared.call(|connected, until| match connected.number == connection {
+            true => connected.link.call(&request, until, |reply, _| matches!(reply, Reply::Abort(_)).then_some(())),
+            false => Ok(()),
+        })
+    }
+
+    /// Places that one connection can have reserved at once: as many slot images as its staging memory holds, as far as the daemon allows. `None`
+    /// while there is no connection.
+    pub fn places_max(&self) -> Option<u32> {
+        let state = self.shared.state();
+        let connected = state.connected.as_ref()?;
+        let images = connected.staging.bytes() / self.shared.shape.slot_bytes();
+        Some(connected.link.hello().reservations_max.min(u32::try_from(images).unwrap_or(u32::MAX)))
+    }
+}
