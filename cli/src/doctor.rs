@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use kvtier_daemon::check::{self, Check, Level};
+use kvtier_daemon::check::{self, Level};
 use kvtier_daemon::config::{Config, Sources};
 use serde_json::json;
 
@@ -25,21 +25,11 @@ pub struct DoctorArgs {
 pub fn run(args: &DoctorArgs) -> Result<(), Failure> {
     let sources = Sources::here(args.config.clone(), Vec::new());
     let config = sources.and_then(|sources| Config::load(&sources)).map_err(|error| Failure::from_error(&error, 2))?;
-    report(&check::machine(&config), args.json)
-}
-
-/// Shows checks. Errors: exit code 1 when one failed, and the checks tell why.
-pub fn report(checks: &[Check], json: bool) -> Result<(), Failure> {
-    let worst = check::worst(checks);
-    if json {
-        output::print_line(&json!({ "level": worst, "checks": checks }).to_string())?;
-    } else {
-        for Check { name, level, sentence, fix } in checks {
-            output::print_line(&format!("{level:<4}  {name:<13}  {sentence}"))?;
-            if let Some(fix) = fix {
-                output::print_line(&format!("{:21}-> {fix}", ""))?;
-            }
-        }
+    let checks = check::machine(&config);
+    let worst = check::worst(&checks);
+    match args.json {
+        true => output::print_line(&json!({ "level": worst, "checks": checks }).to_string())?,
+        false => output::print(&check::text(&checks))?,
     }
     if worst == Level::Fail { Err(Failure { code: 1, message: String::new() }) } else { Ok(()) }
 }

@@ -21,17 +21,7 @@ impl Failure {
 
     /// The text of an error and its causes, in one line.
     pub fn from_error(error: &(dyn std::error::Error + 'static), code: u8) -> Failure {
-        let mut message = error.to_string();
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            let text = error.to_string();
-            if !message.contains(&text) {
-                message.push_str(": ");
-                message.push_str(&text);
-            }
-            cause = error.source();
-        }
-        Failure { code, message }
+        Failure { code, message: kvtier_daemon::command::sentence(error) }
     }
 }
 

@@ -77,6 +77,18 @@ pub fn worst(checks: &[Check]) -> Level {
     checks.iter().map(|check| check.level).max().unwrap_or(Level::Ok)
 }
 
+/// Checks as lines for people.
+pub fn text(checks: &[Check]) -> String {
+    let mut text = String::new();
+    for Check { name, level, sentence, fix } in checks {
+        text.push_str(&format!("{level:<4}  {name:<13}  {sentence}\n"));
+        if let Some(fix) = fix {
+            text.push_str(&format!("{:21}-> {fix}\n", ""));
+        }
+    }
+    text
+}
+
 fn host_mem(config: &Config) -> Check {
     let wanted = Size(config.host_mem_bytes);
     match (memory("MemTotal"), memory("MemAvailable")) {

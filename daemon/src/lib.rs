@@ -3,6 +3,7 @@
 //! | module | part |
 //! |---|---|
 //! | `config` | settings: defaults, file, environment, flags; each value knows its origin |
+//! | `command` | `kvtier serve` as a function: options, output, exit code |
 //! | `check` | what this machine offers to a daemon with these settings, and what it lacks |
 //! | `stats` | counters, the snapshot made of them, and why a request's blocks were missed |
 //! | `http` | the statistics endpoint: JSON, Prometheus text, the live page |
@@ -12,6 +13,7 @@
 
 pub mod bench;
 pub mod check;
+pub mod command;
 pub mod config;
 pub mod http;
 pub mod server;

@@ -1,6 +1,8 @@
 //! What defaults are made from.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+
+use kvtier_sdk::socket::default_path;
 
 use crate::config::ConfigError;
 
@@ -35,15 +37,8 @@ impl Machine {
         })
     }
 
-    /// Root's daemon serves the machine and everyone else's serves that user; who has no run-time folder gets one of their own among the
-    /// temporary files.
     pub(crate) fn socket(&self) -> PathBuf {
-        let folder = match (&self.runtime_folder, self.uid) {
-            (_, 0) => Path::new("/run/kvtier").to_owned(),
-            (Some(folder), _) => folder.join("kvtier"),
-            (None, uid) => self.temporary_folder.join(format!("kvtier-{uid}")),
-        };
-        folder.join("kvtier.sock")
+        default_path(self.uid, self.runtime_folder.as_deref(), &self.temporary_folder)
     }
 
     /// The first file of settings that exists.
