@@ -11,6 +11,8 @@ const TIERS: [&str; 4] = ["gpu-tier", "host-tier", "disk-tier", "remote-tier"];
 ///
 /// ```text
 /// cache-core <- tiers (never each other) <- sdk <- daemon, engine <- cli
+///                                           sdk <- sdk/c, sdk/python
+///                                        daemon <- sdk/python
 ///                                gpu-tier <- engine
 ///                    host-tier, disk-tier <- daemon
 /// ```
@@ -25,6 +27,9 @@ fn drawn(package: &str) -> Option<Vec<&'static str>> {
         "kvtier-engine" => vec!["cache-core", "gpu-tier", "kvtier-sdk"],
         "kvtier-daemon" => vec!["cache-core", "host-tier", "disk-tier", "kvtier-sdk"],
         "kvtier" => vec!["kvtier-sdk", "kvtier-engine", "kvtier-daemon"],
+        // Engines of other languages: over the SDK alone; Python's can be a daemon as well.
+        "kvtier-c" => vec!["cache-core", "kvtier-sdk"],
+        "kvtier-python" => vec!["cache-core", "kvtier-sdk", "kvtier-daemon"],
         "kvtier-tests" => {
             [&["cache-core", "kvtier-sdk", "kvtier-engine", "kvtier-daemon", "kvtier"][..], &TIERS].concat()
         }

@@ -1,0 +1,53 @@
+"""kvtier: KV blocks of any engine, shared between processes and kept over restarts.
+
+A client of the daemon (`Client`), and the daemon itself (`serve`, `python -m kvtier serve`). See docs/sdk-python.md.
+Importing this imports nothing but the extension module: neither numpy nor torch, and no network is touched.
+"""
+
+from collections.abc import Sequence
+
+from ._kvtier import (
+    Client,
+    Error,
+    Found,
+    Lease,
+    Leases,
+    Manifest,
+    Opaque,
+    Place,
+    Reservations,
+    Slabs,
+    __version__,
+    _run,
+)
+
+Loaded = Found
+
+__all__ = [
+    "Client",
+    "Error",
+    "Found",
+    "Lease",
+    "Leases",
+    "Loaded",
+    "Manifest",
+    "Opaque",
+    "Place",
+    "Reservations",
+    "Slabs",
+    "__version__",
+    "serve",
+]
+
+
+def serve(args: Sequence[str] | None = None) -> None:
+    """Runs the daemon in this process until SIGTERM, SIGINT or a client's drain ends it.
+
+    `args` are the options of `kvtier serve`, such as `["--socket", path]`. Raises `Error` with the code `serve` when it
+    cannot start or fails on the way. It takes SIGTERM and SIGINT over for as long as it runs.
+    """
+    code, message = _run(["serve", *(args or [])])
+    if code != 0:
+        error = Error(f"failed to serve: {message}" if message else "failed to serve: see the output")
+        error.code = "serve"
+        raise error

@@ -1,0 +1,121 @@
+//! `Manifest` and `Opaque`: what makes blocks compatible.
+
+use cache_core::manifest::HeadSlice;
+use kvtier_sdk::plugin::{Identity, RopeStated};
+use pyo3::prelude::*;
+
+use crate::error::usage;
+
+/// Everything that two blocks must share to stand for each other, but for their layout and the tenant. Blocks that differ in any of it never meet.
+#[pyclass(frozen, module = "kvtier")]
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Manifest {
+    /// Its layout is that of nothing yet.
+    identity: Identity,
+}
+
+#[pymethods]
+impl Manifest {
+    #[new]
+    #[pyo3(signature = (*, weights, architecture, dtype, block_tokens, layers, kv_heads, head_dim, tensor_parallel = (0, 1), pipeline = (0, 1),
+        rope_dimensions = 0, rope_base = 0.0, rope_scaling = String::new(), adapter = String::new(), numerics = String::new()))]
+    #[expect(clippy::too_many_arguments, reason = "keyword arguments, one a field")]
+    fn new(
+        py: Python<'_>,
+        weights: &[u8],
+        architecture: String,
+        dtype: String,
+        block_tokens: u32,
+        layers: u32,
+        kv_heads: u32,
+        head_dim: u32,
+        tensor_parallel: (u32, u32),
+        pipeline: (u32, u32),
+        rope_dimensions: u32,
+        rope_base: f32,
+        rope_scaling: String,
+        adapter: String,
+        numerics: String,
+    ) -> PyResult<Manifest> {
+        let weights = weights.try_into();
+        let weights = weights.map_err(|_| usage(py, "weights are 32 bytes: a digest of the model's files"))?;
+        let identity = Identity {
+            weights,
+            architecture,
+            dtype,
+            block_tokens,
+            layers,
+            kv_heads,
+            head_dim,
+            ranks: HeadSlice { tensor_parallel, pipeline },
+            rope: RopeStated { dimensions: rope_dimensions, base: rope_base, scaling: rope_scaling },
+            adapter,
+            numerics,
+            layer_bytes: 1,
+            layout: String::new(),
+            salt: None,
+        };
+        // What makes no sense is told here already.
+        identity.manifest().map_err(|error| crate::error::raise(py, &error))?;
+        Ok(Manifest { identity })
+    }
+
+    #[getter]
+    fn layers(&self) -> u32 {
+        self.identity.layers
+    }
+
+    #[getter]
+    fn block_tokens(&self) -> u32 {
+        self.identity.block_tokens
+    }
+
+    #[getter]
+    fn dtype(&self) -> &str {
+        &self.identity.dtype
+    }
+
+    fn __eq__(&self, other: &Manifest) -> bool {
+        self == other
+    }
+
+    fn __repr__(&self) -> String {
+        let Identity { architecture, dtype, block_tokens, layers, kv_heads, head_dim, .. } = &self.identity;
+        format!(
+            "Manifest(architecture={architecture:?}, dtype={dtype:?}, block_tokens={block_tokens}, layers={layers}, \
+             kv_heads={kv_heads}, head_dim={head_dim}, ...)"
+        )
+    }
+}
+
+impl Manifest {
+    /// The identity of blocks in this layout, of this tenant.
+    pub(crate) fn identity(&self, form: &Opaque, salt: Option<String>) -> Identity {
+        Identity { layer_bytes: form.layer_bytes, layout: form.layout.clone(), salt, ..self.identity.clone() }
+    }
+}
+
+/// The form of blocks that only the engine can read: so many bytes a layer, in a layout that words describe.
+#[pyclass(frozen, module = "kvtier", get_all)]
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Opaque {
+    layer_bytes: u32,
+    layout: String,
+}
+
+#[pymethods]
+impl Opaque {
+    #[new]
+    #[pyo3(signature = (*, layer_bytes, layout))]
+    fn new(layer_bytes: u32, layout: String) -> Opaque {
+        Opaque { layer_bytes, layout }
+    }
+
+    fn __eq__(&self, other: &Opaque) -> bool {
+        self == other
+    }
+
+    fn __repr__(&self) -> String {
+        format!("Opaque(layer_bytes={}, layout={:?})", self.layer_bytes, self.layout)
+    }
+}
