@@ -1,0 +1,106 @@
+"""Loads and saves that go layer by layer, while the forward pass computes.
+
+Loads run on a thread, some layers at a time; attention waits for its layer only. Saves copy a layer out as soon as it has been computed, into
+places that were reserved for whole blocks; nothing is visible before the step has ended.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from .layout import Layout
+from .orders import Load, Save
+
+STEPS = 8
+"""A load is cut into so many runs of layers: each one asks the store again."""
+
+
+class LayerLoads:
+    """The loads of one step."""
+
+    def __init__(self, store: Any, layers: int, loads: Sequence[Load]) -> None:
+        self._store = store
+        self._loads = loads
+        self._whole = [len(load.rows) for load in loads]
+        run = -(-layers // STEPS)
+        self._runs = [range(first, min(first + run, layers)) for first in range(0, layers, run)]
+        self._done = [threading.Event() for _ in range(layers)]
+        self._thread = threading.Thread(target=self._work, name="kvtier-layers")
+        self._thread.start()
+
+    def wait(self, layer: int) -> None:
+        """Returns when the layer is loaded, or will not be."""
+        self._done[layer].wait()
+
+    def finish(self) -> list[tuple[Load, int]]:
+        """Every load with the blocks of it that are whole in all layers."""
+        self._thread.join()
+        return list(zip(self._loads, self._whole))
+
+    def _work(self) -> None:
+        try:
+            for layers in self._runs:
+                for number, load in enumerate(self._loads):
+                    if self._whole[number]:
+                        found = self._store.load(load.span, load.rows, layers)
+                        self._whole[number] = min(self._whole[number], found)
+                for layer in layers:
+                    self._done[layer].set()
+        except BaseException:
+            self._whole = [0] * len(self._loads)
+            raise
+        finally:
+            for event in self._done:
+                event.set()
+
+
+class LayerSaves:
+    """The saves of one step."""
+
+    def __init__(self, store: Any, layout: Layout, saves: Sequence[Save]) -> None:
+        self._store = store
+        self._layout = layout
+        self._open = [(save, places) for save in saves if (places := reserved(store, save)) is not None]
+        self._copied: set[int] = set()
+
+    def copy(self, layer: int) -> None:
+        """Copies one layer of all blocks that have a place."""
+        for save, places in self._open:
+            for row, place in zip(save.rows, places):
+                if place.state == "reserved":
+                    gather(self._layout, layer, row, place.layer(layer))
+        self._copied.add(layer)
+
+    def finish(self) -> tuple[list[Save], int]:
+        """Publishes what has all its layers: those saves, and how many blocks the store took. The rest is given back."""
+        done, stored = [], 0
+        for save, places in self._open:
+            with places:
+                if len(self._copied) == len(self._layout.slabs):
+                    stored += self._store.commit(places).count("inserted")
+                    done.append(save)
+        return done, stored
+
+
+def reserved(store: Any, save: Save) -> Any:
+    """Places for all of a save's blocks, those that are there already aside, or `None`: then it is saved in one piece."""
+    places = store.reserve(save.span)
+    if places is None:
+        return None
+    if all(place.state in ("reserved", "present", "pending") for place in places) and len(places) == len(save.rows):
+        return places.__enter__()
+    with places:
+        return None
+
+
+def gather(layout: Layout, layer: int, row: Sequence[int], out: memoryview) -> None:
+    """Copies a layer of a stored block, its engine blocks one after the other, into `out`."""
+    size = layout.block_bytes
+    if out.nbytes != size * len(row):
+        raise ValueError(f"{len(row)} blocks of {size} bytes do not fit into {out.nbytes}")
+    target = ctypes.addressof(ctypes.c_char.from_buffer(out))
+    for part, block in enumerate(row):
+        ctypes.memmove(target + part * size, layout.address(layer, block), size)

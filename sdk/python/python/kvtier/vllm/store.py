@@ -1,0 +1,91 @@
+"""One rank's blocks in the daemon, behind calls that never raise: whatever goes wrong there is a miss here."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import kvtier
+
+from .identity import Identity
+from .plan import SKIP, Span
+
+logger = logging.getLogger("vllm.kvtier")
+
+QUIET_SECONDS = 60.0
+"""A failing daemon is told of once in so long."""
+
+
+class Store:
+    """A connection for blocks of one identity; `slabs` for the side that moves bytes."""
+
+    def __init__(self, identity: Identity, settings: Any, name: str, slabs: Any = None) -> None:
+        self.client = kvtier.Client(
+            settings.socket,
+            manifest=kvtier.Manifest(**identity.manifest),
+            form=kvtier.Opaque(layer_bytes=identity.layer_bytes, layout=identity.layout),
+            salt=settings.salt,
+            name=name,
+            deadline_ms=settings.deadline_ms,
+        )
+        self.slabs = slabs
+        self._told = float("-inf")
+
+    def find(self, span: Span, request: str) -> list[str]:
+        """The tier of each block that is there, from the first one on."""
+        try:
+            self.client.tag(request)
+            return list(self.client.lookup(span.keys, parent=span.parent, depth=span.first).tiers)
+        except kvtier.Error as error:
+            self._tell("look blocks up", error)
+            return []
+
+    def load(self, span: Span, rows: Sequence[Sequence[int]], layers: range | None = None) -> int:
+        """Copies blocks into the slabs; how many of them, from the first one on, are whole and verified. All others may be half written."""
+        some = {} if layers is None else {"layers": layers}
+        try:
+            loaded = self.client.load(span.keys, self.slabs, rows, parent=span.parent, depth=span.first, **some)
+        except kvtier.Error as error:
+            self._tell("load blocks", error)
+            return 0
+        if loaded.miss is not None:
+            logger.info("kvtier: %d of %d blocks loaded; the next one: %s", len(loaded.tiers), len(span.keys), loaded.miss)
+        return len(loaded.tiers)
+
+    def save(self, span: Span, rows: Sequence[Sequence[int]]) -> int:
+        """Offers blocks; how many of them the store took."""
+        assert not any(block == SKIP for row in rows for block in row), "a stored block is saved whole"
+        try:
+            states = self.client.store(span.keys, self.slabs, rows, parent=span.parent, depth=span.first)
+        except kvtier.Error as error:
+            self._tell("store blocks", error)
+            return 0
+        return states.count("inserted")
+
+    def reserve(self, span: Span) -> Any:
+        """Places to write blocks into, or `None`."""
+        try:
+            return self.client.reserve(span.keys, parent=span.parent, depth=span.first)
+        except kvtier.Error as error:
+            self._tell("reserve blocks", error)
+            return None
+
+    def commit(self, places: Any) -> list[str]:
+        """Publishes what was written."""
+        try:
+            return list(places.commit())
+        except kvtier.Error as error:
+            self._tell("commit blocks", error)
+            return []
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self.client.close()
+
+    def _tell(self, what: str, error: Exception) -> None:
+        now = time.monotonic()
+        if now - self._told >= QUIET_SECONDS:
+            self._told = now
+            logger.warning("kvtier: failed to %s, going on without: %s", what, error)

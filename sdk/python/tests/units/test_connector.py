@@ -1,0 +1,200 @@
+"""The connector's two sides over a store in memory: what is loaded, what is saved, and what never is."""
+
+import unittest
+
+from .rig import BLOCK_TOKENS, Engine, request, step
+
+PROMPT = list(range(65))
+VALUES = list(range(1, 17))
+
+
+class Loads(unittest.TestCase):
+    def load(self, engine, local, name="r", prompt=PROMPT):
+        """Admits a request with a local hit of so many blocks; returns its table and the failed blocks of its first step."""
+        wanted = request(name, prompt)
+        tokens, is_async = engine.scheduler.matched(wanted, local * BLOCK_TOKENS)
+        table = list(range(1, 20))
+        engine.scheduler.allocated(wanted, table, tokens)
+        done = local * BLOCK_TOKENS + tokens
+        self.assertEqual(is_async, engine.scheduler.load_async and tokens > 0)
+        if is_async:
+            return table, tokens, engine.run(step())
+        return table, tokens, engine.run(step(new=[(name, table, done)], scheduled={name: len(prompt) - done}))
+
+    def test_a_stored_block_that_straddles_the_local_hit_leaves_it_alone(self):
+        for layerwise in (False, True):
+            for local in range(0, 8):
+                with self.subTest(local=local, layerwise=layerwise):
+                    engine = Engine(factor=4, layerwise=layerwise)
+                    engine.fill_store(PROMPT, VALUES)
+                    for block in range(1, 20):
+                        engine.memories[0].fill(block, 200)
+                    table, tokens, failed = self.load(engine, local)
+                    self.assertEqual((tokens, failed), (64 - local * 4, set()))
+                    for number in range(16):
+                        wanted = VALUES[number] if number >= local else 200
+                        self.assertEqual(engine.memories[0].values(table[number]), {wanted}, number)
+                    self.assertEqual(engine.memories[0].values(table[16]), {200}, "beyond the load")
+                    engine.close()
+
+    def test_failed_blocks_are_told_in_the_same_step_and_only_those(self):
+        for layerwise in (False, True):
+            engine = Engine(factor=4, layerwise=layerwise)
+            engine.fill_store(PROMPT, VALUES)
+            keys = list(engine.ranks[0].client._blocks)
+            table_of_found = engine.ranks[0].client._blocks
+            wanted = request("r", PROMPT)
+            tokens, _ = engine.scheduler.matched(wanted, 5 * BLOCK_TOKENS)
+            del table_of_found[keys[1]]
+            table = list(range(1, 20))
+            engine.scheduler.allocated(wanted, table, tokens)
+            failed = engine.run(step(new=[("r", table, 64)], scheduled={"r": 1}))
+            self.assertEqual(failed, set(table[5:16]), "block 4 was computed before: it is not among them")
+            self.assertEqual(engine.run(step()), set(), "each once")
+            engine.close()
+
+    def test_a_load_between_steps_ends_once_with_its_failures(self):
+        engine = Engine(load_async=True)
+        engine.fill_store(PROMPT, VALUES)
+        engine.daemon.faults.torn = 1.0
+        table, tokens, failed = self.load(engine, 0)
+        self.assertEqual((tokens, failed), (64, set()))
+        worker = engine.workers[0]
+        worker._threads.submit(lambda: None).result()
+        self.assertEqual(worker.arrived(), {"r"})
+        self.assertEqual(worker.bad_blocks(), set(table[:16]))
+        self.assertEqual((worker.arrived(), worker.bad_blocks()), (set(), set()))
+        engine.close()
+
+    def test_what_one_rank_lacks_no_rank_loads(self):
+        engine = Engine(ranks=2)
+        engine.fill_store(PROMPT, VALUES)
+        del engine.ranks[1].client._blocks[request("r", PROMPT).block_hashes[3]]
+        self.assertEqual(engine.scheduler.matched(request("r", PROMPT), 0), (12, False))
+
+    def test_tiers_are_those_of_the_slowest_rank(self):
+        engine = Engine(ranks=2)
+        engine.fill_store(PROMPT, VALUES)
+        engine.ranks[1].client._blocks[request("r", PROMPT).block_hashes[0]].tier = "disk"
+        wanted = request("r", PROMPT)
+        engine.scheduler.matched(wanted, 0)
+        self.assertEqual(engine.scheduler.sources(wanted, 64), {"disk": 4, "host": 60})
+
+    def test_an_adapter_or_embeddings_keep_a_request_out(self):
+        engine = Engine()
+        engine.fill_store(PROMPT, VALUES)
+        for name in ("lora_request", "prompt_embeds", "skip_reading_prefix_cache"):
+            wanted = request("r", PROMPT)
+            setattr(wanted, name, object())
+            self.assertEqual(engine.scheduler.matched(wanted, 0), (0, False), name)
+
+
+class Saves(unittest.TestCase):
+    def admit(self, engine, name, tokens, table, local=0):
+        wanted = request(name, tokens)
+        found, _ = engine.scheduler.matched(wanted, local)
+        engine.scheduler.allocated(wanted, table, found)
+        return wanted
+
+    def test_a_stored_block_waits_for_its_last_engine_block(self):
+        for layerwise in (False, True):
+            engine = Engine(factor=4, layerwise=layerwise)
+            table = list(range(1, 18))
+            self.admit(engine, "r", PROMPT, table)
+            done, kept = 0, []
+            for tokens in (10, 5, 1, 20, 28, 1):
+                output = (
+                    step(new=[("r", table, 0)], scheduled={"r": tokens})
+                    if done == 0
+                    else step(cached=[("r", None, done, False)], scheduled={"r": tokens})
+                )
+                touched = range(done // 4, -(-(done + tokens) // 4))
+                engine.run(output, {table[block]: VALUES[block] for block in touched if block < 16})
+                done += tokens
+                kept.append(len(engine.ranks[0].client._blocks))
+            self.assertEqual(kept, [0, 0, 1, 2, 4, 4])
+            chain = request("r", PROMPT).block_hashes
+            blocks = engine.ranks[0].client._blocks
+            self.assertEqual(list(blocks), [chain[3], chain[7], chain[11], chain[15]])
+            self.assertEqual([(entry.parent, entry.depth) for entry in blocks.values()], [(None, 0), (chain[3], 1), (chain[7], 2), (chain[11], 3)])
+            for number, entry in enumerate(blocks.values()):
+                whole = b"".join(bytes([VALUES[number * 4 + part]]) * 16 for part in range(4))
+                self.assertEqual(entry.layers[0], whole)
+            engine.close()
+
+    def test_what_was_computed_from_a_failed_load_is_not_saved(self):
+        for ranks in (1, 2):
+            with self.subTest(ranks=ranks):
+                engine = Engine(ranks=ranks)
+                engine.fill_store(PROMPT[:33], VALUES)
+                stored = len(engine.ranks[0].client._blocks)
+                self.assertEqual(stored, 8)
+                engine.daemon.faults.lost = 1.0
+                table = list(range(1, 18))
+                self.admit(engine, "r", PROMPT, table)
+                failed = engine.run(step(new=[("r", table, 32)], scheduled={"r": 33}), {block: 99 for block in table[8:16]})
+                self.assertEqual(failed, set(table[:8]))
+                self.assertEqual(len(engine.ranks[0].client._blocks), stored, "garbage was saved")
+                # vLLM starts again from the first failed block.
+                engine.daemon.faults.lost = 0.0
+                values = {table[block]: VALUES[block] for block in range(16)}
+                self.assertEqual(engine.run(step(cached=[("r", None, 0, False)], scheduled={"r": 65}), values), set())
+                for rank in engine.ranks:
+                    self.assertEqual([entry.layers[0][0] for entry in rank.client._blocks.values()], VALUES)
+
+    def test_a_request_that_shares_a_block_with_a_failed_load_saves_nothing_either(self):
+        engine = Engine()
+        engine.fill_store(PROMPT[:33], VALUES)
+        engine.daemon.faults.lost = 1.0
+        table = list(range(1, 18))
+        self.admit(engine, "r", PROMPT, table)
+        other = PROMPT[:32] + [7] * 9
+        shared = table[:8] + [30, 31, 32]
+        self.admit(engine, "s", other, shared, local=32)
+        output = step(new=[("r", table, 32), ("s", shared, 32)], scheduled={"r": 33, "s": 9})
+        engine.run(output, {30: 99, 31: 99})
+        self.assertEqual(len(engine.ranks[0].client._blocks), 8)
+        # The next step comes while block 0 is computed again: what it computes from the others is garbage still.
+        engine.run(
+            step(cached=[("r", None, 0, False), ("s", None, 32, False)], scheduled={"r": 4, "s": 9}), {table[0]: VALUES[0], 30: 98, 31: 98}
+        )
+        self.assertEqual(len(engine.ranks[0].client._blocks), 8)
+        values = {table[block]: VALUES[block] for block in range(1, 16)}
+        engine.run(step(cached=[("r", None, 4, False)], scheduled={"r": 61}), values)
+        engine.run(step(cached=[("s", None, 32, False)], scheduled={"s": 9}), {30: 50, 31: 51})
+        saved = [entry.layers[0][0] for entry in engine.ranks[0].client._blocks.values()]
+        self.assertEqual(saved[8:], VALUES[8:] + [50, 51])
+
+    def test_blocks_that_came_from_the_store_are_not_offered_again(self):
+        engine = Engine()
+        engine.fill_store(PROMPT[:33], VALUES)
+        table = list(range(1, 18))
+        self.admit(engine, "r", PROMPT, table)
+        engine.run(step(new=[("r", table, 32)], scheduled={"r": 33}), {table[block]: VALUES[block] for block in range(8, 16)})
+        (save,) = engine.orders.saves
+        self.assertEqual((save.span.first, len(save.rows)), (8, 8))
+
+    def test_a_preempted_request_saves_from_its_new_blocks(self):
+        engine = Engine()
+        table = list(range(1, 18))
+        self.admit(engine, "r", PROMPT, table)
+        engine.run(step(new=[("r", table, 0)], scheduled={"r": 10}), {1: VALUES[0], 2: VALUES[1]})
+        again = list(range(20, 37))
+        self.admit(engine, "r", PROMPT, again)
+        done = 8
+        values = {again[block]: VALUES[block] for block in range(2, 16)}
+        engine.run(step(cached=[("r", again, done, True)], scheduled={"r": 57}), values)
+        self.assertEqual([entry.layers[0][0] for entry in engine.ranks[0].client._blocks.values()], VALUES)
+        self.assertEqual([engine.memories[0].values(block) for block in again[:2]], [{VALUES[0]}, {VALUES[1]}])
+
+    def test_a_finished_request_leaves_nothing_behind(self):
+        engine = Engine()
+        engine.fill_store(PROMPT, VALUES)
+        self.admit(engine, "r", PROMPT, list(range(1, 18)))
+        engine.scheduler.finished("r")
+        self.assertEqual(engine.scheduler.build(step()).loads, [], "cancelled before its step was built")
+        self.assertEqual((engine.scheduler._running, engine.scheduler._matches, engine.scheduler._asked), ({}, {}, set()))
+
+
+if __name__ == "__main__":
+    unittest.main()
