@@ -20,8 +20,12 @@ const TIERS: [&str; 4] = ["gpu-tier", "host-tier", "disk-tier", "remote-tier"];
 /// `xtask` nothing.
 fn drawn(package: &str) -> Option<Vec<&'static str>> {
     Some(match package {
-        // The double stands in for a foreign library: it imports nothing, and nothing links it.
-        "cache-core" | "cuda-driver-double" | "xtask" => vec![],
+        // The ladder executes anybody's PTX and knows nothing of the project.
+        "cache-core" | "cuda-ladder" | "xtask" => vec![],
+        // The double stands in for a foreign library: it runs kernels on the ladder, and nothing links it.
+        "cuda-driver-double" => vec!["cuda-ladder"],
+        // Its kernels are tested on the ladder.
+        "gpu-tier" => vec!["cache-core", "cuda-ladder"],
         tier if TIERS.contains(&tier) => vec!["cache-core"],
         "kvtier-sdk" => [&["cache-core"][..], &TIERS].concat(),
         "kvtier-engine" => vec!["cache-core", "gpu-tier", "kvtier-sdk"],
