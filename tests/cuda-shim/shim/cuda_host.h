@@ -1,0 +1,197 @@
+// The words of CUDA C++ that gpu-tier/kernels use, for a host compiler: each thread of a block is a fiber (fibers.cpp).
+//
+// A kernel file includes this through kv.cuh when no CUDA compiler reads it. What lanes exchange, and what orders threads, happens in
+// fibers.cpp, which a sanitizer does not instrument: shuffles order nothing, as in CUDA, barriers do.
+#pragma once
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <utility>
+
+struct alignas(16) uint4 {
+    unsigned int x, y, z, w;
+};
+struct alignas(8) uint2 {
+    unsigned int x, y;
+};
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+struct alignas(8) float2 {
+    float x, y;
+};
+
+struct ShimIndex {
+    unsigned int x, y, z;
+};
+
+// A copy that was started and has not happened yet.
+struct ShimCopy {
+    void* to;
+    const void* from;
+};
+
+// The running thread of the running block, as its kernel sees it.
+struct ShimThread {
+    enum { COPIES = 512, GROUPS = 32 };
+    ShimIndex thread, block, block_dim, grid_dim;
+    void* shared;
+    // Copies that were started, and how many of them each group that was ended holds, oldest first.
+    unsigned int copies, groups, open;
+    ShimCopy copy[COPIES];
+    unsigned int group[GROUPS];
+};
+
+extern "C" {
+ShimThread* shim_thread();
+void shim_syncthreads(unsigned int line);
+void shim_syncwarp(unsigned int line);
+// Gives `bits` to the warp and takes what lane `source` gave.
+unsigned int shim_exchange(unsigned int line, unsigned int mask, unsigned int bits, unsigned int source);
+unsigned int shim_ballot(unsigned int line, unsigned int mask, unsigned int bit);
+[[noreturn]] void shim_fail(const char* problem, unsigned int line);
+void shim_register(const char* name, void (*run)(void**), const size_t* sizes, size_t parameters);
+}
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(...)
+#define __restrict__
+
+#define threadIdx (shim_thread()->thread)
+#define blockIdx (shim_thread()->block)
+#define blockDim (shim_thread()->block_dim)
+#define gridDim (shim_thread()->grid_dim)
+
+#define __syncthreads() shim_syncthreads(__LINE__)
+#define __syncwarp(...) shim_syncwarp(__LINE__)
+
+// The block's shared struct: fresh memory for each block, full of 0xff.
+#define KV_SHARED(type, name)                                                    \
+    static_assert(sizeof(type) <= 48 * 1024, "static shared memory of a block"); \
+    type& name = *static_cast<type*>(shim_thread()->shared)
+
+// Offers a kernel to shim_launch under its name.
+template <auto Kernel>
+struct ShimExport;
+template <class... A, void (*Kernel)(A...)>
+struct ShimExport<Kernel> {
+    template <size_t... I>
+    static void call(void** p, std::index_sequence<I...>) {
+        Kernel(*static_cast<A*>(p[I])...);
+    }
+    static void run(void** p) { call(p, std::index_sequence_for<A...>()); }
+    explicit ShimExport(const char* name) {
+        static const size_t sizes[] = {sizeof(A)..., 0};
+        shim_register(name, run, sizes, sizeof...(A));
+    }
+};
+#define KV_EXPORT(kernel) static ShimExport<kernel> shim_export_##kernel(#kernel)
+
+// --- arithmetic: one operation each, rounded to nearest even (the file is compiled with -ffp-contract=off) ----------------
+
+template <class To, class From>
+inline To shim_bits(From from) {
+    static_assert(sizeof(To) == sizeof(From), "same size");
+    To to;
+    memcpy(&to, &from, sizeof to);
+    return to;
+}
+inline float __uint_as_float(unsigned int x) { return shim_bits<float>(x); }
+inline unsigned int __float_as_uint(float x) { return shim_bits<unsigned int>(x); }
+inline float __int_as_float(int x) { return shim_bits<float>(x); }
+inline int __float_as_int(float x) { return shim_bits<int>(x); }
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fsub_rn(float a, float b) { return a - b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline float __fmaf_rn(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+inline float __int2float_rn(int x) { return static_cast<float>(x); }
+// A NaN gives 0, numbers out of range the nearest (PTX, cvt).
+inline int __float2int_rn(float x) {
+    if (x != x) return 0;
+    if (x >= 2147483648.0f) return 2147483647;
+    if (x <= -2147483648.0f) return -2147483647 - 1;
+    return static_cast<int>(__builtin_rintf(x));
+}
+// The other number when one is a NaN.
+inline float fmaxf_shim(float a, float b) { return a != a ? b : (b != b ? a : (a > b ? a : b)); }
+inline int __popc(unsigned int x) { return __builtin_popcount(x); }
+inline int __ffs(int x) { return __builtin_ffs(x); }
+inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
+    return static_cast<unsigned long long>(static_cast<unsigned __int128>(a) * b >> 64);
+}
+// Bytes of b:a picked by the nibbles of s.
+inline unsigned int __byte_perm(unsigned int a, unsigned int b, unsigned int s) {
+    unsigned long long both = static_cast<unsigned long long>(b) << 32 | a;
+    unsigned int out = 0;
+    for (int i = 0; i < 4; i++) out |= static_cast<unsigned int>(both >> (8 * (s >> (4 * i) & 7)) & 255) << (8 * i);
+    return out;
+}
+
+inline float f16_to_f32(unsigned short bits) { return static_cast<float>(shim_bits<_Float16>(bits)); }
+inline unsigned short f16_of(float x) { return shim_bits<unsigned short>(static_cast<_Float16>(x)); }
+
+inline int dot2_low(unsigned int a, unsigned int b, int sum) {
+    return sum + static_cast<short>(a) * static_cast<signed char>(b) +
+           static_cast<short>(a >> 16) * static_cast<signed char>(b >> 8);
+}
+inline int dot2_high(unsigned int a, unsigned int b, int sum) { return dot2_low(a, b >> 16, sum); }
+
+// --- atomics, lanes, asynchronous copies ------------------------------------------------------------------------------------
+
+inline unsigned int atomicMax(unsigned int* to, unsigned int value) {
+    unsigned int old = __atomic_load_n(to, __ATOMIC_RELAXED);
+    while (old < value && !__atomic_compare_exchange_n(to, &old, value, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+    }
+    return old;
+}
+inline unsigned int atomicAdd(unsigned int* to, unsigned int value) {
+    return __atomic_fetch_add(to, value, __ATOMIC_RELAXED);
+}
+
+inline unsigned int shim_lane() { return shim_thread()->thread.x & 31; }
+template <class T>
+inline T shim_shuffle(unsigned int line, unsigned int mask, T value, unsigned int source) {
+    return shim_bits<T>(shim_exchange(line, mask, shim_bits<unsigned int>(value), source));
+}
+#define __shfl_sync(mask, value, source) shim_shuffle(__LINE__, mask, value, (source) & 31)
+#define __shfl_xor_sync(mask, value, lanes) shim_shuffle(__LINE__, mask, value, shim_lane() ^ (lanes))
+#define __shfl_up_sync(mask, value, lanes) \
+    shim_shuffle(__LINE__, mask, value, shim_lane() < (lanes) ? shim_lane() : shim_lane() - (lanes))
+#define __shfl_down_sync(mask, value, lanes) \
+    shim_shuffle(__LINE__, mask, value, shim_lane() + (lanes) > 31 ? shim_lane() : shim_lane() + (lanes))
+#define __ballot_sync(mask, bit) shim_ballot(__LINE__, mask, (bit) ? 1 : 0)
+
+// A copy happens when it is waited for, as late as CUDA allows: a missing wait shows.
+inline void copy16_async(void* shared, const void* global) {
+    ShimThread* now = shim_thread();
+    if (now->copies == ShimThread::COPIES) shim_fail("more asynchronous copies than the host build keeps", 0);
+    if (((uintptr_t)shared | (uintptr_t)global) & 15) shim_fail("misaligned asynchronous copy", 0);
+    now->copy[now->copies++] = {shared, global};
+    now->open++;
+}
+inline void async_commit() {
+    ShimThread* now = shim_thread();
+    if (now->groups == ShimThread::GROUPS) shim_fail("more groups of copies than the host build keeps", 0);
+    now->group[now->groups++] = now->open;
+    now->open = 0;
+}
+template <int Pending>
+inline void async_wait() {
+    ShimThread* now = shim_thread();
+    unsigned int done = 0, groups = 0;
+    while (now->groups - groups > Pending) {
+        for (unsigned int end = done + now->group[groups++]; done < end; done++)
+            *static_cast<uint4*>(now->copy[done].to) = *static_cast<const uint4*>(now->copy[done].from);
+    }
+    memmove(now->copy, now->copy + done, (now->copies - done) * sizeof(ShimCopy));
+    memmove(now->group, now->group + groups, (now->groups - groups) * sizeof(unsigned int));
+    now->copies -= done;
+    now->groups -= groups;
+}
