@@ -147,9 +147,9 @@ __device__ __forceinline__ void encode_lanes(const Part& part, ColumnShared& sha
 
 // Outcomes: `non_finite` when a value is a NaN or an infinity, else `out_of_range` when a scale does not fit f16.
 extern "C" __global__ void __launch_bounds__(GRID_THREADS)
-    kvtier_i8h_encode(const Part* parts, u32 non_finite, u32 out_of_range) {
+    kvtier_i8h_encode(u64 parts, u32 non_finite, u32 out_of_range) {
     KV_SHARED(ColumnShared, shared);
-    const Part part = parts[blockIdx.x];
+    const Part part = at<const Part>(parts)[blockIdx.x];
     if (part.by_lane) {
         encode_lanes(part, shared, non_finite, out_of_range);
     } else {
@@ -159,8 +159,8 @@ extern "C" __global__ void __launch_bounds__(GRID_THREADS)
 KV_EXPORT(kvtier_i8h_encode);
 
 // Nearest bf16 of each value. Outcome: `damaged` when a scale is one that no encoder writes.
-extern "C" __global__ void __launch_bounds__(GRID_THREADS) kvtier_i8h_decode(const Part* parts, u32 damaged) {
-    const Part part = parts[blockIdx.x];
+extern "C" __global__ void __launch_bounds__(GRID_THREADS) kvtier_i8h_decode(u64 parts, u32 damaged) {
+    const Part part = at<const Part>(parts)[blockIdx.x];
     const Place place = place_of(part);
     if (!place.live) return;
     const u16* scales = at<const u16>(part.scales);

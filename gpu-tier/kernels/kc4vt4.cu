@@ -41,8 +41,8 @@ __device__ __forceinline__ void add_codes(u32* words, const uint4& row, int r, u
 
 // Outcomes: `non_finite` when a value is a NaN or an infinity, else `out_of_range` when a header does not fit f16.
 extern "C" __global__ void __launch_bounds__(GRID_THREADS)
-    kvtier_kc4vt4_encode(const Part* parts, u32 non_finite, u32 out_of_range) {
-    const Part part = parts[blockIdx.x];
+    kvtier_kc4vt4_encode(u64 parts, u32 non_finite, u32 out_of_range) {
+    const Part part = at<const Part>(parts)[blockIdx.x];
     const Place place = place_of(part);
     const u32 octets = part.lanes / 8;
     const bool once = octets <= place.team;
@@ -97,8 +97,8 @@ extern "C" __global__ void __launch_bounds__(GRID_THREADS)
 KV_EXPORT(kvtier_kc4vt4_encode);
 
 // Nearest bf16 of each value. Outcome: `damaged` when a header is one that no encoder writes.
-extern "C" __global__ void __launch_bounds__(GRID_THREADS) kvtier_kc4vt4_decode(const Part* parts, u32 damaged) {
-    const Part part = parts[blockIdx.x];
+extern "C" __global__ void __launch_bounds__(GRID_THREADS) kvtier_kc4vt4_decode(u64 parts, u32 damaged) {
+    const Part part = at<const Part>(parts)[blockIdx.x];
     const Place place = place_of(part);
     if (!place.live) return;
     u16 centre[8], half_range[8];

@@ -26,13 +26,42 @@ typedef long long i64;
 
 // --- addresses -------------------------------------------------------------------------------------------------------
 
+// An address from a table: of device memory or mapped host memory, never of shared memory, so that accesses are global ones.
 template <class T>
 __device__ __forceinline__ T* at(u64 address) {
-    return reinterpret_cast<T*>(address);
+#if defined(__CUDACC__) || defined(__CUDACC_RTC__)
+    T* out = reinterpret_cast<T*>(address);
+    __builtin_assume(__isGlobal(out));
+    return out;
+#else
+    return static_cast<T*>(shim_address(address));
+#endif
 }
 
-__device__ __forceinline__ uint4 load16(const void* from) { return *static_cast<const uint4*>(from); }
-__device__ __forceinline__ void store16(void* to, uint4 value) { *static_cast<uint4*>(to) = value; }
+// 16 bytes of global memory in one access, whatever the compiler knows of the pointer.
+__device__ __forceinline__ uint4 load16(const void* from) {
+#if defined(__CUDACC__) || defined(__CUDACC_RTC__)
+    uint4 out;
+    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(out.x), "=r"(out.y), "=r"(out.z), "=r"(out.w)
+                 : "l"(from)
+                 : "memory");
+    return out;
+#else
+    return *static_cast<const uint4*>(from);
+#endif
+}
+
+__device__ __forceinline__ void store16(void* to, uint4 value) {
+#if defined(__CUDACC__) || defined(__CUDACC_RTC__)
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};"
+                 :
+                 : "l"(to), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w)
+                 : "memory");
+#else
+    *static_cast<uint4*>(to) = value;
+#endif
+}
 
 __device__ __forceinline__ uint4 make16(u32 x, u32 y, u32 z, u32 w) {
     uint4 out;

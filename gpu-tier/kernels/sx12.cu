@@ -97,9 +97,9 @@ __device__ __forceinline__ void each_exponent(const Sx12Part& part, Take take) {
 }
 
 // The window of each part and how many escapes it has. Outcome: `too_many` when one part has more than 255.
-extern "C" __global__ void __launch_bounds__(SX12_THREADS) kvtier_sx12_windows(const Sx12Part* parts, u32 too_many) {
+extern "C" __global__ void __launch_bounds__(SX12_THREADS) kvtier_sx12_windows(u64 parts, u32 too_many) {
     KV_SHARED(Sx12Shared, shared);
-    const Sx12Part part = parts[blockIdx.x];
+    const Sx12Part part = at<const Sx12Part>(parts)[blockIdx.x];
     u32 most = 0;
     each_exponent(part, [&](u32 e) { most = e > most ? e : most; });
     u32 top = block_max(most, shared.reduce);
@@ -148,9 +148,9 @@ __device__ __forceinline__ u32 escapes_before(const Sx12Part& part, u32& all) {
 }
 
 // Codes and escapes, after kvtier_sx12_windows. Outcome: `too_many` when the layer's escapes do not fit its area.
-extern "C" __global__ void __launch_bounds__(SX12_THREADS) kvtier_sx12_encode(const Sx12Part* parts, u32 too_many) {
+extern "C" __global__ void __launch_bounds__(SX12_THREADS) kvtier_sx12_encode(u64 parts, u32 too_many) {
     KV_SHARED(Sx12Shared, shared);
-    const Sx12Part part = parts[blockIdx.x];
+    const Sx12Part part = at<const Sx12Part>(parts)[blockIdx.x];
     const u32 top = at<const u8>(part.windows)[2 * part.part], groups = part.elements / 32;
     u32 all, next = escapes_before(part, all);
     u8* area = at<u8>(part.escapes);
@@ -208,9 +208,9 @@ KV_EXPORT(kvtier_sx12_encode);
 // Undoes kvtier_sx12_encode. Outcomes: `bad_escapes` when escapes and their counts do not add up, `bad_header` when a window is one that
 // no encoder writes.
 extern "C" __global__ void __launch_bounds__(SX12_THREADS)
-    kvtier_sx12_decode(const Sx12Part* parts, u32 bad_escapes, u32 bad_header) {
+    kvtier_sx12_decode(u64 parts, u32 bad_escapes, u32 bad_header) {
     KV_SHARED(Sx12Shared, shared);
-    const Sx12Part part = parts[blockIdx.x];
+    const Sx12Part part = at<const Sx12Part>(parts)[blockIdx.x];
     const u8* window = at<const u8>(part.windows) + 2 * part.part;
     // Read once: others may write them.
     const u32 top = window[0], count = window[1], groups = part.elements / 32;

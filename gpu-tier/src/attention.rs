@@ -17,6 +17,7 @@
 //! ```
 //! The output is `O_d / L`. Merging in span order, not in order of arrival, is what makes the bits independent of paging.
 
+pub(crate) mod checks;
 pub mod closed;
 
 use closed::{AttendMixed, Closed, Encode};

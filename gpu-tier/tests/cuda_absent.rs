@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use gpu_tier::DeviceError;
-use gpu_tier::cuda::{CudaConfig, CudaDevice};
+use gpu_tier::cuda::{CudaConfig, CudaDevice, KernelSource};
 
 /// Tells a copy of this program to report what opening a device says.
 const REPORT: &str = "KVTIER_TEST_REPORT_CUDA";
 
 fn open() -> Result<(), DeviceError> {
-    CudaDevice::open(CudaConfig { ordinal: 0, budget_bytes: 1 << 20, kernels: None }).map(drop)
+    CudaDevice::open(CudaConfig { ordinal: 0, budget_bytes: 1 << 20, kernels: KernelSource::Embedded }).map(drop)
 }
 
 /// Runs `child` alone in a new process with `folder` first on the loader's path; what it printed.

@@ -18,13 +18,14 @@ use gpu_tier::DeviceError;
 use gpu_tier::cpu::isa::Isa;
 use gpu_tier::cpu::workers::Workers;
 use gpu_tier::cpu::{CpuConfig, CpuDevice, Link};
-use gpu_tier::cuda::{CudaConfig, CudaDevice};
+use gpu_tier::cuda::{CudaConfig, CudaDevice, KernelSource};
 use gpu_tier::device::{CopyPiece, Device, HostExtent, Stream};
 
 const PAGE: usize = 4096;
 
 fn open(kernels: Option<&str>) -> CudaDevice {
-    let config = CudaConfig { ordinal: 0, budget_bytes: BUDGET, kernels: kernels.map(str::to_owned) };
+    let kernels = kernels.map_or(KernelSource::None, |image| KernelSource::Image(image.to_owned()));
+    let config = CudaConfig { ordinal: 0, budget_bytes: BUDGET, kernels };
     CudaDevice::open(config).unwrap()
 }
 
@@ -110,7 +111,8 @@ fn device_without_kernels_copies_by_pieces() {
     let name = device.info().name.clone();
     assert_eq!((device.info().kind, name.as_str(), device.info().in_place), ("cuda", "driver double", false));
     drop(device);
-    let config = CudaConfig { ordinal: 0, budget_bytes: BUDGET, kernels: Some("not a module".to_owned()) };
+    let config =
+        CudaConfig { ordinal: 0, budget_bytes: BUDGET, kernels: KernelSource::Image("not a module".to_owned()) };
     let refused = CudaDevice::open(config.clone()).map(|_| ()).unwrap_err();
     assert!(
         matches!(&refused, DeviceError::Driver { what: "load kernels", reason } if reason.contains("image")),
@@ -234,7 +236,8 @@ fn slice_may_be_reused_as_soon_as_upload_returns() {
 #[test]
 fn upload_longer_than_all_staging_memory() {
     let double = Double::take();
-    let device = CudaDevice::open(CudaConfig { ordinal: 0, budget_bytes: 16 << 20, kernels: None }).unwrap();
+    let device =
+        CudaDevice::open(CudaConfig { ordinal: 0, budget_bytes: 16 << 20, kernels: KernelSource::None }).unwrap();
     let buffer = device.allocate(7 << 20).unwrap();
     let data = pattern(4, (6 << 20) + 12345);
     // Slow copies: a chunk that is reused too early is seen.

@@ -25,7 +25,7 @@
 use cache_core::form::Form;
 use cache_core::payload::Side;
 
-use super::{Accumulator, Geometry, SectionPlace};
+use super::{Accumulator, Attend, Geometry, SectionPlace};
 use crate::device::DeviceRange;
 
 /// How the codes of keys, or of values, are packed (`docs/forms.md`).
@@ -140,6 +140,14 @@ pub struct AttendMixed<'a> {
     pub spans: &'a [u32],
     /// Where the result goes.
     pub into: Accumulator,
+}
+
+impl<'a> AttendMixed<'a> {
+    /// A job whose rows read every block exactly.
+    pub(crate) fn exact_only(job: &Attend<'a>) -> AttendMixed<'a> {
+        let Attend { queries, rows, first_position, sections, spans, into } = *job;
+        AttendMixed { queries, rows, first_position, exact: sections, closed: &[], window: 0, spans, into }
+    }
 }
 
 /// One layer of one block, to be encoded.

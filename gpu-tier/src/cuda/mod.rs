@@ -1,7 +1,7 @@
 //! The `cuda` device: cudarc over the driver library, which is loaded at run time.
 //!
-//! Memory, streams, events and copies; kernels come as a module image in [`CudaConfig`], and the only one used so far is the
-//! gather ([`gather`]). A binary with this device starts everywhere: without a driver [`CudaDevice::open`] returns
+//! Memory, streams, events and copies, and the kernels of `gpu-tier/kernels` ([`kernels`]; `attention` and `codec` say what they are
+//! launched over). A binary with this device starts everywhere: without a driver [`CudaDevice::open`] returns
 //! [`DeviceError::Unavailable`].
 //!
 //! # Safety
@@ -18,9 +18,11 @@
 //! a staging chunk, waits for a stream while it holds the locks before; work in a stream never needs a lock, so such a wait ends.
 
 mod address;
+mod attention;
+pub mod codec;
 mod extent;
-mod gather;
 mod health;
+mod kernels;
 mod lane;
 mod memory;
 mod probe;
@@ -33,8 +35,10 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGua
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 
 use self::extent::Extents;
-use self::gather::Gather;
 use self::health::Health;
+use self::kernels::gather::Gather;
+use self::kernels::image::LoadError;
+use self::kernels::{Kernels, Launcher};
 use self::lane::{Lane, Standing};
 use self::memory::{Memory, events_now};
 use self::staging::{CHUNK_BYTES, Staging};
@@ -45,6 +49,7 @@ use crate::device::{
 };
 use crate::error::DeviceError;
 
+pub use self::kernels::image::KernelSource;
 pub use self::probe::probe;
 
 /// How to open a CUDA device.
@@ -54,8 +59,8 @@ pub struct CudaConfig {
     pub ordinal: u32,
     /// Hard limit on device memory, in bytes. The context itself and loaded modules are not counted.
     pub budget_bytes: u64,
-    /// Module image (PTX text) with our kernels. Without one, or without a kernel in it, the driver's copies stand in.
-    pub kernels: Option<String>,
+    /// Where the kernels come from. Without a gather kernel the driver's copies stand in.
+    pub kernels: KernelSource,
 }
 
 /// A CUDA device. Buffers may outlive it: the context goes with the last of them.
@@ -71,13 +76,14 @@ struct Shared {
     copy_out: Lane,
     /// For filling fresh memory; never has other work.
     setup: Arc<CudaStream>,
-    gather: Option<Gather>,
+    kernels: Kernels,
     memory: RwLock<Memory>,
     extents: RwLock<Extents>,
     staging: Mutex<Staging>,
     health: Health,
     copied_in: AtomicU64,
     copied_out: AtomicU64,
+    attended: AtomicU64,
 }
 
 impl CudaDevice {
@@ -89,7 +95,7 @@ impl CudaDevice {
         if config.ordinal >= count {
             return Err(unavailable(format!("there is no device {}, the driver offers {count}", config.ordinal)));
         }
-        if config.kernels.as_ref().is_some_and(|image| image.contains('\0')) {
+        if matches!(&config.kernels, KernelSource::Image(image) if image.contains('\0')) {
             return Err(DeviceError::Shape {
                 what: "open",
                 problem: "the module image has a zero byte in its text".to_owned(),
@@ -100,9 +106,10 @@ impl CudaDevice {
         let health = Health::new();
         let name = health.told("name", context.name())?;
         let lane = || health.told("create a stream", Lane::new(&context));
-        let gather = match &config.kernels {
-            Some(image) => health.told("load kernels", Gather::load(&context, image))?,
-            None => None,
+        let modules = match kernels::load(&context, &config.kernels) {
+            Ok(modules) => modules,
+            Err(LoadError::Driver(error)) => return health.told("load kernels", Err(error)),
+            Err(LoadError::Unavailable(reason)) => return Err(unavailable(reason)),
         };
         let shared = Shared {
             info: DeviceInfo { kind: "cuda", name, in_place: false, link_bytes_per_second: None },
@@ -110,13 +117,14 @@ impl CudaDevice {
             copy_in: lane()?,
             copy_out: lane()?,
             setup: health.told("create a stream", context.new_stream())?,
-            gather,
+            kernels: health.told("load kernels", Kernels::of(&modules))?,
             memory: RwLock::new(Memory::new(config.budget_bytes)),
             extents: RwLock::default(),
             staging: Mutex::default(),
             health,
             copied_in: AtomicU64::new(0),
             copied_out: AtomicU64::new(0),
+            attended: AtomicU64::new(0),
             context,
         };
         Ok(CudaDevice { shared: Arc::new(shared) })
@@ -156,6 +164,17 @@ impl Shared {
         self.health.told("bind the context", self.context.bind_to_thread())
     }
 
+    /// What launches of an operation in a stream work with.
+    fn launcher(&self, what: &'static str, stream: Stream) -> Launcher<'_> {
+        Launcher {
+            kernels: &self.kernels,
+            stream: self.lane(stream).stream(),
+            staging: &self.staging,
+            health: &self.health,
+            what,
+        }
+    }
+
     fn standing(&self, event: Event) -> Result<Standing, DeviceError> {
         let standing = self.health.told("query an event", self.lane(event.stream).standing(event.sequence))?;
         match standing {
@@ -187,7 +206,8 @@ impl Shared {
             moves.extend((host.bytes > 0).then_some(piece));
         }
         let stream = self.lane(stream).stream();
-        self.health.told(what, transfer::enqueue(stream, self.gather.as_ref(), &self.staging, direction, &moves))?;
+        self.health
+            .told(what, transfer::enqueue(stream, Gather::of(&self.kernels), &self.staging, direction, &moves))?;
         Ok(total)
     }
 
@@ -229,6 +249,7 @@ impl Device for CudaDevice {
         Traffic {
             copied_in_bytes: self.shared.copied_in.load(Ordering::Relaxed),
             copied_out_bytes: self.shared.copied_out.load(Ordering::Relaxed),
+            attended_device_bytes: self.shared.attended.load(Ordering::Relaxed),
             ..Traffic::default()
         }
     }

@@ -14,7 +14,8 @@ pub(super) const CHUNK_BYTES: usize = 1 << 20;
 /// At most this many chunks; when all are in use, a caller waits for one.
 const CHUNKS: usize = 4;
 
-/// The chunks, allocated when first needed. Host memory, not counted against the device budget.
+/// The chunks, allocated when first needed. Neither the host memory nor the tables' (at most 4 MiB of the device's) is counted against
+/// the device budget.
 #[derive(Default)]
 pub(super) struct Staging {
     chunks: Vec<Chunk>,
@@ -27,6 +28,8 @@ struct Chunk {
     memory: NonNull<u8>,
     /// The same for kernels.
     mapped: DevicePtr,
+    /// Device memory of the same length, for tables; allocated when a table first goes through the chunk.
+    table: Option<DevicePtr>,
     /// Recorded after the last work that reads the chunk.
     free_after: CudaEvent,
 }
@@ -53,17 +56,50 @@ impl Staging {
         data: &[u8],
         enqueue: impl FnOnce(Staged) -> Result<(), DriverError>,
     ) -> Result<(), DriverError> {
+        self.with_chunk(stream, data, |chunk| enqueue(Staged { memory: chunk.memory.as_ptr(), mapped: chunk.mapped }))
+    }
+
+    /// Copies `data` to device memory in the stream's order and lets `enqueue` enqueue work that reads it there: a table that every
+    /// block of a kernel reads should not be fetched over the bus each time. Fails with `CUDA_ERROR_OUT_OF_MEMORY` before
+    /// anything is enqueued when there is no room for it.
+    pub(super) fn with_table(
+        &mut self,
+        stream: &CudaStream,
+        data: &[u8],
+        enqueue: impl FnOnce(DevicePtr) -> Result<(), DriverError>,
+    ) -> Result<(), DriverError> {
+        self.with_chunk(stream, data, |chunk| {
+            let table = match chunk.table {
+                Some(table) => table,
+                // SAFETY: the stream's context is current (the device binds it before each operation).
+                None => *chunk.table.insert(DevicePtr::new(unsafe { result::malloc_sync(CHUNK_BYTES) }?)),
+            };
+            // SAFETY: both are `CHUNK_BYTES` long; neither is written again before the stream has done what `enqueue` adds.
+            unsafe {
+                sys::cuMemcpyHtoDAsync_v2(table.raw(), chunk.memory.as_ptr().cast(), data.len(), stream.cu_stream())
+            }
+            .result()?;
+            enqueue(table)
+        })
+    }
+
+    fn with_chunk(
+        &mut self,
+        stream: &CudaStream,
+        data: &[u8],
+        enqueue: impl FnOnce(&mut Chunk) -> Result<(), DriverError>,
+    ) -> Result<(), DriverError> {
         assert!(data.len() <= CHUNK_BYTES, "{} bytes for a staging chunk of {CHUNK_BYTES}", data.len());
         if self.chunks.len() < CHUNKS && self.next == self.chunks.len() {
             self.chunks.push(Chunk::new(stream)?);
         }
-        let chunk = &self.chunks[self.next];
+        let chunk = &mut self.chunks[self.next];
         self.next = (self.next + 1) % CHUNKS;
         chunk.free_after.synchronize()?;
         // SAFETY: the chunk is `CHUNK_BYTES` long, and the device has finished reading it; `data` is not in it, since chunks
         // are never lent out.
         unsafe { chunk.memory.copy_from_nonoverlapping(NonNull::from(data).cast(), data.len()) };
-        let enqueued = enqueue(Staged { memory: chunk.memory.as_ptr(), mapped: chunk.mapped });
+        let enqueued = enqueue(chunk);
         enqueued.and(chunk.free_after.record(stream))
     }
 
@@ -73,6 +109,10 @@ impl Staging {
             // SAFETY: allocated by `Chunk::new`; no work is left (the caller has waited, or the context has failed). An error
             // is the context's own, and it ends next.
             let _ = unsafe { result::free_host(chunk.memory.as_ptr().cast()) };
+            if let Some(table) = chunk.table {
+                // SAFETY: allocated by `with_table`; otherwise as above.
+                let _ = unsafe { result::free_sync(table.raw()) };
+            }
         }
     }
 }
@@ -87,6 +127,6 @@ impl Chunk {
         // SAFETY: allocated for device mapping just now.
         unsafe { sys::cuMemHostGetDevicePointer_v2(&raw mut raw, memory, 0) }.result()?;
         let memory = NonNull::new(memory.cast()).expect("the driver gave out memory");
-        Ok(Chunk { memory, mapped: DevicePtr::new(raw), free_after })
+        Ok(Chunk { memory, mapped: DevicePtr::new(raw), table: None, free_after })
     }
 }

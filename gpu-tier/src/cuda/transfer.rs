@@ -6,7 +6,7 @@ use cudarc::driver::{CudaStream, DriverError, sys};
 
 use super::address::DevicePtr;
 use super::extent::HostPlace;
-use super::gather::{Descriptor, Gather, targets_are_apart};
+use super::kernels::gather::{Descriptor, Gather, targets_are_apart};
 use super::staging::Staging;
 
 /// Which way a copy goes.
@@ -29,14 +29,14 @@ pub(super) struct Move {
 /// How a list of pieces is copied.
 enum Way<'a> {
     /// One kernel reads or writes the mapped host memory.
-    Launch(&'a Gather, Vec<Descriptor>),
+    Launch(Gather<'a>, Vec<Descriptor>),
     /// The copy engine does each piece.
     EachPiece,
 }
 
 /// The one place that decides: the kernel where there is one, every extent is pinned (a kernel cannot reach pageable memory),
 /// there is more than one piece, and the order of the pieces cannot matter; driver copies otherwise.
-fn choose<'a>(gather: Option<&'a Gather>, direction: Direction, moves: &[Move]) -> Way<'a> {
+fn choose<'a>(gather: Option<Gather<'a>>, direction: Direction, moves: &[Move]) -> Way<'a> {
     let Some(gather) = gather.filter(|_| moves.len() > 1) else {
         return Way::EachPiece;
     };
@@ -59,7 +59,7 @@ fn choose<'a>(gather: Option<&'a Gather>, direction: Direction, moves: &[Move]) 
 /// The caller vouches for the ranges: they stay valid until the stream has done the work.
 pub(super) fn enqueue(
     stream: &Arc<CudaStream>,
-    gather: Option<&Gather>,
+    gather: Option<Gather<'_>>,
     staging: &Mutex<Staging>,
     direction: Direction,
     moves: &[Move],

@@ -76,6 +76,11 @@ void shim_register(const char* name, void (*run)(void**), const size_t* sizes, s
     static_assert(sizeof(type) <= 48 * 1024, "static shared memory of a block"); \
     type& name = *static_cast<type*>(shim_thread()->shared)
 
+// Memory behind an address from a table. The driver double marks addresses of the device in bits 60 and 61.
+inline void* shim_address(unsigned long long address) {
+    return reinterpret_cast<void*>(address & ~(3ull << 60));
+}
+
 // Offers a kernel to shim_launch under its name.
 template <auto Kernel>
 struct ShimExport;
@@ -119,8 +124,6 @@ inline int __float2int_rn(float x) {
     if (x <= -2147483648.0f) return -2147483647 - 1;
     return static_cast<int>(__builtin_rintf(x));
 }
-// The other number when one is a NaN.
-inline float fmaxf_shim(float a, float b) { return a != a ? b : (b != b ? a : (a > b ? a : b)); }
 inline int __popc(unsigned int x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {

@@ -47,7 +47,7 @@ impl Attention for CpuDevice {
     }
 
     fn attend(&self, stream: Stream, geometry: &Geometry, jobs: &[Attend<'_>]) -> Result<(), DeviceError> {
-        self.attend_forms(stream, geometry, None, &jobs.iter().map(exact_only).collect::<Vec<_>>())
+        self.attend_forms(stream, geometry, None, &jobs.iter().map(AttendMixed::exact_only).collect::<Vec<_>>())
     }
 
     fn attend_mixed(
@@ -102,12 +102,6 @@ impl Attention for CpuDevice {
         drop(pinned);
         Ok(())
     }
-}
-
-/// A job whose rows read every block exactly.
-fn exact_only<'a>(job: &Attend<'a>) -> AttendMixed<'a> {
-    let Attend { queries, rows, first_position, sections, spans, into } = *job;
-    AttendMixed { queries, rows, first_position, exact: sections, closed: &[], window: 0, spans, into }
 }
 
 /// The run of items that a worker has taken.

@@ -13,7 +13,7 @@ pub(super) const TILE: usize = 6;
 /// With at least this many query vectors, keys and values are widened to f32 once and reused.
 const WIDEN_FROM: usize = 12;
 /// Largest `head_dim`.
-pub(super) const HEAD_DIM_MAX: usize = 256;
+pub(super) const HEAD_DIM_MAX: usize = crate::attention::checks::HEAD_DIM_MAX as usize;
 
 /// Where 16 tokens of one KV head are: the first key element (its channels are `block_tokens` apart) and the first
 /// value row. Null where no row sees a token.

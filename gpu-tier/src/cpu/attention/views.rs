@@ -6,48 +6,16 @@ use super::append::Run;
 use super::closed::places::{self, Task};
 use super::closed::{ClosedSpan, ClosedUnit};
 use super::spans::Span;
-use super::unit::{HEAD_DIM_MAX, PIECE_TOKENS, PIECES, SPAN, Unit, shifted};
+use super::unit::{PIECE_TOKENS, PIECES, SPAN, Unit, shifted};
+pub(super) use crate::attention::checks::{check_closed, check_disjoint, check_launch, check_section, missing, shape};
 use crate::attention::closed::{AttendMixed, Closed};
 use crate::attention::{Accumulator, Append, Finish, Geometry, SectionPlace};
-use crate::device::{DeviceRange, Stream};
+use crate::device::DeviceRange;
 use crate::error::DeviceError;
 
 /// Rows that a unit of a running accumulator takes: at least this many query vectors, so that widening the span costs
 /// a few per cent of using it.
 const RUNNING_VECTORS: usize = 96;
-/// More heads than this are a damaged geometry.
-const HEADS_MAX: u32 = 1 << 16;
-
-pub(super) fn shape(what: &'static str, problem: String) -> DeviceError {
-    DeviceError::Shape { what, problem }
-}
-
-/// Checks what all kernels need. Errors: [`DeviceError::Shape`].
-pub(super) fn check_launch(what: &'static str, stream: Stream, geometry: &Geometry) -> Result<(), DeviceError> {
-    let Geometry { heads, kv_heads, head_dim, block_tokens, .. } = *geometry;
-    if stream != Stream::Compute {
-        return Err(shape(what, format!("{stream:?} takes copies only")));
-    }
-    if kv_heads == 0 || heads == 0 || heads > HEADS_MAX || !heads.is_multiple_of(kv_heads) {
-        return Err(shape(what, format!("{heads} query heads over {kv_heads} KV heads")));
-    }
-    if head_dim == 0 || !head_dim.is_multiple_of(16) || head_dim as usize > HEAD_DIM_MAX {
-        return Err(shape(what, format!("a head of {head_dim} channels")));
-    }
-    if !block_tokens.is_power_of_two() || !(16..=1 << 16).contains(&block_tokens) {
-        return Err(shape(what, format!("blocks of {block_tokens} tokens")));
-    }
-    Ok(())
-}
-
-/// Checks what closed blocks need besides. Errors: [`DeviceError::Shape`].
-pub(super) fn check_closed(what: &'static str, geometry: &Geometry) -> Result<(), DeviceError> {
-    if !geometry.block_tokens.is_multiple_of(SPAN as u32) {
-        return Err(shape(what, format!("closed blocks of {} tokens", geometry.block_tokens)));
-    }
-    Ok(())
-}
-
 /// Address of an f32 array of at least `floats` elements. Errors: shape or range.
 fn array(
     access: &mut Access<'_>,
@@ -59,36 +27,6 @@ fn array(
         return Err(shape(what, format!("{range:?} cannot hold {floats} f32")));
     }
     Ok(access.address(range)?.cast())
-}
-
-/// Size and alignment of a section. Errors: shape.
-pub(super) fn check_section(
-    what: &'static str,
-    block: usize,
-    (offset, bytes): (u64, u64),
-    expected: u64,
-    alignment: u64,
-) -> Result<(), DeviceError> {
-    if bytes != expected || !offset.is_multiple_of(alignment) {
-        return Err(shape(what, format!("section {block} of {bytes} bytes at {offset}, expected {expected} aligned")));
-    }
-    Ok(())
-}
-
-/// Refuses a launch in which two workers would write the same bytes. Errors: shape.
-pub(super) fn check_disjoint(what: &'static str, mut targets: Vec<DeviceRange>) -> Result<(), DeviceError> {
-    targets.sort_unstable_by_key(|range| (range.buffer, range.offset));
-    let overlap = |pair: &&[DeviceRange]| {
-        pair[0].buffer == pair[1].buffer && pair[0].offset + pair[0].bytes > pair[1].offset && pair[1].bytes > 0
-    };
-    match targets.windows(2).find(overlap) {
-        Some(pair) => Err(shape(what, format!("targets {:?} and {:?} overlap", pair[0], pair[1]))),
-        None => Ok(()),
-    }
-}
-
-pub(super) fn missing(what: &'static str, block: usize) -> DeviceError {
-    shape(what, format!("section {block} is not there"))
 }
 
 /// Element strides inside a section.

@@ -1,4 +1,4 @@
-//! The gather kernel's launcher: copies a list of pieces in one launch.
+//! Launchers of `kernels/gather.cu`: copies a list of pieces in one launch.
 //!
 //! Kernel `kvtier_gather(descriptors, count)`: `descriptors` is the device address of `count` (u32) records of three u64:
 //! source address, target address, bytes. Block i of the grid copies record i; records run in any order, so their targets
@@ -6,15 +6,17 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::sys::CUresult;
-use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DriverError, LaunchConfig, PushKernelArg};
-use cudarc::nvrtc::Ptx;
+use cudarc::driver::{CudaFunction, CudaStream, DriverError, LaunchConfig, PushKernelArg};
 
-use super::address::DevicePtr;
-use super::staging::{CHUNK_BYTES, Staging};
+use super::super::address::DevicePtr;
+use super::super::staging::{CHUNK_BYTES, Staging};
+use super::table::{Table, records};
+use super::{Kernels, Launcher, Parameter};
+use crate::error::DeviceError;
 
-/// The kernel's name in a module.
-const NAME: &str = "kvtier_gather";
+/// The kernels' names in a module.
+pub(super) const NAME: &str = "kvtier_gather";
+pub(super) const CLEAR: &str = "kvtier_clear";
 /// Threads of a block.
 const THREADS: u32 = 256;
 /// Bytes of a record.
@@ -22,29 +24,24 @@ const RECORD_BYTES: usize = 24;
 
 /// One piece to copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Descriptor {
-    pub(super) source: DevicePtr,
-    pub(super) target: DevicePtr,
-    pub(super) bytes: u64,
+pub(in super::super) struct Descriptor {
+    pub(in super::super) source: DevicePtr,
+    pub(in super::super) target: DevicePtr,
+    pub(in super::super) bytes: u64,
 }
 
 /// A loaded gather kernel.
-pub(super) struct Gather(CudaFunction);
+pub(in super::super) struct Gather<'a>(&'a CudaFunction);
 
-impl Gather {
-    /// Loads a module from its image (PTX text); `None` when it has no gather kernel.
-    pub(super) fn load(context: &Arc<CudaContext>, image: &str) -> Result<Option<Gather>, DriverError> {
-        let module = context.load_module(Ptx::from_src(image))?;
-        match module.load_function(NAME) {
-            Ok(function) => Ok(Some(Gather(function))),
-            Err(DriverError(CUresult::CUDA_ERROR_NOT_FOUND)) => Ok(None),
-            Err(error) => Err(error),
-        }
+impl Gather<'_> {
+    /// The gather kernel, if the modules have one.
+    pub(in super::super) fn of(kernels: &Kernels) -> Option<Gather<'_>> {
+        kernels.get(NAME).map(Gather)
     }
 
     /// Enqueues the copies, in as few launches as the staging chunks allow. Every address and length has been checked, stays
     /// valid until the stream has done the work, and no two targets overlap.
-    pub(super) fn launch(
+    pub(in super::super) fn launch(
         &self,
         stream: &Arc<CudaStream>,
         staging: &mut Staging,
@@ -57,7 +54,7 @@ impl Gather {
             staging.with(stream, &table, |staged| {
                 let descriptors = staged.mapped.raw();
                 let config = LaunchConfig { grid_dim: (count, 1, 1), block_dim: (THREADS, 1, 1), shared_mem_bytes: 0 };
-                let mut launch = stream.launch_builder(&self.0);
+                let mut launch = stream.launch_builder(self.0);
                 launch.arg(&descriptors).arg(&count);
                 // SAFETY: the arguments are those of the kernel (module header); the table stays in its chunk until this launch
                 // is done, and the caller vouches for the addresses in it.
@@ -69,8 +66,19 @@ impl Gather {
 }
 
 /// Whether no two targets overlap: only then may the pieces run in any order.
-pub(super) fn targets_are_apart(list: &[Descriptor]) -> bool {
+pub(in super::super) fn targets_are_apart(list: &[Descriptor]) -> bool {
     let mut spans: Vec<(u64, u64)> = list.iter().map(|piece| (piece.target.raw(), piece.bytes)).collect();
     spans.sort_unstable();
     spans.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0)
+}
+
+/// Writes zeros to some u32, addresses at multiples of 4.
+pub(in super::super) fn clear(launcher: Launcher<'_>, words: &[DevicePtr]) -> Result<(), DeviceError> {
+    for words in words.chunks(records(8)) {
+        let mut table = Table::default();
+        table.longs(words.iter().map(|word| word.raw()));
+        let count = u32::try_from(words.len()).expect("a table's records");
+        launcher.launch(CLEAR, (count.div_ceil(THREADS), 1), THREADS, table.bytes(), &[Parameter::Word(count)])?;
+    }
+    Ok(())
 }

@@ -1,0 +1,54 @@
+// What the attention kernels share: the exponential and the order of sums of gpu-tier/src/attention.rs.
+#pragma once
+
+#include "kv.cuh"
+
+#define SPAN 64
+// Tokens that lie in one block whatever its size.
+#define PIECE 16
+
+// e to the power of x, operation by operation as gpu-tier/src/cpu/math.rs has it. Source: Moshier, Cephes, expf.
+__device__ __forceinline__ float exp_exact(float x) {
+    const i32 whole = __float2int_rn(__fmul_rn(x, 1.4426950408889634f));
+    const float n = __int2float_rn(whole);
+    const float r = __fmaf_rn(n, 2.1219444e-4f, __fmaf_rn(n, -0.6933594f, x));
+    float p = 1.9875691e-4f;
+    p = __fmaf_rn(p, r, 1.3981999e-3f);
+    p = __fmaf_rn(p, r, 8.333452e-3f);
+    p = __fmaf_rn(p, r, 4.1665796e-2f);
+    p = __fmaf_rn(p, r, 1.6666665e-1f);
+    p = __fmaf_rn(p, r, 0.5f);
+    const float y = __fadd_rn(__fmaf_rn(p, __fmul_rn(r, r), r), 1.0f);
+    float out = f32_of(bits_of(y) + (static_cast<u32>(whole) << 23));
+    out = x < -87.33654f ? 0.0f : out;
+    out = x > 88.72283f ? f32_of(0x7f800000u) : out;
+    return x != x ? x : out;
+}
+
+__device__ __forceinline__ float larger(float a, float b) { return b > a ? b : a; }
+
+// Over 16 neighbouring lanes, for each of them: the largest, and the sum by halves (j and j + 8, then 4, 2, 1).
+__device__ __forceinline__ float max16(float x) {
+    for (u32 lanes = 8; lanes > 0; lanes /= 2) x = larger(x, __shfl_xor_sync(KV_WARP, x, lanes));
+    return x;
+}
+__device__ __forceinline__ float sum16(float x) {
+    for (u32 lanes = 8; lanes > 0; lanes /= 2) x = __fadd_rn(x, __shfl_xor_sync(KV_WARP, x, lanes));
+    return x;
+}
+
+// The job of a list, sorted by `first`, to which a number belongs.
+template <class Job>
+__device__ __forceinline__ Job job_of(u64 list, u32 count, u32 number) {
+    const Job* jobs = at<const Job>(list);
+    u32 low = 0, high = count;
+    while (high - low > 1) {
+        const u32 middle = (low + high) / 2;
+        if (jobs[middle].first <= number) {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    return jobs[low];
+}

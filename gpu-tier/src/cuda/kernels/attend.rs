@@ -1,0 +1,146 @@
+//! Launcher of `kernels/attend.cu`: `kvtier_attend_vV_cC(shape, jobs, count)`.
+
+use super::super::address::DevicePtr;
+use super::super::staging::CHUNK_BYTES;
+use super::table::Table;
+use super::{Launcher, Parameter};
+use crate::attention::Geometry;
+use crate::attention::closed::{Closed, Codes};
+use crate::error::DeviceError;
+
+/// By query vectors of a tile (4, 8), then by 64 channels of a head (1, 2, 4).
+pub(super) const NAMES: [[&str; 3]; 2] = [
+    ["kvtier_attend_v4_c1", "kvtier_attend_v4_c2", "kvtier_attend_v4_c4"],
+    ["kvtier_attend_v8_c1", "kvtier_attend_v8_c2", "kvtier_attend_v8_c4"],
+];
+
+const THREADS: u32 = 64;
+/// Bytes of the launch's shape, padded, of a job's record and of a span's.
+const SHAPE_BYTES: u64 = 48;
+const JOB_BYTES: u64 = 72;
+const SPAN_BYTES: u64 = 64;
+
+/// Where one span of a job is, KV head 0; 0 where nobody reads.
+#[derive(Clone, Copy, Debug, Default)]
+pub(in super::super) struct SpanPlace {
+    /// The exact section of the block of each 16 tokens.
+    pub(in super::super) exact: [Option<DevicePtr>; 4],
+    pub(in super::super) header: Option<DevicePtr>,
+    pub(in super::super) scale: Option<DevicePtr>,
+    pub(in super::super) codes: Option<DevicePtr>,
+    pub(in super::super) index: u32,
+    /// First position that reads the closed sections.
+    pub(in super::super) closed_from: u32,
+}
+
+/// One sequence.
+pub(in super::super) struct Job {
+    /// f32 `[rows][heads][head_dim]`, at a multiple of 16 bytes.
+    pub(in super::super) queries: DevicePtr,
+    /// f32, (m, l, o) each.
+    pub(in super::super) targets: DevicePtr,
+    /// f32 between rows, heads and spans of targets.
+    pub(in super::super) strides: [u64; 3],
+    pub(in super::super) rows: u32,
+    pub(in super::super) first_position: u32,
+    /// One state a vector.
+    pub(in super::super) running: bool,
+    /// In increasing order for a running state.
+    pub(in super::super) spans: Vec<SpanPlace>,
+}
+
+/// Attends all spans of all jobs, in as few launches as the tables allow.
+pub(in super::super) fn launch(
+    launcher: Launcher<'_>,
+    geometry: &Geometry,
+    closed: Option<Closed>,
+    jobs: &[Job],
+) -> Result<(), DeviceError> {
+    let vectors = |job: &Job| job.rows * (geometry.heads / geometry.kv_heads);
+    let (tile, names) = if jobs.iter().all(|job| vectors(job) <= 4) { (4, &NAMES[0]) } else { (8, &NAMES[1]) };
+    let name = match geometry.head_dim {
+        ..=64 => names[0],
+        65..=128 => names[1],
+        _ => names[2],
+    };
+    let mut batch = Batch::default();
+    for job in jobs.iter().filter(|job| job.rows > 0) {
+        let tiles = vectors(job).div_ceil(tile);
+        let mut spans = job.spans.as_slice();
+        while !spans.is_empty() {
+            // A job whose spans do not fit goes on in the next launch: after this one, in the same stream.
+            let room = batch.room();
+            if room == 0 {
+                batch.send(launcher, name, geometry, closed)?;
+                continue;
+            }
+            let (now, later) = spans.split_at(room.min(spans.len()));
+            batch.add(job, now, geometry.kv_heads * tiles);
+            spans = later;
+        }
+    }
+    batch.send(launcher, name, geometry, closed)
+}
+
+/// What fits one table: the shape, the jobs, their spans.
+#[derive(Default)]
+struct Batch {
+    jobs: Table,
+    spans: Table,
+    count: u32,
+    units: u32,
+}
+
+impl Batch {
+    /// Spans that a further job may have.
+    fn room(&self) -> usize {
+        let used = SHAPE_BYTES + self.jobs.len() + JOB_BYTES + self.spans.len();
+        ((CHUNK_BYTES as u64).saturating_sub(used) / SPAN_BYTES) as usize
+    }
+
+    fn add(&mut self, job: &Job, spans: &[SpanPlace], units_per_span: u32) {
+        let record = &mut self.jobs;
+        record.address(job.queries).address(job.targets).long(self.spans.len());
+        record.longs(job.strides);
+        let count = u32::try_from(spans.len()).expect("spans of a table");
+        record
+            .word(self.units)
+            .word(job.rows)
+            .word(count)
+            .word(job.first_position)
+            .word(u32::from(job.running))
+            .word(0);
+        self.count += 1;
+        self.units += units_per_span * if job.running { 1 } else { count };
+        for span in spans {
+            let address = |place: Option<DevicePtr>| place.map_or(0, DevicePtr::raw);
+            self.spans.longs(span.exact.map(address));
+            self.spans.long(address(span.header)).long(address(span.scale)).long(address(span.codes));
+            self.spans.word(span.index).word(span.closed_from);
+        }
+    }
+
+    /// Launches what there is, and starts anew.
+    fn send(
+        &mut self,
+        launcher: Launcher<'_>,
+        name: &'static str,
+        geometry: &Geometry,
+        closed: Option<Closed>,
+    ) -> Result<(), DeviceError> {
+        let Batch { jobs, spans, count, units } = std::mem::take(self);
+        let bits = |codes: Codes| if codes == Codes::Int8 { 8 } else { 4 };
+        let mut table = Table::default();
+        table.word(geometry.heads).word(geometry.kv_heads).word(geometry.head_dim).word(geometry.block_tokens);
+        table.word(u32::try_from(geometry.element.bytes()).expect("2 or 4"));
+        table.word(closed.map_or(0, |closed| bits(closed.keys))).word(closed.map_or(0, |closed| bits(closed.values)));
+        // Queries are f32; 12 bytes of padding.
+        table.word(0).word(geometry.scale.to_bits()).word(0).long(0);
+        let first_job = table.len();
+        table.extend(&jobs);
+        let first_span = table.len();
+        table.extend(&spans);
+        let parameters = [Parameter::Within(first_job), Parameter::Within(first_span), Parameter::Word(count)];
+        launcher.launch(name, (units, 1), THREADS, table.bytes(), &parameters)
+    }
+}

@@ -1,0 +1,83 @@
+//! Attention on device `cuda`: the kernels compiled for the host, through the launchers, cudarc and the driver double, against the
+//! `cpu` device bit for bit and against f64.
+#![cfg(target_arch = "x86_64")]
+
+#[path = "common/device.rs"]
+mod device;
+#[path = "../../../gpu-tier/tests/cuda_double/double.rs"]
+#[allow(dead_code, reason = "the hooks of the double that other tests use")]
+mod double;
+#[path = "../../../gpu-tier/tests/scene/mod.rs"]
+mod scene;
+
+use device::{cpu, cuda};
+use double::Double;
+use gpu_tier::attention::Element;
+use gpu_tier::cpu::isa::Isa;
+use scene::{ALL_CLOSED, Plan, Scene, Stage, WAYS, WHOLE};
+
+/// Relative to the largest value of a head.
+const TOLERANCE: f64 = 2e-3;
+
+/// Every way to attend a scene on both devices.
+fn check(scene: Scene) {
+    let double = Double::take();
+    let (cuda, cpu) = (cuda(&double), cpu(*Isa::available().last().unwrap()));
+    let (ours, twin) = (Stage::new(&cuda, scene).unwrap(), Stage::new(&cpu, scene).unwrap());
+    for ((what, ours), (_, twin)) in ours.written().unwrap().iter().zip(twin.written().unwrap()) {
+        let differs = ours.iter().zip(&twin).position(|(a, b)| a != b);
+        assert_eq!(differs, None, "{what}, {scene:?}");
+    }
+    let closed_only = scene.closed.map(|_| Plan { closed_only: true, ..WHOLE });
+    for plan in WAYS.iter().chain(&closed_only) {
+        let (found, expected) = (ours.attend(plan).unwrap(), twin.attend(plan).unwrap());
+        let differs = found.iter().zip(&expected).position(|(a, b)| a.to_bits() != b.to_bits());
+        assert_eq!(
+            differs,
+            None,
+            "{:?} of {:?}, {plan:?}, {scene:?}",
+            differs.map(|i| found[i]),
+            differs.map(|i| expected[i])
+        );
+        let distance = ours.distance(&found, plan.closed_only).unwrap();
+        assert!(distance < TOLERANCE, "{distance:e} from f64, {plan:?}, {scene:?}");
+    }
+    drop(ours);
+    drop(cuda);
+    double.assert_nothing_left();
+}
+
+fn scene(group: u32, kv_heads: u32, head_dim: u32, block_tokens: u32, tokens: usize, rows: usize) -> Scene {
+    let seed = tokens as u64 * 31 + u64::from(head_dim);
+    Scene { group, kv_heads, head_dim, block_tokens, element: Element::Bf16, closed: None, tokens, rows, seed }
+}
+
+#[test]
+fn exact_blocks_give_the_bits_of_the_cpu_device() {
+    for (group, head_dim, block_tokens, tokens, rows) in [
+        (3, 64, 64, 300, 9),
+        (1, 128, 16, 65, 3),
+        (8, 96, 32, 64, 2),
+        (4, 256, 64, 130, 5),
+        (2, 16, 64, 1, 1),
+        (5, 48, 128, 200, 33),
+    ] {
+        check(scene(group, 2, head_dim, block_tokens, tokens, rows));
+    }
+}
+
+#[test]
+fn f32_blocks_give_the_bits_of_the_cpu_device() {
+    for (head_dim, block_tokens) in [(64, 16), (128, 64), (256, 64)] {
+        check(Scene { element: Element::F32, ..scene(3, 2, head_dim, block_tokens, 150, 7) });
+    }
+}
+
+#[test]
+fn closed_blocks_give_the_bits_of_the_cpu_device() {
+    for closed in ALL_CLOSED {
+        for (group, head_dim, block_tokens) in [(3, 64, 64), (8, 128, 64), (2, 80, 128), (4, 256, 64)] {
+            check(Scene { closed: Some(closed), ..scene(group, 2, head_dim, block_tokens, 500, 11) });
+        }
+    }
+}

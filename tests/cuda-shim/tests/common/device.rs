@@ -1,0 +1,87 @@
+//! The `cuda` device over the driver double, its kernels those of the host build.
+
+use cuda_shim::Argument::{Address, Word};
+use cuda_shim::{Argument, Schedule, launch};
+use gpu_tier::cpu::isa::Isa;
+use gpu_tier::cpu::workers::Workers;
+use gpu_tier::cpu::{CpuConfig, CpuDevice, Link};
+use gpu_tier::cuda::{CudaConfig, CudaDevice, KernelSource};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::double::{Double, IMAGE, LAUNCH_FAILED, Launch};
+
+/// Grids run so far: each is drawn another order of threads.
+static GRIDS: AtomicU64 = AtomicU64::new(1);
+
+fn run(name: &str, launch_at: *const Launch, arguments: &[Argument]) -> u32 {
+    // SAFETY: the double passes a launch that is valid during the call.
+    let (grid, block) = unsafe { ((*launch_at).grid, (*launch_at).block) };
+    let schedule = Schedule::Random(GRIDS.fetch_add(1, Ordering::Relaxed));
+    // SAFETY: the device has checked the ranges behind every address of its tables, and the double keeps them live during the call.
+    match unsafe { launch(name, grid, block, arguments, schedule) } {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("{error}");
+            LAUNCH_FAILED
+        }
+    }
+}
+
+/// Defines a host function that runs a kernel of the host build with the parameters of a launch: `a` for an address, `w` for a word.
+macro_rules! kernels {
+    ($($name:ident($($kind:ident),*)),* $(,)?) => {
+        $(unsafe extern "C" fn $name(launch: *const Launch) -> u32 {
+            // SAFETY: the double passes a launch that is valid during the call.
+            let mut parameters = (0..).map(|i| unsafe { *(*launch).parameters.add(i) });
+            let arguments = [$({
+                let parameter = parameters.next().expect("as many as were registered below");
+                // SAFETY: the double passes a pointer for each parameter that was registered, to a value of its size.
+                unsafe { kernels!(@read $kind, parameter) }
+            }),*];
+            run(stringify!($name), launch, &arguments)
+        })*
+
+        fn register(double: &Double) {
+            $(double.register(stringify!($name), $name, &[$(kernels!(@size $kind)),*]);)*
+        }
+    };
+    (@read a, $parameter:ident) => { Address($parameter.cast::<u64>().read()) };
+    (@read w, $parameter:ident) => { Word($parameter.cast::<u32>().read()) };
+    (@size a) => { 8 };
+    (@size w) => { 4 };
+}
+
+kernels! {
+    kvtier_append(a),
+    kvtier_attend_v4_c1(a, a, a, w),
+    kvtier_attend_v4_c2(a, a, a, w),
+    kvtier_attend_v4_c4(a, a, a, w),
+    kvtier_attend_v8_c1(a, a, a, w),
+    kvtier_attend_v8_c2(a, a, a, w),
+    kvtier_attend_v8_c4(a, a, a, w),
+    kvtier_finish(a, w),
+    kvtier_gather(a, w),
+    kvtier_clear(a, w),
+    kvtier_i8h_encode(a, w, w),
+    kvtier_i8h_decode(a, w),
+    kvtier_kc4vt4_encode(a, w, w),
+    kvtier_kc4vt4_decode(a, w),
+    kvtier_sx12_windows(a, w),
+    kvtier_sx12_encode(a, w),
+    kvtier_sx12_decode(a, w, w),
+    kvtier_xxh3(a),
+}
+
+/// The device; the double must outlive it.
+pub fn cuda(double: &Double) -> CudaDevice {
+    register(double);
+    let kernels = KernelSource::Image(IMAGE.to_owned());
+    CudaDevice::open(CudaConfig { ordinal: 0, budget_bytes: 512 << 20, kernels }).unwrap()
+}
+
+/// The device without a GPU, scalar or as fast as the processor allows.
+pub fn cpu(isa: Isa) -> CpuDevice {
+    let workers = Arc::new(Workers::new(2));
+    CpuDevice::open(CpuConfig { budget_bytes: 512 << 20, link: Link::InPlace, workers, isa }).unwrap()
+}
