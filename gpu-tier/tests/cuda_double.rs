@@ -3,6 +3,7 @@
 #[path = "cuda_double/contract.rs"]
 mod contract;
 #[path = "cuda_double/double.rs"]
+#[expect(dead_code, reason = "tests of compiled kernels use the rest")]
 mod double;
 
 use std::sync::Arc;

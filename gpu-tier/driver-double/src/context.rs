@@ -6,11 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::status::{Code, answer};
-use crate::{memory, stream};
+use crate::{card, memory, stream};
 
 const NAME: &[u8] = b"driver double\0";
-/// `CU_DEVICE_ATTRIBUTE_*` numbers that are answered with something other than 0.
-const COMPUTE_CAPABILITY_MAJOR: c_int = 75;
 /// Context handles are this plus the generation, so that a handle from before a release is not valid after it.
 const FIRST_HANDLE: usize = 0x1000;
 
@@ -107,9 +105,8 @@ unsafe extern "C" fn cuDeviceGetName(name: *mut c_char, room: c_int, ordinal: c_
 /// `value` is writable.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuDeviceGetAttribute(value: *mut c_int, attribute: c_int, ordinal: c_int) -> u32 {
-    let known = if attribute == COMPUTE_CAPABILITY_MAJOR { 8 } else { 0 };
     // SAFETY: the caller passes a place for one integer.
-    answer(device(ordinal).map(|()| unsafe { value.write(known) }))
+    answer(device(ordinal).map(|()| unsafe { value.write(card::attribute(attribute)) }))
 }
 
 /// # Safety

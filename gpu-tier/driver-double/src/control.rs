@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::status::Code;
 use crate::stream::Kind;
-use crate::{event, memory, module, stream};
+use crate::{card, event, memory, module, report, stream};
 
 /// Environment variable: each job sleeps a pseudo-random time up to this many microseconds before it runs.
 const JITTER: &str = "CUDA_DOUBLE_JITTER_US";
@@ -98,6 +98,8 @@ extern "C" fn cuda_double_reset() {
     cuda_double_set_jitter_us(UNSET);
     cuda_double_hold(0);
     module::forget();
+    report::reset();
+    card::cuda_double_set_capability(0);
     cuda_double_misalign(false);
     cuda_double_set_capacity(memory::DEFAULT_CAPACITY);
 }

@@ -7,14 +7,19 @@
 //! - every copy is range-checked when it is enqueued and again when it runs; a failed job is sticky for the context;
 //! - calls without a current context fail.
 //!
-//! A kernel is a host function registered under the kernel's name ([`module`]). [`control`] holds the symbols that a real
-//! driver lacks: faults, gates, jitter, limits and counters. Not imitated: the null stream, several devices, timing.
+//! A module is PTX, whose kernels run on the ladder ([`launch`]): every address is checked when a thread uses it, and a kernel that
+//! does wrong ends the context as on hardware (700, 716, 719), with its text on stderr. Or a kernel is a host function registered
+//! under its name ([`module`]). [`control`] and [`report`] hold the symbols that a real driver lacks: faults, gates, jitter,
+//! limits, schedules and counters. Not imitated: the null stream, several devices, timing.
 
+mod card;
 mod context;
 mod control;
 mod copy;
 mod event;
+mod launch;
 mod memory;
 mod module;
+mod report;
 mod status;
 mod stream;

@@ -31,6 +31,8 @@ const PAGE: usize = 4096;
 const FRESH: u8 = 0xFB;
 /// `CU_MEMHOSTALLOC_DEVICEMAP` and `CU_MEMHOSTREGISTER_DEVICEMAP`.
 const DEVICE_MAP: u32 = 2;
+/// `CU_MEMHOSTREGISTER_READ_ONLY`.
+const READ_ONLY: u32 = 8;
 
 /// Device memory until [`control`] says otherwise.
 pub(crate) const DEFAULT_CAPACITY: usize = 1 << 30;
@@ -65,6 +67,8 @@ struct Block {
 struct Pinned {
     bytes: usize,
     mapped: bool,
+    /// Kernels may not write.
+    read_only: bool,
     /// Allocated by the driver, not registered.
     owned: bool,
 }
@@ -104,6 +108,12 @@ impl Memory {
         }
         let untagged = usize::try_from(address & !MAPPED_TAG).ok()?;
         (self.pinned_in(untagged, bytes)?.mapped).then_some(untagged as *mut u8)
+    }
+
+    /// Whether a kernel may write to an address that it may read.
+    fn is_writable(&self, address: u64) -> bool {
+        let untagged = usize::try_from(address & !MAPPED_TAG).unwrap_or(0);
+        address & MAPPED_TAG == 0 || self.pinned_in(untagged, 1).is_some_and(|pinned| !pinned.read_only)
     }
 
     fn pinned_in(&self, address: usize, bytes: usize) -> Option<&Pinned> {
@@ -174,7 +184,10 @@ impl Memory {
         if below.is_some_and(|(start, pinned)| start + pinned.bytes > address) {
             return Err(Code::ALREADY_REGISTERED);
         }
-        self.pinned.insert(address, Pinned { bytes, mapped: flags & DEVICE_MAP != 0, owned });
+        self.pinned.insert(
+            address,
+            Pinned { bytes, mapped: flags & DEVICE_MAP != 0, read_only: !owned && flags & READ_ONLY != 0, owned },
+        );
         Ok(())
     }
 
@@ -187,6 +200,24 @@ impl Memory {
             }
             None => Err(otherwise),
         }
+    }
+}
+
+/// Memory as a kernel on the ladder sees it, while the lock keeps every block where it is.
+pub(crate) struct Seen(pub(crate) RwLockReadGuard<'static, Memory>);
+
+impl cuda_ladder::Memory for Seen {
+    fn bytes(&self, address: u64, bytes: usize) -> Option<&[u8]> {
+        let place = self.0.kernel(address, bytes)?;
+        // SAFETY: the range lies in a block or in pinned memory, which stays while the lock is held. Jobs of other streams and the
+        // host may write it meanwhile, as on hardware; the ladder copies the bytes out at once and relies on nothing in them.
+        Some(unsafe { std::slice::from_raw_parts(place, bytes) })
+    }
+
+    fn bytes_mut(&mut self, address: u64, bytes: usize) -> Option<&mut [u8]> {
+        let place = self.0.kernel(address, bytes).filter(|_| self.0.is_writable(address))?;
+        // SAFETY: as above; the slice is gone before the ladder asks for another one.
+        Some(unsafe { std::slice::from_raw_parts_mut(place, bytes) })
     }
 }
 

@@ -1,44 +1,80 @@
-//! Modules whose functions are host functions, registered under the kernel's name before the module is loaded.
+//! Modules: PTX, which is executed on the ladder, or host functions under kernels' names.
 
 use std::collections::{BTreeMap, HashMap};
-use std::ffi::{CStr, c_char, c_void};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::ffi::{CStr, c_char, c_int};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::context;
-use crate::control::{self, Counted, Fault};
-use crate::memory::{Memory, read};
+use cuda_ladder::{Entry, Module};
+
+use crate::launch::HostFunction;
 use crate::status::{Code, answer};
-use crate::stream::{self, Kind};
+use crate::{card, context, report};
 
-/// What an image must start with: this double executes no code but the host's.
+/// What an image must start with to consist of the host functions that are registered.
 const MARKER: &str = "cuda-driver-double: host functions";
 
-/// A launch as a host function sees it.
-#[repr(C)]
-pub(crate) struct Launch {
-    grid: [u32; 3],
-    block: [u32; 3],
-    /// One pointer for each parameter, to the value it had when the kernel was launched.
-    parameters: *const *const c_void,
-    memory: *const Memory,
-    /// `resolve(launch, address, bytes)`: the bytes of a device address or of mapped host memory; null when they are neither.
-    resolve: unsafe extern "C" fn(*const Launch, u64, usize) -> *mut u8,
+/// `CU_FUNC_ATTRIBUTE_*` numbers.
+const MAX_THREADS_PER_BLOCK: c_int = 0;
+const SHARED_SIZE_BYTES: c_int = 1;
+const LOCAL_SIZE_BYTES: c_int = 3;
+const PTX_VERSION: c_int = 5;
+const MAX_DYNAMIC_SHARED_SIZE_BYTES: c_int = 8;
+const PREFERRED_SHARED_MEMORY_CARVEOUT: c_int = 9;
+
+/// A host function and the sizes of its parameters.
+#[derive(Clone)]
+pub(crate) struct HostKernel {
+    pub(crate) run: HostFunction,
+    pub(crate) parameter_bytes: Vec<usize>,
 }
 
-/// Runs the whole grid. Returns 0 or the code the launch fails with.
-type HostFunction = unsafe extern "C" fn(*const Launch) -> u32;
+/// A kernel of a PTX module.
+pub(crate) struct PtxKernel {
+    pub(crate) module: Arc<Module>,
+    pub(crate) name: String,
+    /// What `cuFuncSetAttribute` allowed beyond the default.
+    dynamic_shared: AtomicU32,
+}
+
+impl PtxKernel {
+    pub(crate) fn entry(&self) -> &Entry {
+        self.module.entry(&self.name).expect("the kernel was found when its handle was made")
+    }
+
+    /// The most dynamic shared memory that a launch may ask for.
+    pub(crate) fn dynamic_shared_most(&self) -> u32 {
+        let default = card::SHARED_BYTES.saturating_sub(self.entry().static_shared_bytes());
+        self.dynamic_shared.load(Ordering::SeqCst).max(default)
+    }
+}
 
 #[derive(Clone)]
-struct Kernel {
-    run: HostFunction,
-    parameter_bytes: Vec<usize>,
+pub(crate) enum Kernel {
+    Host(HostKernel),
+    Ptx(Arc<PtxKernel>),
+}
+
+impl Kernel {
+    pub(crate) fn parameter_bytes(&self) -> Vec<usize> {
+        match self {
+            Kernel::Host(kernel) => kernel.parameter_bytes.clone(),
+            Kernel::Ptx(kernel) => kernel.entry().parameters().iter().map(|value| value.bytes as usize).collect(),
+        }
+    }
+}
+
+/// A loaded module; without PTX its functions are the registered ones.
+struct Loaded {
+    ptx: Option<Arc<Module>>,
+    /// Handles that were given out, by name.
+    functions: BTreeMap<String, usize>,
 }
 
 #[derive(Default)]
 struct Modules {
-    kernels: BTreeMap<String, Kernel>,
-    loaded: Vec<usize>,
+    kernels: BTreeMap<String, HostKernel>,
+    loaded: BTreeMap<usize, Loaded>,
     functions: HashMap<usize, Kernel>,
 }
 
@@ -60,6 +96,11 @@ pub(crate) fn forget() {
     with(|modules| modules.kernels.clear());
 }
 
+/// The kernel behind a handle.
+pub(crate) fn find(function: usize) -> Result<Kernel, Code> {
+    with(|modules| modules.functions.get(&function).cloned()).ok_or(Code::INVALID_HANDLE)
+}
+
 /// Offers a host function under a kernel's name; `parameter_bytes` has the size of each of `parameters` parameters.
 ///
 /// # Safety
@@ -73,8 +114,25 @@ unsafe extern "C" fn cuda_double_register(
 ) {
     // SAFETY: the caller vouches for both.
     let (name, sizes) = unsafe { (CStr::from_ptr(name), std::slice::from_raw_parts(parameter_bytes, parameters)) };
-    let kernel = Kernel { run, parameter_bytes: sizes.to_vec() };
+    let kernel = HostKernel { run, parameter_bytes: sizes.to_vec() };
     with(|modules| modules.kernels.insert(name.to_string_lossy().into_owned(), kernel));
+}
+
+/// Reads an image. PTX that the ladder cannot execute is refused like PTX that the driver cannot compile.
+fn read(image: &CStr) -> Result<Option<Arc<Module>>, Code> {
+    if image.to_bytes().starts_with(MARKER.as_bytes()) {
+        return Ok(None);
+    }
+    let text = image.to_str().map_err(|_| Code::INVALID_IMAGE)?;
+    if !text.contains(".version") {
+        return Err(Code::INVALID_IMAGE);
+    }
+    let module = Module::parse(text).map_err(|error| {
+        report::say(error.to_string());
+        Code::INVALID_PTX
+    })?;
+    card::accepts(module.version, &module.target)?;
+    Ok(Some(Arc::new(module)))
 }
 
 /// # Safety
@@ -83,106 +141,105 @@ unsafe extern "C" fn cuda_double_register(
 unsafe extern "C" fn cuModuleLoadData(module: *mut usize, image: *const c_char) -> u32 {
     answer(context::enter().and_then(|()| {
         // SAFETY: the caller passes a string that ends in a zero byte.
-        let image = unsafe { CStr::from_ptr(image) };
-        if !image.to_bytes().starts_with(MARKER.as_bytes()) {
-            return Err(Code::INVALID_IMAGE);
-        }
+        let ptx = read(unsafe { CStr::from_ptr(image) })?;
         let id = NEXT.fetch_add(1, Ordering::SeqCst);
-        with(|modules| modules.loaded.push(id));
+        with(|modules| modules.loaded.insert(id, Loaded { ptx, functions: BTreeMap::new() }));
         // SAFETY: the caller passes a place for one handle.
         unsafe { module.write(id) };
         Ok(())
     }))
 }
 
+/// The module's functions go with it. What has been launched still runs.
 #[unsafe(no_mangle)]
 extern "C" fn cuModuleUnload(module: usize) -> u32 {
     let removed = with(|modules| {
-        let before = modules.loaded.len();
-        modules.loaded.retain(|loaded| *loaded != module);
-        modules.loaded.len() < before
+        let removed = modules.loaded.remove(&module);
+        if let Some(loaded) = &removed {
+            loaded.functions.values().for_each(|function| {
+                modules.functions.remove(function);
+            });
+        }
+        removed.is_some()
     });
     answer(if removed { context::healthy() } else { Err(Code::INVALID_HANDLE) })
 }
 
+fn function(modules: &mut Modules, module: usize, name: &str) -> Result<usize, Code> {
+    let loaded = modules.loaded.get_mut(&module).ok_or(Code::INVALID_HANDLE)?;
+    if let Some(known) = loaded.functions.get(name) {
+        return Ok(*known);
+    }
+    let kernel = match &loaded.ptx {
+        Some(ptx) => {
+            ptx.entry(name).ok_or(Code::NOT_FOUND)?;
+            let dynamic_shared = AtomicU32::new(0);
+            Kernel::Ptx(Arc::new(PtxKernel { module: ptx.clone(), name: name.to_owned(), dynamic_shared }))
+        }
+        None => Kernel::Host(modules.kernels.get(name).cloned().ok_or(Code::NOT_FOUND)?),
+    };
+    let id = NEXT.fetch_add(1, Ordering::SeqCst);
+    loaded.functions.insert(name.to_owned(), id);
+    modules.functions.insert(id, kernel);
+    Ok(id)
+}
+
 /// # Safety
-/// `function` is writable and `name` is a C string.
+/// `handle` is writable and `name` is a C string.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn cuModuleGetFunction(function: *mut usize, module: usize, name: *const c_char) -> u32 {
+unsafe extern "C" fn cuModuleGetFunction(handle: *mut usize, module: usize, name: *const c_char) -> u32 {
     answer(context::enter().and_then(|()| {
         // SAFETY: the caller passes a string that ends in a zero byte.
         let name = unsafe { CStr::from_ptr(name) }.to_string_lossy();
-        let id = with(|modules| {
-            if !modules.loaded.contains(&module) {
-                return Err(Code::INVALID_HANDLE);
-            }
-            let kernel = modules.kernels.get(name.as_ref()).cloned().ok_or(Code::NOT_FOUND)?;
-            let id = NEXT.fetch_add(1, Ordering::SeqCst);
-            modules.functions.insert(id, kernel);
-            Ok(id)
-        })?;
+        let id = with(|modules| function(modules, module, &name))?;
         // SAFETY: the caller passes a place for one handle.
-        unsafe { function.write(id) };
+        unsafe { handle.write(id) };
         Ok(())
     }))
 }
 
-unsafe extern "C" fn resolve(launch: *const Launch, address: u64, bytes: usize) -> *mut u8 {
-    // SAFETY: `launch` is the argument that the host function got; it and its memory outlive the function's run.
-    unsafe { &*(*launch).memory }.kernel(address, bytes).unwrap_or(std::ptr::null_mut())
-}
-
-/// Limits of the hardware on the shape of a launch: threads of a block, blocks in y and z, shared memory without opt-in.
-fn within_limits(grid: [u32; 3], block: [u32; 3], shared_bytes: u32) -> bool {
-    let threads: u64 = block.iter().map(|side| u64::from(*side)).product();
-    let blocks: u64 = grid.iter().map(|side| u64::from(*side)).product();
-    blocks > 0
-        && (1..=1024).contains(&threads)
-        && block[2] <= 64
-        && grid[1..].iter().all(|side| *side <= 65535)
-        && shared_bytes <= 48 << 10
-}
-
+/// Registers are ptxas's matter and are reported as 0.
+///
 /// # Safety
-/// `parameters` has a readable pointer for each parameter of the kernel.
+/// `value` is writable.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn cuLaunchKernel(
-    function: usize,
-    grid_x: u32,
-    grid_y: u32,
-    grid_z: u32,
-    block_x: u32,
-    block_y: u32,
-    block_z: u32,
-    shared_bytes: u32,
-    stream: usize,
-    parameters: *const *const c_void,
-    _extra: *const *const c_void,
-) -> u32 {
+unsafe extern "C" fn cuFuncGetAttribute(value: *mut c_int, attribute: c_int, function: usize) -> u32 {
     answer(context::enter().and_then(|()| {
-        let stream = stream::find(stream)?;
-        let kernel = with(|modules| modules.functions.get(&function).cloned()).ok_or(Code::INVALID_HANDLE)?;
-        let (grid, block) = ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]);
-        if !within_limits(grid, block, shared_bytes) {
-            return Err(Code::INVALID_VALUE);
-        }
-        let fault = control::fault(Fault::Launch);
-        let mut values: Vec<Vec<u8>> = Vec::with_capacity(kernel.parameter_bytes.len());
-        for (index, bytes) in kernel.parameter_bytes.iter().enumerate() {
-            // SAFETY: the caller passes as many pointers as the kernel has parameters, each to a value of its size.
-            values.push(unsafe { std::slice::from_raw_parts((*parameters.add(index)).cast::<u8>(), *bytes) }.to_vec());
-        }
-        stream.enqueue(Kind::Launch, move || {
-            fault?;
-            control::count(Counted::Launch);
-            let memory = read();
-            let parameters: Vec<*const c_void> = values.iter().map(|value| value.as_ptr().cast()).collect();
-            let launch = Launch { grid, block, parameters: parameters.as_ptr(), memory: &raw const *memory, resolve };
-            // SAFETY: whoever registered the function vouched for it; the launch lives until it returns.
-            match unsafe { (kernel.run)(&raw const launch) } {
-                0 => Ok(()),
-                code => Err(Code(code)),
+        let Kernel::Ptx(kernel) = find(function)? else {
+            return Err(Code::NOT_SUPPORTED);
+        };
+        let entry = kernel.entry();
+        let found = match attribute {
+            MAX_THREADS_PER_BLOCK => entry.max_threads().unwrap_or(card::MAX_THREADS),
+            SHARED_SIZE_BYTES => entry.static_shared_bytes(),
+            LOCAL_SIZE_BYTES => entry.local_bytes(),
+            PTX_VERSION => kernel.module.version.0 * 10 + kernel.module.version.1,
+            MAX_DYNAMIC_SHARED_SIZE_BYTES => kernel.dynamic_shared_most(),
+            _ => 0,
+        };
+        // SAFETY: the caller passes a place for one integer.
+        unsafe { value.write(found as c_int) };
+        Ok(())
+    }))
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuFuncSetAttribute(function: usize, attribute: c_int, value: c_int) -> u32 {
+    answer(context::enter().and_then(|()| {
+        let Kernel::Ptx(kernel) = find(function)? else {
+            return Err(Code::NOT_SUPPORTED);
+        };
+        match (attribute, u32::try_from(value)) {
+            (MAX_DYNAMIC_SHARED_SIZE_BYTES, Ok(bytes)) => {
+                let room = card::shared_bytes_most().saturating_sub(kernel.entry().static_shared_bytes());
+                if bytes > room {
+                    return Err(Code::INVALID_VALUE);
+                }
+                kernel.dynamic_shared.store(bytes, Ordering::SeqCst);
+                Ok(())
             }
-        })
+            (PREFERRED_SHARED_MEMORY_CARVEOUT, _) if (-1..=100).contains(&value) => Ok(()),
+            _ => Err(Code::INVALID_VALUE),
+        }
     }))
 }

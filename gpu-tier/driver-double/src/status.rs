@@ -12,6 +12,9 @@ impl Code {
     pub(crate) const NOT_INITIALIZED: Code = Code(3);
     pub(crate) const INVALID_DEVICE: Code = Code(101);
     pub(crate) const INVALID_IMAGE: Code = Code(200);
+    pub(crate) const NO_BINARY: Code = Code(209);
+    pub(crate) const INVALID_PTX: Code = Code(218);
+    pub(crate) const UNSUPPORTED_PTX_VERSION: Code = Code(222);
     pub(crate) const INVALID_CONTEXT: Code = Code(201);
     pub(crate) const INVALID_HANDLE: Code = Code(400);
     pub(crate) const NOT_FOUND: Code = Code(500);
@@ -37,7 +40,10 @@ fn words(code: u32) -> Option<(&'static CStr, &'static CStr)> {
         101 => (c"CUDA_ERROR_INVALID_DEVICE", c"invalid device ordinal"),
         200 => (c"CUDA_ERROR_INVALID_IMAGE", c"device kernel image is invalid"),
         201 => (c"CUDA_ERROR_INVALID_CONTEXT", c"invalid device context"),
+        209 => (c"CUDA_ERROR_NO_BINARY_FOR_GPU", c"no kernel image is available for execution on the device"),
         214 => (c"CUDA_ERROR_ECC_UNCORRECTABLE", c"uncorrectable ECC error encountered"),
+        218 => (c"CUDA_ERROR_INVALID_PTX", c"a PTX JIT compilation failed"),
+        222 => (c"CUDA_ERROR_UNSUPPORTED_PTX_VERSION", c"the provided PTX was compiled with an unsupported toolchain."),
         400 => (c"CUDA_ERROR_INVALID_HANDLE", c"invalid resource handle"),
         500 => (c"CUDA_ERROR_NOT_FOUND", c"named symbol not found"),
         600 => (c"CUDA_ERROR_NOT_READY", c"device not ready"),
@@ -47,6 +53,7 @@ fn words(code: u32) -> Option<(&'static CStr, &'static CStr)> {
             c"part or all of the requested memory range is already mapped",
         ),
         713 => (c"CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED", c"pointer does not correspond to a registered memory region"),
+        716 => (c"CUDA_ERROR_MISALIGNED_ADDRESS", c"misaligned address"),
         719 => (c"CUDA_ERROR_LAUNCH_FAILED", c"unspecified launch failure"),
         801 => (c"CUDA_ERROR_NOT_SUPPORTED", c"operation not supported"),
         _ => return None,

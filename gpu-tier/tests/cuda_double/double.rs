@@ -41,7 +41,28 @@ pub struct Counters {
     pub launches: u64,
 }
 
-/// A launch as a host function sees it (`module.rs` of the double).
+/// What launches of a kernel did in sum (`report.rs` of the double).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KernelCounts {
+    pub launches: u64,
+    pub warp_instructions: u64,
+    pub thread_instructions: u64,
+    pub global_load_bytes: u64,
+    pub global_store_bytes: u64,
+    pub global_requests: u64,
+    pub global_sectors: u64,
+    pub global_sectors_least: u64,
+    pub global_coalesced16_bytes: u64,
+    pub shared_requests: u64,
+    pub shared_conflicts: u64,
+    pub barriers: u64,
+    pub matrix_multiply_adds: u64,
+    pub special_instructions: u64,
+    pub local_bytes: u64,
+}
+
+/// A launch as a host function sees it (`launch.rs` of the double).
 #[repr(C)]
 pub struct Launch {
     pub grid: [u32; 3],
@@ -147,6 +168,54 @@ impl Double {
         }
     }
 
+    /// Compute capability times ten of the card that is imitated.
+    pub fn set_capability(&self, capability: u32) {
+        self.call("cuda_double_set_capability", capability);
+    }
+
+    /// Runs threads in an order drawn from a seed.
+    pub fn shuffle(&self, seed: u64) {
+        self.call("cuda_double_set_schedule", (2u32, seed));
+    }
+
+    /// Runs blocks and warps from the last to the first.
+    pub fn reverse(&self) {
+        self.call("cuda_double_set_schedule", (1u32, 0u64));
+    }
+
+    /// Looks for races between blocks of a launch.
+    pub fn look_for_global_races(&self) {
+        self.call("cuda_double_set_global_races", true);
+    }
+
+    /// Perturbs results of approximate functions.
+    pub fn perturb(&self, seed: u64, ulps: u32) {
+        self.call("cuda_double_set_approximation", (seed, ulps));
+    }
+
+    /// What launches of a kernel of PTX did since the double was taken.
+    pub fn kernel_counts(&self, kernel: &str) -> KernelCounts {
+        let kernel = CString::new(kernel).unwrap();
+        // SAFETY: the symbol has this type in report.rs of the double.
+        unsafe {
+            let counts =
+                self.library.get::<unsafe extern "C" fn(*const c_char) -> KernelCounts>("cuda_double_kernel_counts");
+            counts.unwrap()(kernel.as_ptr())
+        }
+    }
+
+    /// Text of the last failure of a module or kernel.
+    pub fn message(&self) -> String {
+        let mut text = vec![0; 4096];
+        // SAFETY: the symbol has this type in report.rs of the double, and writes no more than the room it is given.
+        let length = unsafe {
+            let message = self.library.get::<unsafe extern "C" fn(*mut u8, usize) -> usize>("cuda_double_message");
+            message.unwrap()(text.as_mut_ptr(), text.len())
+        };
+        text.truncate(length);
+        String::from_utf8_lossy(&text).into_owned()
+    }
+
     pub fn counters(&self) -> Counters {
         // SAFETY: the symbol has this type in control.rs of the double.
         unsafe { self.library.get::<extern "C" fn() -> Counters>("cuda_double_counters").unwrap()() }
@@ -185,4 +254,6 @@ arguments!(a = u32 => extern "C" fn(u32), a);
 arguments!(a = u64 => extern "C" fn(u64), a);
 arguments!(a = usize => extern "C" fn(usize), a);
 arguments!(a = bool => extern "C" fn(bool), a);
+arguments!((a, b) = (u32, u64) => extern "C" fn(u32, u64), a, b);
+arguments!((a, b) = (u64, u32) => extern "C" fn(u64, u32), a, b);
 arguments!((a, b, c) = (u32, u64, u32) => extern "C" fn(u32, u64, u32), a, b, c);
