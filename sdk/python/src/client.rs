@@ -49,7 +49,8 @@ impl Found {
     }
 
     fn __repr__(&self) -> String {
-        format!("Found(tiers={:?}, miss={:?})", self.tiers, self.miss)
+        let miss = self.miss.map_or("None".to_owned(), |miss| format!("{miss:?}"));
+        format!("Found(tiers={:?}, miss={miss})", self.tiers)
     }
 }
 

@@ -17,8 +17,12 @@ pub(crate) struct Manifest {
 #[pymethods]
 impl Manifest {
     #[new]
-    #[pyo3(signature = (*, weights, architecture, dtype, block_tokens, layers, kv_heads, head_dim, tensor_parallel = (0, 1), pipeline = (0, 1),
-        rope_dimensions = 0, rope_base = 0.0, rope_scaling = String::new(), adapter = String::new(), numerics = String::new()))]
+    #[pyo3(
+        signature = (*, weights, architecture, dtype, block_tokens, layers, kv_heads, head_dim, tensor_parallel = (0, 1), pipeline = (0, 1),
+            rope_dimensions = 0, rope_base = 0.0, rope_scaling = "", adapter = "", numerics = ""),
+        text_signature = "(*, weights, architecture, dtype, block_tokens, layers, kv_heads, head_dim, tensor_parallel=(0, 1), pipeline=(0, 1), \
+            rope_dimensions=0, rope_base=0.0, rope_scaling='', adapter='', numerics='')"
+    )]
     #[expect(clippy::too_many_arguments, reason = "keyword arguments, one a field")]
     fn new(
         py: Python<'_>,
@@ -33,9 +37,9 @@ impl Manifest {
         pipeline: (u32, u32),
         rope_dimensions: u32,
         rope_base: f32,
-        rope_scaling: String,
-        adapter: String,
-        numerics: String,
+        rope_scaling: &str,
+        adapter: &str,
+        numerics: &str,
     ) -> PyResult<Manifest> {
         let weights = weights.try_into();
         let weights = weights.map_err(|_| usage(py, "weights are 32 bytes: a digest of the model's files"))?;
@@ -48,9 +52,9 @@ impl Manifest {
             kv_heads,
             head_dim,
             ranks: HeadSlice { tensor_parallel, pipeline },
-            rope: RopeStated { dimensions: rope_dimensions, base: rope_base, scaling: rope_scaling },
-            adapter,
-            numerics,
+            rope: RopeStated { dimensions: rope_dimensions, base: rope_base, scaling: rope_scaling.to_owned() },
+            adapter: adapter.to_owned(),
+            numerics: numerics.to_owned(),
             layer_bytes: 1,
             layout: String::new(),
             salt: None,

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use kvtier_sdk::plugin::{self, Leased, PluginError};
 use pyo3::exceptions::{PyIndexError, PyNotImplementedError};
 use pyo3::prelude::*;
+use pyo3::types::{PyIterator, PyList, PyTuple};
 use pyo3::{Bound, PyAny, ffi};
 
 use crate::buffer::{self, Memory};
@@ -146,6 +147,10 @@ impl Leases {
         at(&self.leases, index).map(|lease| lease.clone_ref(py))
     }
 
+    fn __iter__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyIterator>> {
+        iterator(py, &self.leases)
+    }
+
     /// Gives all of them back.
     fn release(&self) {
         self.leases.iter().for_each(|lease| lease.get().give_back());
@@ -156,7 +161,7 @@ impl Leases {
     }
 
     #[pyo3(signature = (*_raised))]
-    fn __exit__(&self, _raised: &Bound<'_, pyo3::types::PyTuple>) {
+    fn __exit__(&self, _raised: &Bound<'_, PyTuple>) {
         self.release();
     }
 }
@@ -165,4 +170,9 @@ impl Leases {
 pub(crate) fn at<T>(items: &[T], index: isize) -> PyResult<&T> {
     let index = if index < 0 { items.len().checked_add_signed(index) } else { Some(index as usize) };
     index.and_then(|index| items.get(index)).ok_or_else(|| PyIndexError::new_err("there are no more blocks"))
+}
+
+/// An iterator over objects of ours.
+pub(crate) fn iterator<'py, T: pyo3::PyClass>(py: Python<'py>, items: &[Py<T>]) -> PyResult<Bound<'py, PyIterator>> {
+    PyList::new(py, items.iter().map(|item| item.clone_ref(py)))?.try_iter()
 }

@@ -11,11 +11,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use kvtier_sdk::plugin::{self, PlaceState};
 use pyo3::exceptions::{PyBufferError, PyIndexError};
 use pyo3::prelude::*;
+use pyo3::types::{PyIterator, PyTuple};
 use pyo3::{Bound, PyAny, ffi};
 
 use crate::buffer::{self, Memory};
 use crate::error::{raise, usage};
-use crate::leases::at;
+use crate::leases::{at, iterator};
 
 /// What places of one call share.
 struct Shared {
@@ -146,6 +147,10 @@ impl Reservations {
         at(&self.places, index).map(|place| place.clone_ref(py))
     }
 
+    fn __iter__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyIterator>> {
+        iterator(py, &self.places)
+    }
+
     /// Hands all places over that are reserved, each of them filled, and tells what became of each block. Errors: `BufferError` while something still looks at a place.
     fn commit(&self, py: Python<'_>) -> PyResult<Vec<&'static str>> {
         if self.shared.is_given_up.load(Ordering::SeqCst) {
@@ -170,7 +175,7 @@ impl Reservations {
     }
 
     #[pyo3(signature = (*_raised))]
-    fn __exit__(&self, py: Python<'_>, _raised: &Bound<'_, pyo3::types::PyTuple>) {
+    fn __exit__(&self, py: Python<'_>, _raised: &Bound<'_, PyTuple>) {
         self.abort(py);
     }
 }

@@ -4,6 +4,8 @@ import hashlib
 import os
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -30,13 +32,14 @@ class Daemon:
         with open(environment["KVTIER_CONFIG"], "w") as settings:
             settings.write('client_staging = "256KiB"\n')
         command = [sys.executable, "-m", "kvtier", "serve", "--socket", self.socket, "--http", "off", "--host-mem", "32MiB"]
-        self.process = subprocess.Popen([*command, *options], env=environment, stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen([*command, *options], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         wait_until(lambda: os.path.exists(self.socket) or self.process.poll() is not None, "the daemon's socket")
         assert self.process.poll() is None, self.process.communicate()[1]
 
     def kill(self) -> None:
-        self.process.kill()
-        self.process.communicate()
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.communicate()
 
     def end(self, by: signal.Signals = signal.SIGTERM) -> str:
         self.process.send_signal(by)
@@ -95,8 +98,8 @@ class Case(unittest.TestCase):
 
     def client(self, *, chunk: int = 1, layout: str = "plain", salt: str | None = None, **changes: Any) -> kvtier.Client:
         form = kvtier.Opaque(layer_bytes=chunk * BLOCK_BYTES, layout=layout)
-        socket = os.path.join(self.folder, "kvtier.sock")
-        return kvtier.Client(socket, manifest=manifest(**changes), form=form, salt=salt, deadline_ms=20_000)
+        path = os.path.join(self.folder, "kvtier.sock")
+        return kvtier.Client(path, manifest=manifest(**changes), form=form, salt=salt, deadline_ms=20_000)
 
     def raises(self, code: str, call: Any, *arguments: Any, **named: Any) -> kvtier.Error:
         with self.assertRaises(kvtier.Error) as caught:
@@ -122,3 +125,17 @@ class Engine:
 
     def blocks(self, block: int) -> list[bytes]:
         return [self.block(layer, block) for layer in range(LAYERS)]
+
+
+def delete_namespace(path: str, namespace: bytes) -> None:
+    """Two frames of docs/protocol.md: Hello, and DeleteNamespace."""
+    with socket.socket(socket.AF_UNIX) as stream:
+        stream.settimeout(PATIENCE)
+        stream.connect(path)
+        name = b"a test"
+        for kind, body in [(1, struct.pack("<HHII", 1, 1, 0, len(name)) + name), (14, namespace)]:
+            stream.sendall(struct.pack("<4sHHIIQII", b"kvt1", kind, 0, len(body), 0, kind, 0, 0) + body)
+            header = stream.recv(32, socket.MSG_WAITALL)
+            _, answered, _, length, status, _, _, _ = struct.unpack("<4sHHIIQII", header)
+            assert (answered, status) == (kind, 0), (answered, status)
+            stream.recv(length, socket.MSG_WAITALL)

@@ -37,7 +37,7 @@ impl Slabs {
         let behind_first = shortest.checked_sub(block_bytes);
         let behind_first = behind_first
             .ok_or_else(|| PluginError::usage(format!("a slab of {shortest} bytes holds no block of {block_bytes}")))?;
-        let blocks = u32::try_from(behind_first / stride + 1).unwrap_or(SKIP).min(SKIP);
+        let blocks = u32::try_from(behind_first / stride + 1).unwrap_or(SKIP);
         Ok(Slabs { layers, block_bytes, stride, blocks, is_writable })
     }
 
