@@ -1,4 +1,4 @@
-//! Developer commands: `cargo xtask test | soak | bars | peer`.
+//! Developer commands: `cargo xtask test | soak | bars | vllm | peer`.
 #![forbid(unsafe_code)]
 
 mod daemon;
@@ -10,6 +10,7 @@ mod report;
 mod stage;
 mod targets;
 mod test;
+mod vllm;
 
 use std::process::ExitCode;
 
@@ -35,12 +36,19 @@ enum Command {
         #[arg(last = true)]
         rest: Vec<String>,
     },
-    /// Measurements against stated bars: runs the program `bars_NAME` in release (`llama`: beside llama.cpp; `daemon`: beside Redis and LMCache). Without
+    /// Measurements against stated bars: runs the program `bars_NAME` in release (`llama`: beside llama.cpp; `daemon`: beside Redis and LMCache; `vllm`:
+    /// inside vLLM, beside LMCache and plain files). Without
     /// NAME, lists them.
     Bars {
         /// The part after `bars_`.
         name: Option<String>,
         /// Passed on to the program.
+        #[arg(last = true)]
+        rest: Vec<String>,
+    },
+    /// A real vLLM on the CPU with our connector, point by point; builds its Python environment (6 GB) under `target/vllm`.
+    Vllm {
+        /// Only these points, by their numbers.
         #[arg(last = true)]
         rest: Vec<String>,
     },
@@ -57,6 +65,7 @@ fn main() -> ExitCode {
         Command::Test => test::run(),
         Command::Soak { name, rest } => targets::soak(name.as_deref(), &rest),
         Command::Bars { name, rest } => targets::bars(name.as_deref(), &rest),
+        Command::Vllm { rest } => vllm::run(&rest),
         Command::Peer { name } => peer::run(name),
     };
     match done {

@@ -4,7 +4,7 @@ use std::process::Stdio;
 
 use serde_json::Value;
 
-use crate::{daemon, forms, llama, stage};
+use crate::{daemon, forms, llama, stage, vllm};
 
 /// A cargo target whose name starts with the wanted prefix.
 struct Target {
@@ -49,7 +49,8 @@ pub fn soak(name: Option<&str>, rest: &[String]) -> Result<(), String> {
 }
 
 /// Bars that are part of xtask itself: they run `kvtier` and its peers.
-const OWN_BARS: [(&str, Bars); 3] = [("daemon", daemon::run), ("forms", forms::run), ("llama", llama::run)];
+const OWN_BARS: [(&str, Bars); 4] =
+    [("daemon", daemon::run), ("forms", forms::run), ("llama", llama::run), ("vllm", vllm::bars)];
 
 type Bars = fn(&[String]) -> Result<(), String>;
 

@@ -52,6 +52,8 @@ class Memory:
 class Rank:
     """One rank's store: kit client, as `kvtier.vllm.store.Store` is to a daemon."""
 
+    loads_layers = True
+
     def __init__(self, memory, daemon, factor=1, rank=0):
         manifest = kit.Manifest(weights=bytes(32), layers=LAYERS, tensor_parallel=(rank, 2))
         with kit.install(daemon):

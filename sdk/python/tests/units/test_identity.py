@@ -6,7 +6,8 @@ import unittest
 from pathlib import Path
 from types import SimpleNamespace
 
-from kvtier.vllm import identity, layout, settings, weights
+from kvtier import weights
+from kvtier.vllm import identity, layout, settings
 
 
 class Tensor:

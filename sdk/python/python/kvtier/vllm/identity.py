@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .layout import Layout
-from .weights import weights_identity
+from ..weights import weights_identity
 
 HASHES = ("sha256", "sha256_cbor")
 """Block hashes that two prompts never share; vLLM's others are quicker and not collision-resistant."""

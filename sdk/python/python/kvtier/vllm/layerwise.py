@@ -25,7 +25,7 @@ class LayerLoads:
         self._store = store
         self._loads = loads
         self._whole = [len(load.rows) for load in loads]
-        run = -(-layers // STEPS)
+        run = -(-layers // STEPS) if store.loads_layers else layers
         self._runs = [range(first, min(first + run, layers)) for first in range(0, layers, run)]
         self._done = [threading.Event() for _ in range(layers)]
         self._thread = threading.Thread(target=self._work, name="kvtier-layers")
@@ -45,7 +45,7 @@ class LayerLoads:
             for layers in self._runs:
                 for number, load in enumerate(self._loads):
                     if self._whole[number]:
-                        found = self._store.load(load.span, load.rows, layers)
+                        found = self._store.load(load.span, load.rows, layers if len(self._runs) > 1 else None)
                         self._whole[number] = min(self._whole[number], found)
                 for layer in layers:
                     self._done[layer].set()

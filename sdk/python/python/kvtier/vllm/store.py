@@ -31,6 +31,8 @@ class Store:
             deadline_ms=settings.deadline_ms,
         )
         self.slabs = slabs
+        self.loads_layers = "layers" in (getattr(kvtier.Client.load, "__text_signature__", None) or "layers")
+        """Whether single layers can be loaded; else a load is one piece, on its own thread all the same."""
         self._told = float("-inf")
 
     def find(self, span: Span, request: str) -> list[str]:

@@ -18,6 +18,8 @@ from .plan import Span, targets
 class Moves(Protocol):
     """What the worker asks of the store; none of it raises."""
 
+    loads_layers: bool
+
     def load(self, span: Span, rows: Sequence[Sequence[int]], layers: range | None = None) -> int: ...
 
     def save(self, span: Span, rows: Sequence[Sequence[int]]) -> int: ...

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-logger = logging.getLogger("vllm.kvtier")
+logger = logging.getLogger("kvtier")
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 CHUNK_BYTES = 1 << 22
