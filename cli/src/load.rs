@@ -8,6 +8,7 @@ use kvtier_engine::gguf::GgufFile;
 use kvtier_engine::model::identity::DigestCache;
 use kvtier_engine::model::{self, Model, ModelConfig};
 use kvtier_engine::models::{DEFAULT_MODEL, FetchProgress, ModelStore};
+use kvtier_engine::run::device::DeviceKind;
 use kvtier_engine::run::engine::{Engine, EngineOptions};
 use kvtier_engine::run::{Form, Isa, Link, WeightsId};
 use kvtier_engine::template::{ChatTemplate, TemplateError};
@@ -124,6 +125,7 @@ fn options(config: &ModelConfig, args: &EngineArgs, use_cache: bool) -> Result<E
     let whole = if use_cache { context + context / 16 + (64 << 20) } else { whole_context(context) };
     let device_bytes = args.device_mem.map_or(whole.min(ram / 2), |size| size.0);
     Ok(EngineOptions {
+        device: device()?,
         device_bytes,
         host_bytes: args.host_mem.map_or(ram / 4, |size| size.0),
         disk: None,
@@ -148,6 +150,14 @@ fn options(config: &ModelConfig, args: &EngineArgs, use_cache: bool) -> Result<E
 /// a sixteenth is more than the headers of blocks of 16 tokens need.
 fn whole_context(context: u64) -> u64 {
     (context + context / 16) / 3 * 4 + (64 << 20)
+}
+
+/// The device that `KVTIER_DEVICE` names; `cpu` without it.
+fn device() -> Result<DeviceKind, Failure> {
+    match std::env::var("KVTIER_DEVICE").ok().filter(|name| !name.is_empty()) {
+        None => Ok(DeviceKind::Cpu),
+        Some(name) => name.parse().map_err(|error| Failure::input(format!("KVTIER_DEVICE: {error}"))),
+    }
 }
 
 /// The best instruction set, or the one that `KVTIER_ISA` names.

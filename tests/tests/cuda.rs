@@ -1,0 +1,103 @@
+//! The engine on device `cuda`: its compiled kernels, executed by the driver double, under cudarc as it is.
+//!
+//! The model is the default one cut down to two layers: the double executes every instruction of every thread.
+
+#[path = "../../gpu-tier/tests/cuda_double/double.rs"]
+#[allow(dead_code, reason = "the hooks of the double that other tests use")]
+mod double;
+
+use std::sync::OnceLock;
+
+use double::Double;
+use kvtier_engine::run::device::DeviceKind;
+use kvtier_engine::run::engine::{Engine, EngineOptions};
+use kvtier_engine::run::{Form, Isa};
+use kvtier_sdk::cache::KvCache;
+use kvtier_tests::{Fixture, ask, ask_together, options, plain, shallow};
+
+const CUDA: DeviceKind = DeviceKind::Cuda { ordinal: 0 };
+
+fn model() -> &'static Fixture {
+    static MODEL: OnceLock<Fixture> = OnceLock::new();
+    MODEL.get_or_init(|| shallow(2))
+}
+
+/// On the device, with blocks of 16 tokens: several in a short prompt.
+fn on_cuda(options: EngineOptions) -> EngineOptions {
+    EngineOptions { device: CUDA, device_bytes: 8 << 20, host_bytes: 8 << 20, context_tokens: 512, ..options }
+}
+
+fn short(options: EngineOptions) -> EngineOptions {
+    EngineOptions { block_tokens: 16, chunk: 32, ..options }
+}
+
+fn engine(options: EngineOptions) -> Engine {
+    model().engine(options)
+}
+
+#[test]
+fn logits_are_those_of_the_cpu_device_whatever_the_chunk_and_the_batch() {
+    let double = Double::take();
+    let (prompt, other) = (model().prompt(0, 75), model().prompt(500, 40));
+    let expected = ask(&mut engine(short(plain())), &prompt, 3).logits_digest;
+    for chunk in [32, 7] {
+        let answer = ask(&mut engine(EngineOptions { chunk, ..short(on_cuda(plain())) }), &prompt, 3);
+        assert_eq!(answer.logits_digest, expected, "chunks of {chunk}");
+    }
+    let answers = ask_together(&mut engine(short(on_cuda(plain()))), &[&other, &prompt], 3);
+    assert_eq!(answers[1].logits_digest, expected, "beside another sequence");
+    double.assert_nothing_left();
+}
+
+/// More blocks than the device holds: they go to the host arena, each copied out once, and come back through paging slots.
+#[test]
+fn logits_do_not_depend_on_where_blocks_lay() {
+    let double = Double::take();
+    let prompt = model().prompt(0, 75);
+    let expected = ask(&mut engine(short(plain())), &prompt, 3).logits_digest;
+    let mut small = EngineOptions { chunk: 8, ..short(on_cuda(options())) };
+    small.device_bytes = minimum(&small);
+    let mut engine = engine(small);
+    let slot_bytes = engine.cache().shape().slot_bytes();
+    let first = ask(&mut engine, &prompt, 3);
+    assert_eq!(first.logits_digest, expected);
+    let (stats, traffic) = (engine.cache_stats(), engine.traffic());
+    assert!(stats.demoted_blocks > 0, "{stats:?}");
+    assert_eq!(traffic.copied_out_bytes, stats.demoted_blocks * slot_bytes, "stored bytes only, and once");
+    let again = ask(&mut engine, &prompt, 3);
+    assert_eq!((again.logits_digest, again.prefill_tokens), (expected, 75 - 64));
+    assert_eq!(again.cached_tokens.device + again.cached_tokens.host, 64);
+    drop(engine);
+    double.assert_nothing_left();
+}
+
+/// The least device budget that is accepted.
+fn minimum(options: &EngineOptions) -> u64 {
+    let mut bytes = 4096;
+    while let Err(kvtier_engine::EngineError::Budget { minimum_bytes, .. }) =
+        Engine::open(model().model.clone(), model().weights, EngineOptions { device_bytes: bytes, ..options.clone() })
+    {
+        bytes = minimum_bytes;
+    }
+    bytes
+}
+
+#[test]
+fn closed_blocks_give_the_logits_of_the_cpu_device() {
+    let double = Double::take();
+    let prompt = model().prompt(0, 200);
+    for form in [Form::Kc4vt4, Form::I8h] {
+        let closed = EngineOptions { form, chunk: 64, ..plain() };
+        let expected = ask(&mut engine(closed.clone()), &prompt, 2).logits_digest;
+        let answer = ask(&mut engine(on_cuda(closed)), &prompt, 2);
+        assert_eq!(answer.logits_digest, expected, "{form}");
+    }
+    double.assert_nothing_left();
+}
+
+#[test]
+fn a_link_is_not_modelled_for_a_device_that_has_one() {
+    let options = EngineOptions { link: kvtier_tests::STRICT, isa: Isa::detect(), ..on_cuda(plain()) };
+    let error = Engine::open(model().model.clone(), model().weights, options).err().expect("it is refused");
+    assert!(error.to_string().contains("--link"), "{error}");
+}
