@@ -79,6 +79,9 @@ impl Float {
     }
 
     pub(crate) fn add(self, a: f64, b: f64) -> f64 {
+        if self.format == F64 {
+            return a + b;
+        }
         let result = sum(a, b);
         // A sum of opposite values is -0 when rounded down, else +0 (IEEE 754, 6.3).
         let cancels = result == 0.0 && (a != 0.0 || a.is_sign_negative() != b.is_sign_negative());
