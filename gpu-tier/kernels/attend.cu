@@ -337,27 +337,59 @@ struct Attend {
 
     // Writes the span's partials, or takes them into the running state.
     __device__ __forceinline__ void deliver(const SpanPlace& span) {
+        if (!job.running) {
+            write(span.index, shared.m, shared.l, sums, true);
+            return;
+        }
+        const bool fold = span.index > 0;
 #pragma unroll
         for (int v = 0; v < V; v++) {
             if (shared.seen[v] == 0) continue;
-            if (job.running) {
+            const float keep = shared.keep[v], take = shared.take[v];
 #pragma unroll
-                for (int c = 0; c < C; c++)
-                    state[c][v] = span.index > 0 ? __fmaf_rn(state[c][v], shared.keep[v], __fmul_rn(sums[c][v], shared.take[v])) : sums[c][v];
-            } else {
-                write(target(v, span.index), shared.m[v], shared.l[v], v, sums);
-            }
+            for (int c = 0; c < C; c++) state[c][v] = fold ? __fmaf_rn(state[c][v], keep, __fmul_rn(sums[c][v], take)) : sums[c][v];
         }
     }
 
-    __device__ __forceinline__ void write(float* to, float m, float l, int v, const float (*o)[V]) const {
-        if (threadIdx.x == 0) {
-            to[0] = m;
-            to[1] = l;
+    // (m, l, o) of each vector as they lie in targets, in the ring's place: no stage is in use between spans.
+    __device__ __forceinline__ float* image(int v) { return reinterpret_cast<float*>(shared.ring) + v * (shape.head_dim + 2); }
+
+    __device__ __forceinline__ bool is_written(int v, bool served) const {
+        return served ? shared.seen[v] > 0 : shared.row[v] >= 0;
+    }
+
+    // Writes (m, l, o) of the tile's vectors, of those that this pass has served or of all.
+    __device__ __forceinline__ void write(u32 span, const float* m, const float* l, const float (*o)[V], bool served) {
+        __syncthreads();
+        if (threadIdx.x < V && is_written(threadIdx.x, served)) {
+            image(threadIdx.x)[0] = m[threadIdx.x];
+            image(threadIdx.x)[1] = l[threadIdx.x];
         }
 #pragma unroll
-        for (int c = 0; c < C; c++)
-            if (channel(c) < shape.head_dim) to[2 + channel(c)] = o[c][v];
+        for (int v = 0; v < V; v++) {
+#pragma unroll
+            for (int c = 0; c < C; c++)
+                if (channel(c) < shape.head_dim) image(v)[2 + channel(c)] = o[c][v];
+        }
+        __syncthreads();
+#pragma unroll 1
+        for (int v = 0; v < V; v++)
+            if (is_written(v, served)) store_floats(target(v, span), image(v), shape.head_dim + 2);
+    }
+
+    // Floats to any multiple of 4 bytes, 16 bytes at a time in between.
+    __device__ __forceinline__ void store_floats(float* to, const float* from, u32 count) const {
+        const u32 lead = static_cast<u32>((16 - (reinterpret_cast<u64>(to) & 15)) & 15) / 4, vectors = (count - lead) / 4;
+#pragma unroll 1
+        for (u32 i = threadIdx.x; i < vectors; i += THREADS) {
+            const float* x = from + lead + 4 * i;
+            store16(to + lead + 4 * i, make16(bits_of(x[0]), bits_of(x[1]), bits_of(x[2]), bits_of(x[3])));
+        }
+        const u32 rest = count - 4 * vectors;
+        if (threadIdx.x < rest) {
+            const u32 i = threadIdx.x < lead ? threadIdx.x : threadIdx.x + 4 * vectors;
+            to[i] = from[i];
+        }
     }
 
     // --- exact blocks --------------------------------------------------------------------------------------------------
@@ -664,30 +696,28 @@ struct Attend {
         const u32 begin = job.running ? 0 : span_at, end = job.running ? job.span_count : span_at + 1;
 #pragma unroll 1
         for (u32 i = begin; i < end; i++) span(places[i]);
-        if (job.running) store_state();
+        if (job.running) write(0, shared.running_m, shared.running_l, state, false);
     }
 
-    // The running state, unless it starts here.
+    // The running state; zeros when it starts here.
     __device__ __forceinline__ void load_state(bool started) {
-#pragma unroll
+#pragma unroll 1
         for (int v = 0; v < V; v++) {
             const bool there = started && shared.row[v] >= 0;
             const float* from = there ? target(v, 0) : nullptr;
-            if (threadIdx.x == 0 && there) {
-                shared.running_m[v] = from[0];
-                shared.running_l[v] = from[1];
-            }
-#pragma unroll
-            for (int c = 0; c < C; c++) state[c][v] = there && channel(c) < shape.head_dim ? from[2 + channel(c)] : 0.0f;
+#pragma unroll 1
+            for (u32 i = threadIdx.x; i < shape.head_dim + 2; i += THREADS) image(v)[i] = there ? from[i] : 0.0f;
         }
         __syncthreads();
-    }
-
-    __device__ __forceinline__ void store_state() {
-        __syncthreads();
+        if (threadIdx.x < V) {
+            shared.running_m[threadIdx.x] = image(threadIdx.x)[0];
+            shared.running_l[threadIdx.x] = image(threadIdx.x)[1];
+        }
 #pragma unroll
-        for (int v = 0; v < V; v++)
-            if (shared.row[v] >= 0) write(target(v, 0), shared.running_m[v], shared.running_l[v], v, state);
+        for (int v = 0; v < V; v++) {
+#pragma unroll
+            for (int c = 0; c < C; c++) state[c][v] = channel(c) < shape.head_dim ? image(v)[2 + channel(c)] : 0.0f;
+        }
     }
 };
 
@@ -702,7 +732,7 @@ __device__ __forceinline__ void attend(AttendShared<V, C>& shared, u64 shapes, u
 }
 
 #define KV_ATTEND(v, c)                                                                                   \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                                 \
+    extern "C" __global__ void __launch_bounds__(THREADS, 4)                                              \
         kvtier_attend_v##v##_c##c(u64 shape, u64 jobs, u64 spans, u32 count) {                            \
         typedef AttendShared<v, c> Shared;                                                                \
         KV_SHARED(Shared, shared);                                                                        \

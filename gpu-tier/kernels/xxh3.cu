@@ -181,7 +181,7 @@ __device__ __forceinline__ u64 long_sum(Xxh3Shared& shared, const u8* data, u64 
     return avalanche(sum);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) kvtier_xxh3(u64 jobs) {
+extern "C" __global__ void __launch_bounds__(THREADS, 4) kvtier_xxh3(u64 jobs) {
     KV_SHARED(Xxh3Shared, shared);
     const Xxh3Job job = at<const Xxh3Job>(jobs)[blockIdx.x];
     const u8* data = at<const u8>(job.data);

@@ -10,7 +10,7 @@ mod double;
 #[path = "../../../gpu-tier/tests/scene/mod.rs"]
 mod scene;
 
-use device::{cpu, cuda};
+use device::{Engine, cpu, cuda};
 use double::Double;
 use gpu_tier::attention::Element;
 use gpu_tier::cpu::isa::Isa;
@@ -20,9 +20,9 @@ use scene::{ALL_CLOSED, Plan, Scene, Stage, WAYS, WHOLE};
 const TOLERANCE: f64 = 2e-3;
 
 /// Every way to attend a scene on both devices.
-fn check(scene: Scene) {
+fn check(engine: Engine, scene: Scene) {
     let double = Double::take();
-    let (cuda, cpu) = (cuda(&double), cpu(*Isa::available().last().unwrap()));
+    let (cuda, cpu) = (cuda(&double, engine), cpu(*Isa::available().last().unwrap()));
     let (ours, twin) = (Stage::new(&cuda, scene).unwrap(), Stage::new(&cpu, scene).unwrap());
     for ((what, ours), (_, twin)) in ours.written().unwrap().iter().zip(twin.written().unwrap()) {
         let differs = ours.iter().zip(&twin).position(|(a, b)| a != b);
@@ -62,14 +62,14 @@ fn exact_blocks_give_the_bits_of_the_cpu_device() {
         (2, 16, 64, 1, 1),
         (5, 48, 128, 200, 33),
     ] {
-        check(scene(group, 2, head_dim, block_tokens, tokens, rows));
+        check(Engine::Host, scene(group, 2, head_dim, block_tokens, tokens, rows));
     }
 }
 
 #[test]
 fn f32_blocks_give_the_bits_of_the_cpu_device() {
     for (head_dim, block_tokens) in [(64, 16), (128, 64), (256, 64)] {
-        check(Scene { element: Element::F32, ..scene(3, 2, head_dim, block_tokens, 150, 7) });
+        check(Engine::Host, Scene { element: Element::F32, ..scene(3, 2, head_dim, block_tokens, 150, 7) });
     }
 }
 
@@ -77,7 +77,19 @@ fn f32_blocks_give_the_bits_of_the_cpu_device() {
 fn closed_blocks_give_the_bits_of_the_cpu_device() {
     for closed in ALL_CLOSED {
         for (group, head_dim, block_tokens) in [(3, 64, 64), (8, 128, 64), (2, 80, 128), (4, 256, 64)] {
-            check(Scene { closed: Some(closed), ..scene(group, 2, head_dim, block_tokens, 500, 11) });
+            check(Engine::Host, Scene { closed: Some(closed), ..scene(group, 2, head_dim, block_tokens, 500, 11) });
+        }
+    }
+}
+
+#[test]
+fn compiled_kernels_give_the_bits_of_the_cpu_device() {
+    for architecture in ["compute_80", "compute_90a", "compute_100"] {
+        let engine = Engine::Ptx(architecture);
+        check(engine, scene(3, 1, 64, 64, 200, 2));
+        check(engine, Scene { element: Element::F32, ..scene(2, 1, 128, 16, 70, 3) });
+        for closed in ALL_CLOSED {
+            check(engine, Scene { closed: Some(closed), ..scene(5, 1, 64, 64, 330, 3) });
         }
     }
 }
