@@ -1,8 +1,10 @@
 //! Developer commands: `cargo xtask test | soak | bars | vllm | peer`.
+//! Developer commands: `cargo xtask test | soak | bars | peer | kernels`.
 #![forbid(unsafe_code)]
 
 mod daemon;
 mod forms;
+mod kernels;
 mod llama;
 mod measure;
 mod peer;
@@ -58,6 +60,13 @@ enum Command {
         #[arg(value_enum)]
         name: peer::Peer,
     },
+    /// Compiles the CUDA kernels into the PTX that is checked in, with nvcc from the folder KVTIER_CUDA or from pinned wheels that are
+    /// installed under `target/cuda`.
+    Kernels {
+        /// Only says whether the files are fresh.
+        #[arg(long)]
+        check: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -67,6 +76,7 @@ fn main() -> ExitCode {
         Command::Bars { name, rest } => targets::bars(name.as_deref(), &rest),
         Command::Vllm { rest } => vllm::run(&rest),
         Command::Peer { name } => peer::run(name),
+        Command::Kernels { check } => kernels::run(check),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -162,10 +162,15 @@ kernels! {
 
 /// The device, its kernels run by `engine`; the double must outlive it.
 pub fn cuda(double: &Double, engine: Engine) -> CudaDevice {
+    cuda_within(double, engine, 512 << 20)
+}
+
+/// The same under a budget.
+pub fn cuda_within(double: &Double, engine: Engine, budget_bytes: u64) -> CudaDevice {
     *ENGINE.lock().unwrap_or_else(PoisonError::into_inner) = engine;
     register(double);
     let kernels = KernelSource::Image(IMAGE.to_owned());
-    CudaDevice::open(CudaConfig { ordinal: 0, budget_bytes: 512 << 20, kernels }).unwrap()
+    CudaDevice::open(CudaConfig { ordinal: 0, budget_bytes, kernels }).unwrap()
 }
 
 /// The device without a GPU, scalar or as fast as the processor allows.
