@@ -68,3 +68,8 @@ fn daemons_that_come_and_go() {
 fn the_package_is_typed_and_light_and_its_quick_start_runs() {
     run("test_package", 5);
 }
+
+#[test]
+fn llama_sessions_in_pieces() {
+    run("engines.test_llama_cpp", 6);
+}
