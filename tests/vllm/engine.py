@@ -92,7 +92,7 @@ class Script:
             answers = self.llm.generate(batch, wanted, use_tqdm=False)
             seconds = time.perf_counter() - begin
             for answer in answers:
-                done.append({"tokens": list(answer.outputs[0].token_ids), "cached": answer.num_cached_tokens, "seconds": seconds})
+                done.append({"request": answer.request_id, "tokens": list(answer.outputs[0].token_ids), "cached": answer.num_cached_tokens, "seconds": seconds})
         return done
 
     def reset(self, **_: object) -> bool:
@@ -165,8 +165,8 @@ class Script:
 
         load = store.Store.load
 
-        def flipped(self, span, rows, *rest):
-            loaded = load(self, span, rows, *rest)
+        def flipped(self, request, span, rows, *rest):
+            loaded = load(self, request, span, rows, *rest)
             _turn(rows[0][-1])
             return loaded
 

@@ -80,6 +80,8 @@ class Points:
         self.check(answers, [PROMPT], usable(PROMPT["tokens"]))
         external, host = metrics["vllm:external_prefix_cache_hits"], metrics["vllm:prompt_tokens_cached_by_source{host}"]
         demand(external == host == usable(PROMPT["tokens"]), f"external hits {external}, of them from host memory {host}")
+        told = self.daemon.explain(answers[0]["request"])
+        demand(len(told["blocks"]) == usable(PROMPT["tokens"]) // BLOCK, f"the daemon does not know that request: {told}")
         return f"{answers[0]['cached']} of {PROMPT['tokens']} tokens, from host memory"
 
     def p4_restart(self) -> str:

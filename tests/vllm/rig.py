@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -63,7 +64,15 @@ class Daemon:
             process.wait(60)
 
     def stats(self) -> dict:
-        """Its figures, by a client that opens no blocks of interest."""
+        """Its figures."""
+        return self._ask(lambda client: client.stats())
+
+    def explain(self, request: str) -> dict:
+        """What it remembers of a request."""
+        return self._ask(lambda client: client.explain(request))
+
+    def _ask(self, what: Callable[..., dict]) -> dict:
+        """Asks by a client that opens no blocks of interest."""
         import kvtier
 
         manifest = kvtier.Manifest(weights=bytes(32), architecture="probe", dtype="u8", block_tokens=1, layers=1, kv_heads=1, head_dim=8)
@@ -71,7 +80,7 @@ class Daemon:
             end = time.monotonic() + 5
             while not client.connected and time.monotonic() < end:
                 time.sleep(0.02)
-            return client.stats()
+            return what(client)
 
 
 class Engine:

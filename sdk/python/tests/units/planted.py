@@ -19,7 +19,7 @@ class LoadAfterFinish(KvtierConnector):
 
     def start_load_kv(self, forward_context, **kwargs):
         for load in self._ordered:
-            self._worker.store.load(load.span, load.rows)
+            self._worker.store.load(load.request, load.span, load.rows)
         self._ordered = [load for load in self._get_connector_metadata().orders.loads if load.is_async]
         self._said = {load.request for load in self._ordered}
 
@@ -69,7 +69,7 @@ class TokenSliced(KvtierConnector):
         for load in self._get_connector_metadata().orders.loads:
             rest = [layout.address(layer, load.rows[-1][-1]) + layout.block_bytes - size for layer in range(len(layout.slabs))]
             kept = [ctypes.string_at(address, size) for address in rest]
-            self._worker.store.load(load.span, load.rows)
+            self._worker.store.load(load.request, load.span, load.rows)
             for address, data in zip(rest, kept):
                 ctypes.memmove(address, data, size)
 

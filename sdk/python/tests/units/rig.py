@@ -63,7 +63,7 @@ class Rank:
     def find(self, span, name):
         return self.client.lookup(span.keys).tiers
 
-    def load(self, span, rows, layers=None):
+    def load(self, name, span, rows, layers=None):
         return len(self.client.load(span.keys, self.slabs, rows, layers=layers).tiers)
 
     def save(self, span, rows):

@@ -11,7 +11,7 @@ import unittest
 from pathlib import Path
 
 from kvtier.conformance import __main__ as command
-from kvtier.conformance import checks, interface, stubs
+from kvtier.conformance import checks, interface, shape, stubs
 
 REAL = Path(__file__).with_name("interface.json")
 
@@ -74,6 +74,78 @@ class Planted(unittest.TestCase):
                 found = checks.check(self.planted.KvtierConnector, given, seed)
                 with self.subTest(extra, seed=seed):
                     self.assertEqual({name: [str(one) for one in findings.firsts()] for name, findings in found.items() if findings.found}, {})
+
+
+class Connector(unittest.TestCase):
+    """What vLLM asks of our connector beyond loads and saves."""
+
+    def setUp(self):
+        context = stubs.installed()
+        context.__enter__()
+        self.addCleanup(context.__exit__, None, None, None)
+        store_context = checks.install(checks.Daemon())
+        store_context.__enter__()
+        self.addCleanup(store_context.__exit__, None, None, None)
+        self.make = planted().KvtierConnector
+        self.names = ["layer.0", "layer.1"]
+
+    def connector(self, config=None, cache=None, role=interface.KVConnectorRole.SCHEDULER):
+        of = shape.Shape()
+        config = config or shape.vllm_config(of, 0, self.names)
+        return self.make(config, role, kv_cache_config=cache or shape.kv_cache_config(of, self.names))
+
+    def test_a_policy_that_fails_requests_is_warned_of(self):
+        config = shape.vllm_config(shape.Shape(), 0, self.names)
+        with self.assertNoLogs("vllm.kvtier", logging.WARNING):
+            self.connector(config)
+        config.kv_transfer_config.kv_load_failure_policy = "fail"
+        with self.assertLogs("vllm.kvtier", logging.WARNING) as told:
+            self.connector(config)
+        self.assertIn("kv_load_failure_policy", told.output[0])
+
+    def test_an_engine_that_is_not_supported_serves_without(self):
+        cache = shape.kv_cache_config(shape.Shape(), self.names)
+        cache.kv_cache_groups = cache.kv_cache_groups * 2
+        with self.assertLogs("vllm.kvtier", logging.ERROR) as told:
+            scheduler = self.connector(cache=cache)
+            worker = self.connector(cache=cache, role=interface.KVConnectorRole.WORKER)
+            worker.register_kv_caches({})
+        self.assertIn("2 groups", told.output[0])
+        self.assertIsNone(worker.get_handshake_metadata())
+        self.assertEqual(scheduler.get_num_new_matched_tokens(object(), 0), (0, False))
+        output = interface.SchedulerOutput([], interface.CachedRequestData(), {}, 0)
+        worker.bind_connector_metadata(scheduler.build_connector_meta(output))
+        worker.start_load_kv(None)
+        worker.wait_for_save()
+        self.assertEqual((worker.get_finished(set()), worker.get_block_ids_with_load_errors()), ((None, None), set()))
+        worker.shutdown()
+
+    def test_a_saved_block_is_not_a_delivery(self):
+        self.assertFalse(self.connector().requires_kv_delivery)
+        self.assertTrue(self.make.requires_piecewise_for_cudagraph({"kvtier.layerwise": True}))
+        self.assertFalse(self.make.requires_piecewise_for_cudagraph({}))
+
+    def test_sources_add_up(self):
+        connector = self.connector()
+        connector._scheduler.sources = lambda request, tokens: {"host": 64, "disk": 32}
+        source = sys.modules["vllm.v1.metrics.cache_hit_source"].CacheHitSource
+        self.assertEqual(connector.get_external_cache_hit_sources(None, 96), {source.HOST: 64, source.DISK: 32})
+        self.assertEqual(connector.get_external_cache_hit_sources(None, 100)[source.EXTERNAL_UNSPECIFIED], 4)
+
+    def test_a_rank_without_blocks_means_no_hits(self):
+        connector = self.connector()
+        connector.set_xfer_handshake_metadata_pp_aware({(0, 0): None})
+        self.assertEqual(connector._scheduler.ranks, [])
+
+    def test_ranks_are_tensor_and_pipeline_ranks(self):
+        ranks_of = sys.modules[self.make.__module__].ranks_of
+        parallel = shape.vllm_config(shape.Shape(ranks=2), 0, self.names).parallel_config
+        parallel.pipeline_parallel_size = 3
+        found = []
+        for parallel.rank in range(6):
+            found.append(ranks_of(parallel))
+        self.assertEqual([(rank["tensor"][0], rank["pipeline"][0]) for rank in found], [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2)])
+        self.assertEqual((found[0]["tensor"][1], found[0]["pipeline"][1]), (2, 3))
 
 
 class Command(unittest.TestCase):

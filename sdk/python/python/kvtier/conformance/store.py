@@ -224,8 +224,12 @@ class Client:
         self._answer(hashes)
         return Reservations(self, hashes, parent, depth)
 
+    def acquire(self, hashes: Sequence[bytes], *, parent: bytes | None = None, depth: int = 0) -> Leases:
+        found = self.lookup(hashes)
+        return Leases(b"".join(self._blocks[key].layers) for key in hashes[: len(found.tiers)])
+
     def tag(self, request: str) -> None:
-        pass
+        self._answer([])
 
     def stats(self) -> dict[str, Any]:
         return {}
@@ -241,6 +245,16 @@ class Client:
             raise Error("not_connected")
         if not all(isinstance(key, bytes) and len(key) == 32 for key in hashes):
             raise ValueError("a hash is 32 bytes")
+
+
+class Leases(list[bytes]):
+    """Leased blocks, as their bytes."""
+
+    def __enter__(self) -> Leases:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.clear()
 
 
 class Place:

@@ -239,10 +239,14 @@ class KvtierConnector(KVConnectorBase_V1, SupportsHMA):
         slabs = kvtier.Slabs(list(memory.slabs), block_bytes=memory.block_bytes, stride=memory.stride)
         store = Store(whose, self._settings, "vllm worker", slabs)
         self._stores = [store]
-        self._worker = Worker(memory, store, layerwise=self._settings.layerwise)
+        between = None
+        if self._settings.load_async:
+            between = Store(whose, self._settings, "vllm worker, between steps", slabs)
+            self._stores.append(between)
+        self._worker = Worker(memory, store, between=between, layerwise=self._settings.layerwise)
         self._handshake = Handshake(whose)
-        logger.info("kvtier: %d layers, stored blocks of %d tokens, namespace %s", len(memory.slabs),
-                    self._chunks.stored_tokens, store.client.namespace.hex())
+        what = (len(memory.slabs), self._chunks.stored_tokens, store.client.namespace.hex())
+        logger.info("kvtier: %d layers, stored blocks of %d tokens, namespace %s", *what)
 
 
 def ranks_of(parallel: Any) -> dict[str, tuple[int, int]]:

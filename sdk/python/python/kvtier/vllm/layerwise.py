@@ -45,7 +45,7 @@ class LayerLoads:
             for layers in self._runs:
                 for number, load in enumerate(self._loads):
                     if self._whole[number]:
-                        found = self._store.load(load.span, load.rows, layers if len(self._runs) > 1 else None)
+                        found = self._store.load(load.request, load.span, load.rows, layers if len(self._runs) > 1 else None)
                         self._whole[number] = min(self._whole[number], found)
                 for layer in layers:
                     self._done[layer].set()

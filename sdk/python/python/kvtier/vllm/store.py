@@ -38,16 +38,26 @@ class Store:
     def find(self, span: Span, request: str) -> list[str]:
         """The tier of each block that is there, from the first one on."""
         try:
-            self.client.tag(request)
-            return list(self.client.lookup(span.keys, parent=span.parent, depth=span.first).tiers)
+            tiers = list(self.client.lookup(span.keys, parent=span.parent, depth=span.first).tiers)
+            if len(tiers) < len(span.keys):
+                self._note_miss(span, len(tiers), request)
+            return tiers
         except kvtier.Error as error:
             self._tell("look blocks up", error)
             return []
 
-    def load(self, span: Span, rows: Sequence[Sequence[int]], layers: range | None = None) -> int:
+    def _note_miss(self, span: Span, number: int, request: str) -> None:
+        """Has the daemon remember, under the request's name, why this block is not there: it does for blocks that are asked for in earnest."""
+        parent = span.keys[number - 1] if number else span.parent
+        self.client.tag(request)
+        with self.client.acquire(span.keys[number : number + 1], parent=parent, depth=span.first + number):
+            pass
+
+    def load(self, request: str, span: Span, rows: Sequence[Sequence[int]], layers: range | None = None) -> int:
         """Copies blocks into the slabs; how many of them, from the first one on, are whole and verified. All others may be half written."""
         some = {} if layers is None else {"layers": layers}
         try:
+            self.client.tag(request)
             loaded = self.client.load(span.keys, self.slabs, rows, parent=span.parent, depth=span.first, **some)
         except kvtier.Error as error:
             self._tell("load blocks", error)

@@ -20,7 +20,7 @@ class Moves(Protocol):
 
     loads_layers: bool
 
-    def load(self, span: Span, rows: Sequence[Sequence[int]], layers: range | None = None) -> int: ...
+    def load(self, request: str, span: Span, rows: Sequence[Sequence[int]], layers: range | None = None) -> int: ...
 
     def save(self, span: Span, rows: Sequence[Sequence[int]]) -> int: ...
 
@@ -33,10 +33,20 @@ class Worker:
     """One per rank. A step is `bind`, `begin`, the forward pass with `wait_layer` and `save_layer`, `end`; in a step without loads that its
     forward pass reads, `begin` may come after the forward pass."""
 
-    def __init__(self, layout: Layout, store: Moves, *, layerwise: bool = False, ready: Callable[[], None] = lambda: None) -> None:
-        """`ready` waits until everything that was launched on the device has been done."""
+    def __init__(
+        self,
+        layout: Layout,
+        store: Moves,
+        *,
+        between: Moves | None = None,
+        layerwise: bool = False,
+        ready: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`between`: another connection for loads between steps, which would else hold up a step's saves. `ready` waits until everything that was launched
+        on the device has been done."""
         self.layout = layout
         self.store = store
+        self.between = between or store
         self.layerwise = layerwise
         self.ready = ready
         self._orders: Orders | None = None
@@ -63,12 +73,12 @@ class Worker:
         now = [load for load in orders.loads if not load.is_async]
         for load in orders.loads:
             if load.is_async:
-                self._between[load.request] = (load, self._threads.submit(self.store.load, load.span, load.rows))
+                self._between[load.request] = (load, self._threads.submit(self.between.load, load.request, load.span, load.rows))
         if self.layerwise and now:
             self._loads = LayerLoads(self.store, len(self.layout.slabs), now)
         else:
             for load in now:
-                self._judge(load, self.store.load(load.span, load.rows))
+                self._judge(load, self.store.load(load.request, load.span, load.rows))
 
     def wait_layer(self, name: str) -> None:
         """Returns when this layer's part of the step's loads is in place, or has failed."""
