@@ -173,6 +173,11 @@ class Identities(unittest.TestCase):
         unhashed.cache_config.enable_prefix_caching = False
         drafted.speculative_config = SimpleNamespace(method="eagle")
         spread.parallel_config.decode_context_parallel_size = 2
+        scaled, dummy = config(self.folder), config(self.folder)
+        scaled.cache_config.calculate_kv_scales = True
+        dummy.load_config = SimpleNamespace(load_format="dummy")
+        identity.check(dummy, groups(full), "said")
+        bad.update({"scales of its own": (scaled, groups(full)), "random weights": (dummy, groups(full))})
         bad.update({"no hashes": (unhashed, groups(full)), "a draft model": (drafted, groups(full)), "a spread block": (spread, groups(full))})
         for why, (engine, cache) in bad.items():
             with self.subTest(why), self.assertRaises(identity.Unsupported):

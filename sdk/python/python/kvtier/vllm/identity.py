@@ -35,8 +35,8 @@ class Identity:
     """The layout of a stored block, in words."""
 
 
-def check(config: Any, kv_cache_config: Any) -> None:
-    """Raises `Unsupported` for engines whose blocks mean more than their hashes and this identity say."""
+def check(config: Any, kv_cache_config: Any, model_id: str | None = None) -> None:
+    """Raises `Unsupported` for engines whose blocks mean more than their hashes and this identity say. `model_id`: as in `identify`."""
     groups = kv_cache_config.kv_cache_groups
     if len(groups) != 1:
         raise Unsupported(f"the model has {len(groups)} groups of layers with block tables of their own; one is supported")
@@ -54,6 +54,10 @@ def check(config: Any, kv_cache_config: Any) -> None:
         raise Unsupported(f"prefix_caching_hash_algo is {algorithm}; set it to one of {', '.join(HASHES)}")
     if not config.cache_config.enable_prefix_caching:
         raise Unsupported("enable_prefix_caching is off, so blocks have no hashes")
+    if getattr(config.cache_config, "calculate_kv_scales", False):
+        raise Unsupported("calculate_kv_scales makes blocks depend on what the engine saw first")
+    if model_id is None and getattr(getattr(config, "load_config", None), "load_format", None) == "dummy":
+        raise Unsupported("load_format is dummy: the weights are not those of the model's files")
     speculative = getattr(config, "speculative_config", None)
     if speculative is not None and speculative.method not in ("ngram", "suffix"):
         raise Unsupported(f"speculative decoding by {speculative.method} keeps KV of a second model in the same blocks")
