@@ -1,5 +1,4 @@
-//! Developer commands: `cargo xtask test | soak | bars | vllm | peer`.
-//! Developer commands: `cargo xtask test | soak | bars | peer | kernels`.
+//! Developer commands: `cargo xtask test | soak | bars | vllm | peer | kernels`.
 #![forbid(unsafe_code)]
 
 mod daemon;
