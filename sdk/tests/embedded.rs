@@ -4,7 +4,7 @@ use cache_core::form::Accept;
 use cache_core::miss::MissReason;
 use cache_core::units::Tier;
 use gpu_tier::cpu::Link as HostLink;
-use gpu_tier::device::{CopyPiece, Device, HostRange, Stream};
+use gpu_tier::device::{CopyPiece, HostRange, Stream};
 use kvtier_sdk::cache::{BlockPlace, CacheError, Committed, Grant, KvCache, NoRoom, Want};
 use kvtier_sdk::contract;
 use kvtier_sdk::contract::rig::{HOME, RAW32, Rig, SHAPE, chain, host_bytes};
@@ -280,7 +280,7 @@ fn raw32_stays_private_and_on_the_device() {
 #[test]
 fn budgets_under_one_block_are_refused_with_the_minimum() {
     let rig = Rig::new(2, 0);
-    let device: std::sync::Arc<dyn gpu_tier::attention::Attention> = rig.device.clone();
+    let device = rig.device.clone();
     let open = |device_slots, host_bytes| {
         Embedded::open(EmbeddedConfig { device: device.clone(), shape: SHAPE, device_slots, host_bytes, disk: None })
             .map(|_| ())

@@ -17,7 +17,7 @@ use gpu_tier::attention::Attention;
 use gpu_tier::cpu::isa::Isa;
 use gpu_tier::cpu::workers::Workers;
 use gpu_tier::cpu::{CpuConfig, CpuDevice, Link as HostLink};
-use gpu_tier::device::{CopyPiece, Device, HostRange, Stream};
+use gpu_tier::device::{CopyPiece, HostRange, Stream};
 use kvtier_sdk::cache::{BlockPlace, CacheError, Grant, KvCache, SequenceId, StagedSection};
 use kvtier_sdk::contract::rig::{HOME, Rig, SHAPE, branch, chain, expected, host_bytes, pattern};
 use kvtier_sdk::embedded::{

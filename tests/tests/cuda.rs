@@ -6,13 +6,18 @@
 #[allow(dead_code, reason = "the hooks of the double that other tests use")]
 mod double;
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use double::Double;
+use gpu_tier::cuda::{CudaConfig, CudaDevice, KernelSource};
 use kvtier_engine::run::device::DeviceKind;
 use kvtier_engine::run::engine::{Engine, EngineOptions};
 use kvtier_engine::run::{Form, Isa};
 use kvtier_sdk::cache::KvCache;
+use kvtier_sdk::contract::{
+    self,
+    rig::{Rig, SHAPE, host_bytes},
+};
 use kvtier_tests::{Fixture, ask, ask_together, options, plain, shallow};
 
 const CUDA: DeviceKind = DeviceKind::Cuda { ordinal: 0 };
@@ -92,6 +97,19 @@ fn closed_blocks_give_the_logits_of_the_cpu_device() {
         let answer = ask(&mut engine(on_cuda(closed)), &prompt, 2);
         assert_eq!(answer.logits_digest, expected, "{form}");
     }
+    double.assert_nothing_left();
+}
+
+/// The manager and the SDK over the device: what every cache must do.
+#[test]
+fn a_cache_over_the_device_keeps_the_contract() {
+    let double = Double::take();
+    contract::run(&|device_slots| {
+        let budget_bytes = u64::from(device_slots + 4) * SHAPE.slot_bytes();
+        let device =
+            CudaDevice::open(CudaConfig { ordinal: 0, budget_bytes, kernels: KernelSource::Embedded }).unwrap();
+        Rig::on(Arc::new(device), SHAPE, device_slots, host_bytes(device_slots, 32))
+    });
     double.assert_nothing_left();
 }
 

@@ -1,4 +1,4 @@
-//! A small cache on the real `cpu` device and host arena, and block contents that can be recognised.
+//! A small cache on a real device and host arena, and block contents that can be recognised.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use gpu_tier::attention::Attention;
 use gpu_tier::cpu::isa::Isa;
 use gpu_tier::cpu::workers::Workers;
 use gpu_tier::cpu::{CpuConfig, CpuDevice, Link as HostLink};
-use gpu_tier::device::{CopyPiece, Device, Stream};
+use gpu_tier::device::{CopyPiece, Stream};
 use host_tier::Layout;
 
 use crate::cache::{BlockPlace, Committed, Grant, KvCache, SequenceId, Want};
@@ -33,7 +33,7 @@ pub const AWAY: Namespace = Namespace([8; 32]);
 /// A cache with its device.
 pub struct Rig {
     /// The device.
-    pub device: Arc<CpuDevice>,
+    pub device: Arc<dyn Attention>,
     /// The cache.
     pub cache: Embedded,
 }
@@ -49,20 +49,22 @@ pub fn host_bytes(device_slots: u32, slots: u32) -> u64 {
 }
 
 impl Rig {
-    /// Device and host arena in this process.
+    /// The `cpu` device and host arena in this process.
     pub fn open(link: HostLink, shape: BlockShape, device_slots: u32, host_bytes: u64) -> Rig {
-        let device = device(link, shape, device_slots);
-        let attention: Arc<dyn Attention> = device.clone();
-        let cache =
-            Embedded::open(EmbeddedConfig { device: attention, shape, device_slots, host_bytes, disk: None }).unwrap();
+        Rig::on(cpu(link, shape, device_slots), shape, device_slots, host_bytes)
+    }
+
+    /// A device, which has room for four slots beside the blocks, and host arena in this process.
+    pub fn on(device: Arc<dyn Attention>, shape: BlockShape, device_slots: u32, host_bytes: u64) -> Rig {
+        let config = EmbeddedConfig { device: Arc::clone(&device), shape, device_slots, host_bytes, disk: None };
+        let cache = Embedded::open(config).unwrap();
         Rig { device, cache }
     }
 
     /// A device over a daemon.
     pub fn over_daemon(device_slots: u32, settings: DaemonSettings) -> Rig {
-        let device = device(HostLink::InPlace, SHAPE, device_slots);
-        let attention: Arc<dyn Attention> = device.clone();
-        let cache = Embedded::over_daemon(attention, SHAPE, device_slots, settings).unwrap();
+        let device = cpu(HostLink::InPlace, SHAPE, device_slots);
+        let cache = Embedded::over_daemon(Arc::clone(&device), SHAPE, device_slots, settings).unwrap();
         Rig { device, cache }
     }
 
@@ -185,7 +187,7 @@ impl Rig {
     }
 }
 
-fn device(link: HostLink, shape: BlockShape, device_slots: u32) -> Arc<CpuDevice> {
+fn cpu(link: HostLink, shape: BlockShape, device_slots: u32) -> Arc<dyn Attention> {
     let config = CpuConfig {
         // Blocks, and a bounce buffer for each of up to four threads that read the host arena.
         budget_bytes: u64::from(device_slots + 4) * shape.slot_bytes(),
