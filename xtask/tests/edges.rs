@@ -33,8 +33,8 @@ fn drawn(package: &str) -> Option<Vec<&'static str>> {
         "kvtier-engine" => vec!["cache-core", "gpu-tier", "kvtier-sdk"],
         "kvtier-daemon" => vec!["cache-core", "host-tier", "disk-tier", "kvtier-sdk"],
         "kvtier" => vec!["kvtier-sdk", "kvtier-engine", "kvtier-daemon"],
-        // Engines of other languages: over the SDK alone; Python's can be a daemon as well.
-        "kvtier-c" => vec!["cache-core", "kvtier-sdk"],
+        // Engines of other languages. Python can be a daemon as well; C has one in its tests alone.
+        "kvtier-c" => vec!["cache-core", "kvtier-sdk", "kvtier-daemon"],
         "kvtier-python" => vec!["cache-core", "kvtier-sdk", "kvtier-daemon"],
         "kvtier-tests" => {
             [&["cache-core", "kvtier-sdk", "kvtier-engine", "kvtier-daemon", "kvtier"][..], &TIERS].concat()
