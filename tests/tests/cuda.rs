@@ -9,7 +9,10 @@ mod double;
 use std::sync::{Arc, OnceLock};
 
 use double::Double;
+use gpu_tier::attention::{Accumulator, Attend, Attention, Element, Geometry, SectionPlace};
 use gpu_tier::cuda::{CudaConfig, CudaDevice, KernelSource};
+use gpu_tier::device::{CopyPiece, Device, DeviceRange, HostRange, Stream};
+use host_tier::{HostConfig, HostTier};
 use kvtier_engine::run::device::DeviceKind;
 use kvtier_engine::run::engine::{Engine, EngineOptions};
 use kvtier_engine::run::{Form, Isa};
@@ -18,6 +21,7 @@ use kvtier_sdk::contract::{
     self,
     rig::{Rig, SHAPE, host_bytes},
 };
+use kvtier_sdk::embedded::ArenaExtent;
 use kvtier_tests::{Fixture, ask, ask_together, options, plain, shallow};
 
 const CUDA: DeviceKind = DeviceKind::Cuda { ordinal: 0 };
@@ -110,6 +114,55 @@ fn a_cache_over_the_device_keeps_the_contract() {
             CudaDevice::open(CudaConfig { ordinal: 0, budget_bytes, kernels: KernelSource::Embedded }).unwrap();
         Rig::on(Arc::new(device), SHAPE, device_slots, host_bytes(device_slots, 32))
     });
+    double.assert_nothing_left();
+}
+
+/// Offloading and onboarding go on beside kernels: while copies are held back, attention over what is there ends, and only what waits for a copy
+/// waits.
+#[test]
+fn attention_does_not_wait_for_copies_that_it_does_not_need() {
+    let double = Double::take();
+    let config = CudaConfig { ordinal: 0, budget_bytes: 1 << 20, kernels: KernelSource::Embedded };
+    let device = CudaDevice::open(config).unwrap();
+    let arena = HostTier::open(HostConfig::new(1 << 20, SHAPE)).unwrap();
+    let extent = device.register(Arc::new(ArenaExtent::new(Arc::clone(&arena.extents()[0])))).unwrap();
+    let geometry =
+        Geometry { heads: 2, kv_heads: 1, head_dim: 16, block_tokens: 64, element: Element::Bf16, scale: 0.25 };
+    let memory = device.allocate(64 << 10).unwrap();
+    let (here, coming) = (memory.range().slice(0, 4096), memory.range().slice(4096, 4096));
+    assert_eq!(geometry.section_bytes(), 4096);
+    let attend = |section: DeviceRange, state: DeviceRange| {
+        let job = Attend {
+            queries: memory.range().slice(8192, 2 * 16 * 4),
+            rows: 1,
+            first_position: 63,
+            sections: &[Some(SectionPlace::Device(section))],
+            spans: &[0],
+            into: Accumulator::Running { range: state },
+        };
+        device.attend(Stream::Compute, &geometry, &[job]).unwrap();
+        device.record(Stream::Compute).unwrap()
+    };
+    let state = |number: u64| memory.range().slice(12_288 + 4096 * number, 2 * geometry.partial_bytes());
+    // Kernels' tables are copied in too, so what is held back is a copy out that the copy in waits for.
+    let gate = double.hold(double::COPY_OUT);
+    let host = HostRange { extent, offset: 0, bytes: 4096 };
+    device.copy_out(Stream::CopyOut, &[CopyPiece { host, device: here }]).unwrap();
+    device.wait(Stream::CopyIn, device.record(Stream::CopyOut).unwrap()).unwrap();
+    device.copy_in(Stream::CopyIn, &[CopyPiece { host, device: coming }]).unwrap();
+    let copied = device.record(Stream::CopyIn).unwrap();
+    device.synchronize(attend(here, state(0))).unwrap();
+    assert!(!device.is_done(copied).unwrap(), "attention over the block that is there has ended before the copy");
+    device.wait(Stream::Compute, copied).unwrap();
+    let attended = attend(coming, state(1));
+    assert!(!device.is_done(attended).unwrap(), "attention over the block that comes waits for it");
+    drop(gate);
+    device.synchronize(attended).unwrap();
+    assert!(device.is_done(copied).unwrap());
+    let traffic = device.traffic();
+    assert_eq!((traffic.copied_out_bytes, traffic.copied_in_bytes), (4096, 4096));
+    drop(memory);
+    drop(device);
     double.assert_nothing_left();
 }
 
