@@ -2,6 +2,8 @@
 
 import unittest
 
+from kvtier.vllm.store import name_outside
+
 from .rig import BLOCK_TOKENS, Engine, request, step
 
 PROMPT = list(range(65))
@@ -194,6 +196,14 @@ class Saves(unittest.TestCase):
         engine.scheduler.finished("r")
         self.assertEqual(engine.scheduler.build(step()).loads, [], "cancelled before its step was built")
         self.assertEqual((engine.scheduler._running, engine.scheduler._matches, engine.scheduler._asked), ({}, {}, set()))
+
+
+class Names(unittest.TestCase):
+    def test_the_daemon_hears_the_name_that_the_sender_knows(self):
+        self.assertEqual(name_outside("chatcmpl-1-0a1b2c3d"), "chatcmpl-1")
+        self.assertEqual(name_outside("chatcmpl-1"), "chatcmpl-1")
+        self.assertEqual(name_outside("x" * 100 + "-0a1b2c3d"), "x" * 64)
+        self.assertEqual(name_outside("x" * 63 + "ö"), "x" * 63, "no half letters")
 
 
 if __name__ == "__main__":

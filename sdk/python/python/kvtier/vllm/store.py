@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,15 @@ logger = logging.getLogger("vllm.kvtier")
 
 QUIET_SECONDS = 60.0
 """A failing daemon is told of once in so long."""
+NAME_BYTES = 64
+"""The longest name of a request that the daemon takes."""
+UNIQUE = re.compile(r"-[0-9a-f]{8}\Z")
+"""What vLLM puts behind a request's name to tell it from others of that name."""
+
+
+def name_outside(request: str) -> str:
+    """A request's name as whoever sent it knows it, as much of it as the daemon takes."""
+    return UNIQUE.sub("", request).encode()[:NAME_BYTES].decode(errors="ignore")
 
 
 class Store:
@@ -49,7 +59,7 @@ class Store:
     def _note_miss(self, span: Span, number: int, request: str) -> None:
         """Has the daemon remember, under the request's name, why this block is not there: it does for blocks that are asked for in earnest."""
         parent = span.keys[number - 1] if number else span.parent
-        self.client.tag(request)
+        self.client.tag(name_outside(request))
         with self.client.acquire(span.keys[number : number + 1], parent=parent, depth=span.first + number):
             pass
 
@@ -57,7 +67,7 @@ class Store:
         """Copies blocks into the slabs; how many of them, from the first one on, are whole and verified. All others may be half written."""
         some = {} if layers is None else {"layers": layers}
         try:
-            self.client.tag(request)
+            self.client.tag(name_outside(request))
             loaded = self.client.load(span.keys, self.slabs, rows, parent=span.parent, depth=span.first, **some)
         except kvtier.Error as error:
             self._tell("load blocks", error)
