@@ -13,7 +13,8 @@ const INSTALLER: &str = "uv==0.13.9";
 /// Beside vLLM where it is measured beside it.
 const LMCACHE: &str = "lmcache==0.5.6";
 
-/// Builds the environment where it is not there yet (6 GB), installs our package into it, and runs the points (`rest`: only these).
+/// Builds the environment where it is not there yet (6 GB), installs our package into it, and runs the points (`rest`: only these) and the helper for
+/// transformers.
 pub fn run(rest: &[String]) -> Result<(), String> {
     let environment = environment(&[])?;
     install(&environment)?;
@@ -21,9 +22,13 @@ pub fn run(rest: &[String]) -> Result<(), String> {
     let scripts = scripts();
     let mut check = Command::new(&python);
     stage::run("the recorded interface is the installed one", check.arg(scripts.join("interface.py")).arg("--check"))?;
+    let folder = folder("points")?;
     let mut points = Command::new(&python);
-    points.arg(scripts.join("points.py")).arg(folder("points")?).args(rest);
-    stage::run("points", &mut points)
+    points.arg(scripts.join("points.py")).arg(&folder).args(rest);
+    let points = stage::run("points", &mut points);
+    let mut transformers = Command::new(&python);
+    transformers.arg(scripts.join("hf.py")).arg(&folder);
+    points.and(stage::run("transformers", &mut transformers))
 }
 
 /// Time to first token with blocks from kvtier, from LMCache's daemon and from plain files in memory.
