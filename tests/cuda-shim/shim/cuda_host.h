@@ -28,21 +28,10 @@ struct ShimIndex {
     unsigned int x, y, z;
 };
 
-// A copy that was started and has not happened yet.
-struct ShimCopy {
-    void* to;
-    const void* from;
-};
-
 // The running thread of the running block, as its kernel sees it.
 struct ShimThread {
-    enum { COPIES = 512, GROUPS = 32 };
     ShimIndex thread, block, block_dim, grid_dim;
     void* shared;
-    // Copies that were started, and how many of them each group that was ended holds, oldest first.
-    unsigned int copies, groups, open;
-    ShimCopy copy[COPIES];
-    unsigned int group[GROUPS];
 };
 
 extern "C" {
@@ -52,6 +41,11 @@ void shim_syncwarp(unsigned int line);
 // Gives `bits` to the warp and takes what lane `source` gave.
 unsigned int shim_exchange(unsigned int line, unsigned int mask, unsigned int bits, unsigned int source);
 unsigned int shim_ballot(unsigned int line, unsigned int mask, unsigned int bit);
+// Asynchronous copies of the running thread: starts one, ends a group, takes the oldest of the groups that are not to be pending any
+// more (0 when there is none).
+void shim_start_copy(void* to, const void* from);
+void shim_end_group();
+int shim_take_copy(unsigned int pending, void** to, const void** from);
 [[noreturn]] void shim_fail(const char* problem, unsigned int line);
 void shim_register(const char* name, void (*run)(void**), const size_t* sizes, size_t parameters);
 }
@@ -173,28 +167,13 @@ inline T shim_shuffle(unsigned int line, unsigned int mask, T value, unsigned in
 
 // A copy happens when it is waited for, as late as CUDA allows: a missing wait shows.
 inline void copy16_async(void* shared, const void* global) {
-    ShimThread* now = shim_thread();
-    if (now->copies == ShimThread::COPIES) shim_fail("more asynchronous copies than the host build keeps", 0);
     if (((uintptr_t)shared | (uintptr_t)global) & 15) shim_fail("misaligned asynchronous copy", 0);
-    now->copy[now->copies++] = {shared, global};
-    now->open++;
+    shim_start_copy(shared, global);
 }
-inline void async_commit() {
-    ShimThread* now = shim_thread();
-    if (now->groups == ShimThread::GROUPS) shim_fail("more groups of copies than the host build keeps", 0);
-    now->group[now->groups++] = now->open;
-    now->open = 0;
-}
+inline void async_commit() { shim_end_group(); }
 template <int Pending>
 inline void async_wait() {
-    ShimThread* now = shim_thread();
-    unsigned int done = 0, groups = 0;
-    while (now->groups - groups > Pending) {
-        for (unsigned int end = done + now->group[groups++]; done < end; done++)
-            *static_cast<uint4*>(now->copy[done].to) = *static_cast<const uint4*>(now->copy[done].from);
-    }
-    memmove(now->copy, now->copy + done, (now->copies - done) * sizeof(ShimCopy));
-    memmove(now->group, now->group + groups, (now->groups - groups) * sizeof(unsigned int));
-    now->copies -= done;
-    now->groups -= groups;
+    void* to;
+    const void* from;
+    while (shim_take_copy(Pending, &to, &from)) *static_cast<uint4*>(to) = *static_cast<const uint4*>(from);
 }

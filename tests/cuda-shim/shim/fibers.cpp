@@ -36,6 +36,8 @@ namespace {
 
 const size_t STACK = 64 << 10;
 const size_t SHARED = 48 << 10;
+// Behind a block's shared memory: a byte for its barrier and one for each of its warps, to name them to the sanitizer.
+const size_t TOKENS = 64;
 
 struct Kernel {
     void (*run)(void**);
@@ -49,8 +51,22 @@ std::map<std::string, Kernel>& kernels() {
 
 enum State { READY, AT_BARRIER, AT_LANES, DONE };
 
+// A copy that was started and has not happened yet.
+struct Copy {
+    void* to;
+    const void* from;
+    // Groups that were ended before it was started.
+    unsigned group;
+};
+
+// Copies that a thread may have under way.
+const unsigned COPIES = 512;
+
 struct Fiber {
     ShimThread seen;
+    // Copies `first`..`last`, each at its number modulo COPIES; no allocation, which a sanitizer would take for a thread's own.
+    Copy copies[COPIES];
+    unsigned first, last, groups;
     void* sp;
     State state;
     unsigned line, mask, given;
@@ -68,7 +84,7 @@ struct Block {
     void (*run)(void**) = nullptr;
     void** parameters = nullptr;
     std::string problem;
-    char token;
+    char* tokens = nullptr;
 };
 
 thread_local Block block;
@@ -85,7 +101,7 @@ void entry() {
     block.run(block.parameters);
     block.now->state = DONE;
 #ifdef KV_TSAN
-    __tsan_release(&block.token);
+    __tsan_release(block.tokens);
 #endif
     to_scheduler();
     abort();
@@ -205,19 +221,30 @@ void on_fault(int, siginfo_t* info, void*) {
     signal(SIGSEGV, SIG_DFL);
 }
 
+char* new_stacks(unsigned threads) {
+    void* memory = mmap(nullptr, threads * STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) abort();
+    return static_cast<char*>(memory);
+}
+
+char* fresh_shared() {
+    void* memory = aligned_alloc(128, (SHARED + TOKENS + 127) / 128 * 128);
+    if (!memory) abort();
+    return static_cast<char*>(memset(memory, 0xff, SHARED));
+}
+
 void prepare(unsigned threads) {
     if (block.stack_count < threads) {
         if (block.stacks) munmap(block.stacks, block.stack_count * STACK);
-        void* memory = mmap(nullptr, threads * STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (memory == MAP_FAILED) abort();
-        block.stacks = static_cast<char*>(memory);
+        block.stacks = new_stacks(threads);
         block.stack_count = threads;
     }
     block.fibers.resize(threads);
     block.taken.assign((threads + 31) / 32 * 32, 0);
 }
 
-void start_block(ShimIndex at, ShimIndex grid, ShimIndex dim, unsigned threads, void* shared) {
+void start_block(ShimIndex at, ShimIndex grid, ShimIndex dim, unsigned threads, char* shared) {
+    block.tokens = shared + SHARED;
     for (unsigned i = 0; i < threads; i++) {
         Fiber& f = block.fibers[i];
         f.seen.thread = {i % dim.x, i / dim.x % dim.y, i / dim.x / dim.y};
@@ -225,12 +252,9 @@ void start_block(ShimIndex at, ShimIndex grid, ShimIndex dim, unsigned threads, 
         f.seen.block_dim = dim;
         f.seen.grid_dim = grid;
         f.seen.shared = shared;
-        f.seen.copies = f.seen.groups = f.seen.open = 0;
+        f.first = f.last = f.groups = 0;
         f.state = READY;
         f.sp = fresh_stack(i);
-#ifdef KV_TSAN
-        f.tsan = __tsan_create_fiber(0);
-#endif
     }
 }
 
@@ -255,6 +279,25 @@ void shim_register(const char* name, void (*run)(void**), const size_t* sizes, s
     kernels()[name] = {run, std::vector<size_t>(sizes, sizes + parameters)};
 }
 
+void shim_start_copy(void* to, const void* from) {
+    Fiber* f = block.now;
+    if (f->last - f->first == COPIES) shim_fail("more asynchronous copies than the host build keeps", 0);
+    f->copies[f->last++ % COPIES] = {to, from, f->groups};
+}
+
+void shim_end_group() { block.now->groups++; }
+
+int shim_take_copy(unsigned pending, void** to, const void** from) {
+    Fiber* f = block.now;
+    // Of `groups` ended groups the last `pending` may be under way, and so may what is in no group yet.
+    const Copy& oldest = f->copies[f->first % COPIES];
+    if (f->first == f->last || oldest.group + pending >= f->groups) return 0;
+    *to = oldest.to;
+    *from = oldest.from;
+    f->first++;
+    return 1;
+}
+
 void shim_fail(const char* problem, unsigned line) {
     block.problem = std::string(problem) + ", line " + std::to_string(line);
     to_scheduler();
@@ -266,11 +309,11 @@ void shim_syncthreads(unsigned line) {
     f->state = AT_BARRIER;
     f->line = line;
 #ifdef KV_TSAN
-    __tsan_release(&block.token);
+    __tsan_release(block.tokens);
 #endif
     to_scheduler();
 #ifdef KV_TSAN
-    __tsan_acquire(&block.token);
+    __tsan_acquire(block.tokens);
 #endif
 }
 
@@ -297,7 +340,7 @@ unsigned shim_ballot(unsigned line, unsigned mask, unsigned bit) {
 
 void shim_syncwarp(unsigned line) {
 #ifdef KV_TSAN
-    char* token = reinterpret_cast<char*>(&block.taken[(block.now - block.fibers.data()) / 32 * 32]);
+    char* token = block.tokens + 1 + (block.now - block.fibers.data()) / 32;
     __tsan_release(token);
 #endif
     shim_exchange(line, 0xffffffffu, 0, 0);
@@ -334,27 +377,51 @@ int shim_launch(const char* name, const unsigned* grid, const unsigned* dim, voi
     block.parameters = parameters;
     block.problem.clear();
     prepare(threads);
-#ifdef KV_TSAN
-    block.scheduler_tsan = __tsan_get_current_fiber();
-#endif
     std::vector<unsigned> turn(grid[0] * grid[1] * grid[2]);
     order(turn, schedule, random);
+    std::vector<char*> memories, retired;
+#ifdef KV_TSAN
+    // All of them now, and their memory before them: what is created is ordered after its creator's past, and blocks must stay
+    // unordered among each other.
+    for (size_t i = 0; i < turn.size(); i++) memories.push_back(fresh_shared());
+    block.scheduler_tsan = __tsan_get_current_fiber();
+    std::vector<void*> created(turn.size() * threads);
+    for (void*& fiber : created) fiber = __tsan_create_fiber(0);
+#endif
+    bool good = true;
     for (unsigned i : turn) {
         ShimIndex at = {i % grid[0], i / grid[0] % grid[1], i / grid[0] / grid[1]};
-        void* shared = aligned_alloc(128, SHARED);
-        memset(shared, 0xff, SHARED);
-        start_block(at, {grid[0], grid[1], grid[2]}, {dim[0], dim[1], dim[2]}, threads, shared);
-        bool good = run_guarded(threads, schedule, random);
 #ifdef KV_TSAN
-        __tsan_acquire(&block.token);
-        for (unsigned t = 0; t < threads; t++) __tsan_destroy_fiber(block.fibers[t].tsan);
+        char* shared = memories[i];
+        // Stacks of unordered blocks are different memory too. The last ones stay for the next launch.
+        if (i != turn[0]) {
+            retired.push_back(block.stacks);
+            block.stacks = new_stacks(block.stack_count);
+        }
+#else
+        char* shared = fresh_shared();
+        memories.push_back(shared);
 #endif
-        free(shared);
+        start_block(at, {grid[0], grid[1], grid[2]}, {dim[0], dim[1], dim[2]}, threads, shared);
+#ifdef KV_TSAN
+        for (unsigned t = 0; t < threads; t++) block.fibers[t].tsan = created[i * threads + t];
+#endif
+        good = run_guarded(threads, schedule, random);
         if (!good) {
             snprintf(problem, problem_bytes, "%s: %s (block [%u,%u,%u])", name, block.problem.c_str(), at.x, at.y, at.z);
-            return -1;
+            break;
         }
+#ifndef KV_TSAN
+        free(memories.back());
+        memories.pop_back();
+#endif
     }
-    return 0;
+#ifdef KV_TSAN
+    for (char* memory : memories) __tsan_acquire(memory + SHARED);
+    for (void* fiber : created) __tsan_destroy_fiber(fiber);
+    for (char* stacks : retired) munmap(stacks, block.stack_count * STACK);
+#endif
+    for (char* memory : memories) free(memory);
+    return good ? 0 : -1;
 }
 }
