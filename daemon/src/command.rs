@@ -1,4 +1,5 @@
-//! `kvtier serve` as a function: its options, its output and its exit code, for whoever has a command line. The `kvtier` binary is one, `python -m kvtier` another.
+//! `kvtier serve` as a function: its options, its output and its exit code, for whoever has a command line. The `kvtier` binary
+//! is one, `python -m kvtier` another.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -43,7 +44,8 @@ pub struct ServeArgs {
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct Ended {
-    /// Exit code: 1 for a check that failed, 2 for settings that cannot be used, and where another daemon has the socket or the store; 3 when it failed on the way.
+    /// Exit code: 1 for a check that failed, 2 for settings that cannot be used, and where another daemon has the socket or the
+    /// store; 3 when it failed on the way.
     pub code: u8,
     /// One to four lines that name the thing and the fix; empty where the output has told it.
     pub message: String,

@@ -111,7 +111,8 @@ typedef uint32_t kvtier_tier;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
-// A client of one daemon, for the blocks of one namespace. Its functions may be called from any thread, several at once, but for `kvtier_close`.
+// A client of one daemon, for the blocks of one namespace. Its functions may be called from any thread, several at once, but for
+// `kvtier_close`.
 typedef struct kvtier_client kvtier_client;
 
 // Blocks that are leased: the longest run that was there.
@@ -210,8 +211,10 @@ kvtier_code kvtier_open(const struct kvtier_options *options,
                         const struct kvtier_identity *identity,
                         struct kvtier_client **out);
 
-// Closes a client: waits for the call that is being made, for its deadline at most, and drops those that wait, and results that were not polled. Afterwards
-// nothing touches the engine's memory. Leases and places stay good, and are freed as ever. In a process that was forked it only forgets the client. Null is nothing.
+// Closes a client: waits for the call that is being made, for its deadline at most, and drops those that wait, and results that
+// were not polled. Afterwards
+// nothing touches the engine's memory. Leases and places stay good, and are freed as ever. In a process that was forked it only
+// forgets the client. Null is nothing.
 //
 // # Safety
 // `client` is null or a client that was not closed; nobody uses it any more.
@@ -229,7 +232,8 @@ bool kvtier_is_connected(const struct kvtier_client *client);
 // `client` is a client that was not closed, and 32 bytes may be written to `out`.
 kvtier_code kvtier_namespace(const struct kvtier_client *client, uint8_t *out);
 
-// A descriptor that is readable exactly while there are results to poll; for poll, select and epoll, and nothing else. It ends with the client. -1 for null.
+// A descriptor that is readable exactly while there are results to poll; for poll, select and epoll, and nothing else. It ends
+// with the client. -1 for null.
 //
 // # Safety
 // `client` is null or a client that was not closed.
@@ -253,7 +257,8 @@ const char *kvtier_last_message(void);
 // `leases` is null or was not released.
 size_t kvtier_leases_count(const struct kvtier_leases *leases);
 
-// Where a block lies: layers, one after the other. Readable until the leases are released, never writable; what is read is the block only if `kvtier_lease_is_current` says so
+// Where a block lies: layers, one after the other. Readable until the leases are released, never writable; what is read is the
+// block only if `kvtier_lease_is_current` says so
 // afterwards.
 //
 // # Safety
@@ -292,7 +297,8 @@ void kvtier_leases_release(struct kvtier_leases *leases);
 // `places` is null or was not freed.
 kvtier_outcome kvtier_place_state(const struct kvtier_places *places, size_t place);
 
-// Where a block is to be written, all of it: layers, one after the other. Writable until its commit is submitted, or the places are freed. `KVTIER_CLOSED` unless the place is
+// Where a block is to be written, all of it: layers, one after the other. Writable until its commit is submitted, or the places
+// are freed. `KVTIER_CLOSED` unless the place is
 // reserved.
 //
 // # Safety
@@ -374,11 +380,13 @@ struct kvtier_places *kvtier_result_take_places(struct kvtier_result *result);
 // `result` is null or a result that was not freed; it is not used any more.
 void kvtier_result_free(struct kvtier_result *result);
 
-// Describes an engine's memory: `layers` slabs, each at its address and of its length. A stored block's layer is `layer_bytes / block_bytes` engine blocks, one after the
+// Describes an engine's memory: `layers` slabs, each at its address and of its length. A stored block's layer is `layer_bytes /
+// block_bytes` engine blocks, one after the
 // other. `stride` 0 is `block_bytes`.
 //
 // # Safety
-// `addresses` and `bytes` have `layers` entries; the memory is readable, and writable if `is_writable`, until every call that uses the slabs has ended, and nobody else writes what a call reads,
+// `addresses` and `bytes` have `layers` entries; the memory is readable, and writable if `is_writable`, until every call that
+// uses the slabs has ended, and nobody else writes what a call reads,
 // or touches what it writes, meanwhile. `out` may be written.
 kvtier_code kvtier_slabs_new(void *const *addresses,
                              const uint64_t *bytes,
@@ -416,7 +424,8 @@ kvtier_code kvtier_submit_reserve(const struct kvtier_client *client,
                                   const struct kvtier_run *run,
                                   uint64_t *op);
 
-// Hands all places over that are reserved, each of them filled. From now on nothing is written there. The places are freed as ever, at any time.
+// Hands all places over that are reserved, each of them filled. From now on nothing is written there. The places are freed as
+// ever, at any time.
 //
 // # Safety
 // `client` was not closed, and the places are its own and were not freed; `op` may be written.
@@ -424,11 +433,13 @@ kvtier_code kvtier_submit_commit(const struct kvtier_client *client,
                                  const struct kvtier_places *places,
                                  uint64_t *op);
 
-// Copies the longest run of blocks into slabs. `blocks`: for each stored block the numbers of the engine's blocks that it fills, one after the other, or `KVTIER_SKIP`. Of a block
+// Copies the longest run of blocks into slabs. `blocks`: for each stored block the numbers of the engine's blocks that it fills,
+// one after the other, or `KVTIER_SKIP`. Of a block
 // beyond the run parts may have been written: it counts as failed.
 //
 // # Safety
-// `client` was not closed; `run` has the size that it says, and its hashes; the slabs were not freed; `blocks` has `block_count` entries; `op` may be written.
+// `client` was not closed; `run` has the size that it says, and its hashes; the slabs were not freed; `blocks` has `block_count`
+// entries; `op` may be written.
 kvtier_code kvtier_submit_load(const struct kvtier_client *client,
                                const struct kvtier_run *run,
                                const struct kvtier_slabs *slabs,

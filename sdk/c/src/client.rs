@@ -21,7 +21,8 @@ const QUEUE_DEFAULT: u32 = 64;
 const QUEUE_MAX: u32 = 65_536;
 const DEADLINE_DEFAULT_MS: u32 = 2_000;
 
-/// A client of one daemon, for the blocks of one namespace. Its functions may be called from any thread, several at once, but for `kvtier_close`.
+/// A client of one daemon, for the blocks of one namespace. Its functions may be called from any thread, several at once, but for
+/// `kvtier_close`.
 pub struct kvtier_client {
     pub(crate) plugin: SharedPlugin,
     pub(crate) worker: SharedWorker,
@@ -111,8 +112,10 @@ pub unsafe extern "C" fn kvtier_open(
     })
 }
 
-/// Closes a client: waits for the call that is being made, for its deadline at most, and drops those that wait, and results that were not polled. Afterwards
-/// nothing touches the engine's memory. Leases and places stay good, and are freed as ever. In a process that was forked it only forgets the client. Null is nothing.
+/// Closes a client: waits for the call that is being made, for its deadline at most, and drops those that wait, and results that
+/// were not polled. Afterwards
+/// nothing touches the engine's memory. Leases and places stay good, and are freed as ever. In a process that was forked it only
+/// forgets the client. Null is nothing.
 ///
 /// # Safety
 /// `client` is null or a client that was not closed; nobody uses it any more.
@@ -166,7 +169,8 @@ pub unsafe extern "C" fn kvtier_namespace(client: *const kvtier_client, out: *mu
     })
 }
 
-/// A descriptor that is readable exactly while there are results to poll; for poll, select and epoll, and nothing else. It ends with the client. -1 for null.
+/// A descriptor that is readable exactly while there are results to poll; for poll, select and epoll, and nothing else. It ends
+/// with the client. -1 for null.
 ///
 /// # Safety
 /// `client` is null or a client that was not closed.

@@ -37,7 +37,8 @@ pub unsafe extern "C" fn kvtier_leases_count(leases: *const kvtier_leases) -> us
     unsafe { leases.as_ref() }.map_or(0, |leases| leases.blocks.len())
 }
 
-/// Where a block lies: layers, one after the other. Readable until the leases are released, never writable; what is read is the block only if `kvtier_lease_is_current` says so
+/// Where a block lies: layers, one after the other. Readable until the leases are released, never writable; what is read is the
+/// block only if `kvtier_lease_is_current` says so
 /// afterwards.
 ///
 /// # Safety

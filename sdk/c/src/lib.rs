@@ -13,7 +13,8 @@
 //!
 //! **Handles** are pointers to boxes that this library made; null is refused, any other wrong pointer is the caller's end.
 //!
-//! **Structs** that callers fill begin with their size. A shorter one is from an older header: what it lacks is zero, which always means the default. A longer
+//! **Structs** that callers fill begin with their size. A shorter one is from an older header: what it lacks is zero, which
+//! always means the default. A longer
 //! one is from a newer header, and is taken as long as what is not known here is zero.
 #![expect(unsafe_code, reason = "a C ABI is made of pointers")]
 #![expect(non_camel_case_types, reason = "names as C has them")]

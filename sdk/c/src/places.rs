@@ -65,7 +65,8 @@ pub unsafe extern "C" fn kvtier_place_state(places: *const kvtier_places, place:
     found
 }
 
-/// Where a block is to be written, all of it: layers, one after the other. Writable until its commit is submitted, or the places are freed. `KVTIER_CLOSED` unless the place is
+/// Where a block is to be written, all of it: layers, one after the other. Writable until its commit is submitted, or the places
+/// are freed. `KVTIER_CLOSED` unless the place is
 /// reserved.
 ///
 /// # Safety

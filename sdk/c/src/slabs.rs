@@ -17,11 +17,13 @@ const _: () = assert!(KVTIER_SKIP == kvtier_sdk::plugin::SKIP);
 /// An engine's memory: one slab a layer. Engine block `b` of a layer is the bytes `[b * stride, b * stride + block_bytes)` of its slab.
 pub struct kvtier_slabs(pub(crate) Arc<Slabs>);
 
-/// Describes an engine's memory: `layers` slabs, each at its address and of its length. A stored block's layer is `layer_bytes / block_bytes` engine blocks, one after the
+/// Describes an engine's memory: `layers` slabs, each at its address and of its length. A stored block's layer is `layer_bytes /
+/// block_bytes` engine blocks, one after the
 /// other. `stride` 0 is `block_bytes`.
 ///
 /// # Safety
-/// `addresses` and `bytes` have `layers` entries; the memory is readable, and writable if `is_writable`, until every call that uses the slabs has ended, and nobody else writes what a call reads,
+/// `addresses` and `bytes` have `layers` entries; the memory is readable, and writable if `is_writable`, until every call that
+/// uses the slabs has ended, and nobody else writes what a call reads,
 /// or touches what it writes, meanwhile. `out` may be written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvtier_slabs_new(

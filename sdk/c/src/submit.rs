@@ -87,7 +87,8 @@ pub unsafe extern "C" fn kvtier_submit_reserve(
     })
 }
 
-/// Hands all places over that are reserved, each of them filled. From now on nothing is written there. The places are freed as ever, at any time.
+/// Hands all places over that are reserved, each of them filled. From now on nothing is written there. The places are freed as
+/// ever, at any time.
 ///
 /// # Safety
 /// `client` was not closed, and the places are its own and were not freed; `op` may be written.
@@ -106,11 +107,13 @@ pub unsafe extern "C" fn kvtier_submit_commit(
     })
 }
 
-/// Copies the longest run of blocks into slabs. `blocks`: for each stored block the numbers of the engine's blocks that it fills, one after the other, or `KVTIER_SKIP`. Of a block
+/// Copies the longest run of blocks into slabs. `blocks`: for each stored block the numbers of the engine's blocks that it fills,
+/// one after the other, or `KVTIER_SKIP`. Of a block
 /// beyond the run parts may have been written: it counts as failed.
 ///
 /// # Safety
-/// `client` was not closed; `run` has the size that it says, and its hashes; the slabs were not freed; `blocks` has `block_count` entries; `op` may be written.
+/// `client` was not closed; `run` has the size that it says, and its hashes; the slabs were not freed; `blocks` has `block_count`
+/// entries; `op` may be written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvtier_submit_load(
     client: *const kvtier_client,

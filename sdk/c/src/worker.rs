@@ -1,6 +1,7 @@
 //! The thread that makes a client's calls, one after the other, behind a queue that has an end.
 //!
-//! A call counts from its submission until its result was polled, and no more than `queue_max` of them are let in: so neither queue grows. The eventfd is readable
+//! A call counts from its submission until its result was polled, and no more than `queue_max` of them are let in: so neither
+//! queue grows. The eventfd is readable
 //! exactly while there are results to poll.
 
 use std::collections::VecDeque;

@@ -1,4 +1,5 @@
-//! The C ABI as its users have it: the header alone, libraries installed into a folder, and programs in C against a real daemon, under valgrind too.
+//! The C ABI as its users have it: the header alone, libraries installed into a folder, and programs in C against a real daemon,
+//! under valgrind too.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -1,6 +1,7 @@
 //! Memory shown to Python as bytes: the buffer protocol.
 //!
-//! A view keeps a value alive, by a pointer in its `internal` field, which [`release`] takes back: the lease or reservation behind the memory stands for as long as
+//! A view keeps a value alive, by a pointer in its `internal` field, which [`release`] takes back: the lease or reservation
+//! behind the memory stands for as long as
 //! anything looks at it, whatever becomes of the object that showed it.
 #![expect(unsafe_code, reason = "the buffer protocol is made of pointers")]
 
@@ -25,7 +26,8 @@ pub(crate) struct Memory {
 /// Fills a view of bytes.
 ///
 /// # Safety
-/// `view` is null or a view to be filled, as `bf_getbuffer` has it. `memory` is readable, and writable if it says so, for as long as `kept` lives.
+/// `view` is null or a view to be filled, as `bf_getbuffer` has it. `memory` is readable, and writable if it says so, for as long
+/// as `kept` lives.
 pub(crate) unsafe fn fill(
     view: *mut ffi::Py_buffer,
     flags: c_int,
@@ -40,7 +42,8 @@ pub(crate) unsafe fn fill(
     if wants(ffi::PyBUF_WRITABLE) && !memory.is_writable {
         return Err(PyBufferError::new_err("a block that is leased can only be read"));
     }
-    // SAFETY: the caller's promise: the view is ours to fill, and nobody reads it before this returns. Its `obj` is an owned reference; pointers into the view itself stay good, since whoever
+    // SAFETY: the caller's promise: the view is ours to fill, and nobody reads it before this returns. Its `obj` is an owned
+    // reference; pointers into the view itself stay good, since whoever
     // asked keeps it where it is until it is released. The format is static.
     unsafe {
         (*view).obj = owner.into_ptr();

@@ -5,7 +5,8 @@
 //! | before version 1 | `dltensor` | [`ManagedTensor`] |
 //! | version 1 | `dltensor_versioned` | [`VersionedTensor`], which can say that its memory is read-only |
 //!
-//! Who takes a capsule's tensor renames the capsule and calls the tensor's deleter in the end; a capsule that keeps its name calls it itself. What we take we
+//! Who takes a capsule's tensor renames the capsule and calls the tensor's deleter in the end; a capsule that keeps its name
+//! calls it itself. What we take we
 //! leave in its capsule, and keep the capsule.
 #![expect(unsafe_code, reason = "DLPack is made of pointers")]
 
@@ -116,7 +117,8 @@ fn capsule<'py>(
     name: &'static CStr,
     destructor: unsafe extern "C" fn(*mut ffi::PyObject),
 ) -> PyResult<Bound<'py, PyAny>> {
-    // SAFETY: the name is static; the pointer is not null, and is that of a tensor which the destructor, or whoever takes it, deletes once. Without memory for the
+    // SAFETY: the name is static; the pointer is not null, and is that of a tensor which the destructor, or whoever takes it,
+    // deletes once. Without memory for the
     // capsule the tensor leaks, which is the least of the process's worries then.
     unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyCapsule_New(tensor, name.as_ptr(), Some(destructor))) }
 }
@@ -159,7 +161,8 @@ unsafe extern "C" fn end_versioned(capsule: *mut ffi::PyObject) {
     }
 }
 
-/// The memory of an array that speaks DLPack, and the capsule that keeps it. Errors: `TypeError` when it is none, `BufferError` when it is on a device, or has gaps.
+/// The memory of an array that speaks DLPack, and the capsule that keeps it. Errors: `TypeError` when it is none, `BufferError`
+/// when it is on a device, or has gaps.
 pub(crate) fn take<'py>(array: &Bound<'py, PyAny>) -> PyResult<(Memory, Bound<'py, PyAny>)> {
     let py = array.py();
     let method = array.getattr("__dlpack__").map_err(|_| {

@@ -6,7 +6,8 @@ use pyo3::prelude::*;
 
 use crate::error::usage;
 
-/// Everything that two blocks must share to stand for each other, but for their layout and the tenant. Blocks that differ in any of it never meet.
+/// Everything that two blocks must share to stand for each other, but for their layout and the tenant. Blocks that differ in any
+/// of it never meet.
 #[pyclass(frozen, module = "kvtier")]
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Manifest {

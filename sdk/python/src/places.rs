@@ -1,6 +1,7 @@
 //! `Reservations` and `Place`: blocks written where the daemon takes them from.
 //!
-//! A place's memory is used again after its commit. So nothing may look at it any longer then: a commit with views left is refused, and places that are given up
+//! A place's memory is used again after its commit. So nothing may look at it any longer then: a commit with views left is
+//! refused, and places that are given up
 //! while something looks at them are kept until nothing does.
 #![expect(unsafe_code, reason = "the buffer protocol")]
 
@@ -151,7 +152,8 @@ impl Reservations {
         iterator(py, &self.places)
     }
 
-    /// Hands all places over that are reserved, each of them filled, and tells what became of each block. Errors: `BufferError` while something still looks at a place.
+    /// Hands all places over that are reserved, each of them filled, and tells what became of each block. Errors: `BufferError`
+    /// while something still looks at a place.
     fn commit(&self, py: Python<'_>) -> PyResult<Vec<&'static str>> {
         if self.shared.is_given_up.load(Ordering::SeqCst) {
             return Err(usage(py, "places that were given up"));

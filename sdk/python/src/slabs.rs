@@ -44,7 +44,8 @@ impl Slabs {
                     "a slab that can only be read, in slabs that are to be written (writable=False: only stored from)",
                 ));
             }
-            // SAFETY: the keeper keeps the memory readable, and writable if it says so, and goes with these slabs. That nobody else uses blocks while a call moves them is the engine's promise
+            // SAFETY: the keeper keeps the memory readable, and writable if it says so, and goes with these slabs. That nobody
+            // else uses blocks while a call moves them is the engine's promise
             // (`docs/sdk-python.md`); who breaks it gets torn bytes.
             let region = unsafe { Region::new(memory.address, memory.bytes) };
             regions.push(region.ok_or_else(|| usage(py, "a slab at address 0"))?);

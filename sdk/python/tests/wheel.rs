@@ -1,4 +1,5 @@
-//! The package as its users get it: built into a wheel, installed into a clean environment, and its tests run there with the interpreter's own `unittest`, each against
+//! The package as its users get it: built into a wheel, installed into a clean environment, and its tests run there with the
+//! interpreter's own `unittest`, each against
 //! daemons that it starts with `python -m kvtier serve`.
 
 use std::path::{Path, PathBuf};

@@ -52,7 +52,8 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// The manifest and the shape of the blocks. The manifest's element type is the name of the form, as that of opaque blocks has to be; what `dtype` says is part
+    /// The manifest and the shape of the blocks. The manifest's element type is the name of the form, as that of opaque blocks
+    /// has to be; what `dtype` says is part
     /// of the layout's digest: that of `dtype`, a line feed and `layout`. Errors: [`PluginError::Usage`].
     pub fn manifest(&self) -> Result<(Manifest, BlockShape), PluginError> {
         let limits = [

@@ -59,7 +59,8 @@ impl Plugin {
         Ok(self.client()?.give_back()?)
     }
 
-    /// Leases the longest run of one batch; there is a miss when it is shorter. Blocks are what they say they are: headers are checked here, sections were when they
+    /// Leases the longest run of one batch; there is a miss when it is shorter. Blocks are what they say they are: headers are
+    /// checked here, sections were when they
     /// entered the daemon's memory.
     pub(super) fn lease(
         &self,
@@ -109,7 +110,8 @@ impl Leased {
         self.lent().is_current()
     }
 
-    /// Its payload: first byte and length, layers one after the other. Readable as long as this lives; the bytes may change under the reader, and are the block only if
+    /// Its payload: first byte and length, layers one after the other. Readable as long as this lives; the bytes may change under
+    /// the reader, and are the block only if
     /// [`Leased::is_current`] says so afterwards.
     pub fn payload(&self) -> (*const u8, u64) {
         let shape = self.plugin.shape();

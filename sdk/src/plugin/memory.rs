@@ -6,8 +6,10 @@
 //! | staging | this process | nobody honest: the daemon only reads, and the engine writes what it reserved |
 //! | [`Region`] | the engine, who promised that it is there | the engine, against its promise: then the copy is torn, and on the way out its sum is that of the torn bytes |
 //!
-//! So none of it is ever a slice. Bytes go through [`copy`], which on x86-64 is one instruction that the compiler does not look into: it may read memory that
-//! changes under it, as an atomic load would, and nothing is assumed of what it moves. Elsewhere it is done byte by byte through relaxed atomics.
+//! So none of it is ever a slice. Bytes go through [`copy`], which on x86-64 is one instruction that the compiler does not look
+//! into: it may read memory that
+//! changes under it, as an atomic load would, and nothing is assumed of what it moves. Elsewhere it is done byte by byte through
+//! relaxed atomics.
 //!
 //! A [`Bytes`] is a range that was checked against the memory that it is in, and borrows that memory.
 #![expect(unsafe_code, reason = "memory of engines, and memory that other processes write")]
@@ -33,7 +35,8 @@ impl Region {
     /// Memory of `bytes` bytes at `address`; `None` for address 0.
     ///
     /// # Safety
-    /// The memory is readable for `bytes` bytes as long as the region lives, and writable if it is loaded into. While a call uses it nobody else writes what the
+    /// The memory is readable for `bytes` bytes as long as the region lives, and writable if it is loaded into. While a call uses
+    /// it nobody else writes what the
     /// call reads, nor reads or writes what it writes; who does so all the same gets torn bytes.
     pub unsafe fn new(address: *mut u8, bytes: u64) -> Option<Region> {
         Some(Region { address: NonNull::new(address)?, bytes })

@@ -1,4 +1,5 @@
-//! What an engine of another language needs of the daemon: blocks of its own bytes, by hashes of its own. The C and the Python interface are made of this.
+//! What an engine of another language needs of the daemon: blocks of its own bytes, by hashes of its own. The C and the Python
+//! interface are made of this.
 //!
 //! | file | part |
 //! |---|---|
@@ -11,11 +12,14 @@
 //! | `places` | writing in place |
 //! | `mod` | the plugin: a client for one namespace |
 //!
-//! **Blocks** are in the form `opaque`: so many bytes a layer, which only the engine can read. What was put comes back, bit for bit, or not at all.
+//! **Blocks** are in the form `opaque`: so many bytes a layer, which only the engine can read. What was put comes back, bit for
+//! bit, or not at all.
 //!
-//! **Chains** are the engine's: hashes of 32 bytes, each the child of the one before; `parent` and `depth` say what stands before the first one.
+//! **Chains** are the engine's: hashes of 32 bytes, each the child of the one before; `parent` and `depth` say what stands before
+//! the first one.
 //!
-//! **Forks.** A connection is not shared between processes. A process that was forked gets [`PluginError::Forked`] from everything it calls, and leaves its
+//! **Forks.** A connection is not shared between processes. A process that was forked gets [`PluginError::Forked`] from
+//! everything it calls, and leaves its
 //! parent's connection alone.
 
 mod error;

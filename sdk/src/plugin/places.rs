@@ -104,7 +104,8 @@ pub struct Reservations {
 }
 
 impl Plugin {
-    /// Reserves places for a run of blocks, at most 1,024; those beyond, and those that the staging memory does not hold beside the others, are `Full`.
+    /// Reserves places for a run of blocks, at most 1,024; those beyond, and those that the staging memory does not hold beside
+    /// the others, are `Full`.
     pub fn reserve(self: &SharedPlugin, hashes: &[BlockHash], before: Before) -> Result<Reservations, PluginError> {
         let (client, links) = (self.client()?, links(hashes, before)?);
         let found = client.reserve(&self.wanted(&links[..links.len().min(BATCH_MAX)]), LINEAGE)?;
@@ -173,7 +174,8 @@ impl Reservations {
         self.places.iter().map(|place| place.state)
     }
 
-    /// The payload of a place: first byte and length, layers one after the other. Readable and writable as long as this lives; what is written after the commit
+    /// The payload of a place: first byte and length, layers one after the other. Readable and writable as long as this lives;
+    /// what is written after the commit
     /// spoils blocks to come. `None` unless it is reserved.
     pub fn payload(&self, place: usize) -> Option<(*mut u8, u64)> {
         let place = self.places.get(place).filter(|place| place.state == PlaceState::Reserved)?;
@@ -197,7 +199,8 @@ impl Reservations {
         Ok(())
     }
 
-    /// Seals every place that is reserved and commits them; returns what became of each block. Every reserved place has been filled by then.
+    /// Seals every place that is reserved and commits them; returns what became of each block. Every reserved place has been
+    /// filled by then.
     pub fn commit(&mut self) -> Result<Vec<Outcome>, PluginError> {
         let plugin = SharedPlugin::clone(&self.plugin);
         let client = plugin.client()?;

@@ -24,7 +24,8 @@ pub struct Slabs {
 }
 
 impl Slabs {
-    /// Slabs of blocks of `block_bytes` bytes, one every `stride` bytes. Errors: [`PluginError::Usage`] when there is no layer, a block has no byte or overlaps the next one, or
+    /// Slabs of blocks of `block_bytes` bytes, one every `stride` bytes. Errors: [`PluginError::Usage`] when there is no layer, a
+    /// block has no byte or overlaps the next one, or
     /// a slab holds none.
     pub fn new(layers: Vec<Region>, block_bytes: u64, stride: u64, is_writable: bool) -> Result<Slabs, PluginError> {
         if block_bytes == 0 || stride < block_bytes {

@@ -13,8 +13,10 @@ use crate::client::{Client, Lent, Place, Places};
 use crate::wire::BATCH_MAX;
 
 impl Plugin {
-    /// Copies the longest run that is there into slabs. `blocks`: for each stored block the numbers of the engine's blocks that it fills, one after the other, or
-    /// [`SKIP`]. Of a block that is beyond the run parts may have been written: it counts as failed. Errors: [`PluginError::Usage`] before anything is
+    /// Copies the longest run that is there into slabs. `blocks`: for each stored block the numbers of the engine's blocks that
+    /// it fills, one after the other, or
+    /// [`SKIP`]. Of a block that is beyond the run parts may have been written: it counts as failed. Errors:
+    /// [`PluginError::Usage`] before anything is
     /// written; without a daemon, [`PluginError::Call`], unless something was loaded by then.
     pub fn load(
         &self,
@@ -48,7 +50,8 @@ impl Plugin {
         Ok(loaded)
     }
 
-    /// Copies blocks from slabs to the daemon and returns what became of each. `blocks` as in [`Plugin::load`], without [`SKIP`]. Returns when the daemon has
+    /// Copies blocks from slabs to the daemon and returns what became of each. `blocks` as in [`Plugin::load`], without [`SKIP`].
+    /// Returns when the daemon has
     /// verified its copies. Errors: as for [`Plugin::load`]; blocks stored before a daemon went away stay stored.
     pub fn store(
         &self,
@@ -101,7 +104,8 @@ impl Plugin {
         Ok(outcomes.into_iter().map(|outcome| outcome.expect("every round settles a block")).collect())
     }
 
-    /// Fills and seals a slot image. Each section goes through memory of our own, so that its sum is that of the bytes that were handed over.
+    /// Fills and seals a slot image. Each section goes through memory of our own, so that its sum is that of the bytes that were
+    /// handed over.
     fn write_block(
         &self,
         client: &Client,
