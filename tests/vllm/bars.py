@@ -55,7 +55,7 @@ def main() -> int:
     os.environ.setdefault("LMCACHE_TRACK_USAGE", "false")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
     files = Path("/dev/shm") / f"kvtier-bars-files-{os.getpid()}"
-    daemon = Daemon(folder / "daemon", host="1GiB", disk=False).start()
+    daemon = Daemon(folder / "daemon", host="1GiB", disk=False, staging="64MiB").start()
     lmcache = Lmcache(folder)
     turns = {name: [str(folder / f"turn-{name}-{number}") for number in range(rounds)] for name in ("kvtier", "files", "lmcache")}
     of = {
@@ -116,6 +116,10 @@ def report(results: dict, lmcache_log: str) -> int:
         tokens |= {row[key] for row in rows for key in ("external_token", "own_token")}
         cells = [statistics.median(row[key] for row in rows) * 1e3 for key in ("external", "own")]
         print(f"| {name} | {rows[0]['external_cached']} | {cells[0]:.1f} | {cells[1]:.1f} | {times[name]:.1f} ({min(costs):.1f} to {max(costs):.1f}) |")
+    inside = {name: min(row["external_hits"] for row in of[4]) for name, of in results.items()}
+    if min(inside.values()) < TOKENS - 1:
+        print(f"not measured: so many tokens came from outside, at least: {inside}")
+        return 1
     if len(tokens) != 1:
         print(f"other tokens were generated: {tokens}")
         return 1

@@ -118,16 +118,18 @@ class Script:
         for turn in turns:
             self.wait(turn)
             end = time.monotonic() + 30
-            # LMCache holds on to blocks for a while.
+            # LMCache holds on to blocks until a later step of the engine.
             while not self.llm.reset_prefix_cache() and time.monotonic() < end:
-                self.llm.generate([{"prompt_token_ids": [1, 2, 3]}], one, use_tqdm=False)
-            row = {}
+                self.llm.llm_engine.step()
+                time.sleep(0.05)
+            row, before = {}, self.metrics()["vllm:external_prefix_cache_hits"]
             for name in ("external", "own"):
                 begin = time.perf_counter()
                 (answer,) = self.llm.generate(inputs, one, use_tqdm=False)
                 row[name] = time.perf_counter() - begin
                 row[f"{name}_cached"] = answer.num_cached_tokens
                 row[f"{name}_token"] = answer.outputs[0].token_ids[0]
+            row["external_hits"] = self.metrics()["vllm:external_prefix_cache_hits"] - before
             found.append(row)
             self.touch(f"{turn}.done")
         return found

@@ -44,6 +44,7 @@ class Store:
         self.loads_layers = "layers" in (getattr(kvtier.Client.load, "__text_signature__", None) or "layers")
         """Whether single layers can be loaded; else a load is one piece, on its own thread all the same."""
         self._told = float("-inf")
+        self._was_full = False
 
     def find(self, span: Span, request: str) -> list[str]:
         """The tier of each block that is there, from the first one on."""
@@ -84,6 +85,10 @@ class Store:
         except kvtier.Error as error:
             self._tell("store blocks", error)
             return 0
+        if "full" in states and not self._was_full:
+            self._was_full = True
+            what = (states.count("full"), len(states), self.client.slot_bytes)
+            logger.warning("kvtier: %d of %d blocks found no room; one takes %d bytes of the daemon's host_mem and, on its way in, of client_staging", *what)
         return states.count("inserted")
 
     def reserve(self, span: Span) -> Any:
