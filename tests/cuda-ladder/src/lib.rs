@@ -45,6 +45,7 @@ mod module;
 mod number;
 mod read;
 mod run;
+pub mod toolkit;
 
 pub use counts::{Counts, KINDS, Kind};
 pub use fault::{Fault, FaultKind};
