@@ -116,6 +116,13 @@ impl Scene {
     }
 }
 
+impl Scene {
+    /// Whether a plan without exact sections of closed blocks lacks this one's: every row must see all of such a block.
+    fn is_absent(&self, block: usize) -> bool {
+        self.is_closed(block) && (block + 1) * self.block_tokens as usize <= self.first_row() + 1
+    }
+}
+
 /// A scene on a device, its blocks written and closed.
 pub struct Stage<'d, D> {
     device: &'d D,
@@ -264,11 +271,7 @@ impl<'d, D: Attention> Stage<'d, D> {
         }
         let mut exact = self.exact.clone();
         if plan.closed_only {
-            exact
-                .iter_mut()
-                .zip(&self.closed)
-                .filter(|(_, closed)| closed.is_some())
-                .for_each(|(exact, _)| *exact = None);
+            (0..exact.len()).filter(|block| self.scene.is_absent(*block)).for_each(|block| exact[block] = None);
         }
         for spans in order.chunks(plan.spans_per_call) {
             let (queries, rows) = (queries.range(), count);
@@ -322,8 +325,8 @@ impl<'d, D: Attention> Stage<'d, D> {
                 let side = |t: usize| {
                     let block = t / self.scene.block_tokens as usize;
                     let end = (block + 1) * self.scene.block_tokens as usize;
-                    let reads_closed =
-                        self.scene.is_closed(block) && (end + 64 <= position || (closed_only && position >= end - 1));
+                    let reads_closed = self.scene.is_closed(block)
+                        && (end + 64 <= position || (closed_only && self.scene.is_absent(block)));
                     let from = if reads_closed { &closed } else { &exact };
                     let at = (t * geometry.kv_heads as usize + head / group) * dim;
                     (&from[0][at..at + dim], &from[1][at..at + dim])
