@@ -124,8 +124,8 @@ def report(results: dict, lmcache_log: str) -> int:
         print(f"other tokens were generated: {tokens}")
         return 1
     rates = {name: BYTES / results[name][2] / 1e9 for name in ("kvtier", "files")}
-    said = [float(rate) for rate in re.findall(r"[Ss]tored.*throughput:? *([0-9.]+) *GB/s", lmcache_log)]
-    rates["lmcache"] = max(said, default=float("nan"))
+    said = re.findall(r"Stored ([0-9]+) tokens in ([0-9.]+) seconds", lmcache_log)
+    rates["lmcache"] = max((int(tokens) * BYTES / 2048 / float(seconds) / 1e9 for tokens, seconds in said), default=float("nan"))
     bars = [
         ("connector time / LMCache's", times["kvtier"] / times["lmcache"], 0.5, False),
         ("connector time / files'", times["kvtier"] / times["files"], 1.0, False),
