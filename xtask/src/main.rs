@@ -59,13 +59,9 @@ enum Command {
         #[arg(value_enum)]
         name: peer::Peer,
     },
-    /// Compiles the CUDA kernels into the PTX that is checked in, with nvcc from the folder KVTIER_CUDA or from pinned wheels that are
-    /// installed under `target/cuda`.
-    Kernels {
-        /// Only says whether the files are fresh.
-        #[arg(long)]
-        check: bool,
-    },
+    /// Compiles the CUDA kernels into the PTX and the table of resources that are checked in, with nvcc from pinned wheels (installed into
+    /// `target/cuda-toolkit`).
+    Kernels,
 }
 
 fn main() -> ExitCode {
@@ -75,7 +71,7 @@ fn main() -> ExitCode {
         Command::Bars { name, rest } => targets::bars(name.as_deref(), &rest),
         Command::Vllm { rest } => vllm::run(&rest),
         Command::Peer { name } => peer::run(name),
-        Command::Kernels { check } => kernels::run(check),
+        Command::Kernels => kernels::run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

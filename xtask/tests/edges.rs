@@ -22,9 +22,9 @@ fn drawn(package: &str) -> Option<Vec<&'static str>> {
     Some(match package {
         // The ladder executes anybody's PTX and knows nothing of the project.
         "cache-core" | "cuda-ladder" | "xtask" => vec![],
-        // The double stands in for a foreign library: it runs kernels on the ladder, and nothing links it.
         // Runs the kernels' sources; its tests also run their PTX.
         "cuda-shim" => vec!["cache-core", "cuda-ladder", "gpu-tier"],
+        // The double stands in for a foreign library: it runs kernels on the ladder, and nothing links it.
         "cuda-driver-double" => vec!["cuda-ladder"],
         // Its kernels are tested on the ladder.
         "gpu-tier" => vec!["cache-core", "cuda-ladder"],
