@@ -58,24 +58,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) kvtier_gather(u64 pieces, 
 }
 KV_EXPORT(kvtier_gather);
 
-// Slices at regular distances, such as one head of every layer.
-struct Slices {
-    u64 source;
-    u64 target;
-    u64 source_stride;
-    u64 target_stride;
-    u64 bytes;  // of a slice
-    u64 count;
-};
-
-// Everything in it is a multiple of 16. Grid: x = records, y = slices; 256 threads.
-extern "C" __global__ void __launch_bounds__(THREADS) kvtier_slices(u64 records) {
-    const Slices record = at<const Slices>(records)[blockIdx.x];
-    if (blockIdx.y >= record.count) return;
-    copy_vectors(record.source + blockIdx.y * record.source_stride, record.target + blockIdx.y * record.target_stride, record.bytes / 16);
-}
-KV_EXPORT(kvtier_slices);
-
 // Zeros to `count` u32. Grid: x = enough for all; 256 threads.
 extern "C" __global__ void __launch_bounds__(THREADS) kvtier_clear(u64 words, u32 count) {
     const u32 i = blockIdx.x * THREADS + threadIdx.x;
