@@ -35,7 +35,7 @@ struct AttendJob {
     u32 span_count;
     u32 first_position;
     u32 running;      // one state a vector, spans in increasing order: unit = tile kv_heads + kv_head
-    u32 unused;       // else: unit = (span tiles + tile) kv_heads + kv_head
+    u32 unused[3];    // else: unit = (span tiles + tile) kv_heads + kv_head
 };
 
 // Shapes of a launch.
@@ -49,11 +49,15 @@ struct AttendShape {
     u32 value_bits;
     u32 query;          // 0 f32, 1 bf16, 2 f16
     float scale;
+    u32 unused[3];
 };
 
 template <int V, int C>
 struct AttendShared {
     u8 ring[STAGES][STAGE_BYTES];
+    AttendShape shape;
+    AttendJob job;
+    SpanPlace place;
     // Queries by channel, scores and probabilities by token, so that a thread reads those of all vectors at once.
     float query[64 * C][V];
     float score[SPAN][V];
@@ -691,11 +695,16 @@ struct Attend {
 
     __device__ __forceinline__ void run(u32 span_at) {
         load_queries();
-        const SpanPlace* places = at<const SpanPlace>(spans + job.spans);
-        if (job.running) load_state(places[0].index > 0);
+        const u64 places = spans + job.spans;
         const u32 begin = job.running ? 0 : span_at, end = job.running ? job.span_count : span_at + 1;
 #pragma unroll 1
-        for (u32 i = begin; i < end; i++) span(places[i]);
+        for (u32 i = begin; i < end; i++) {
+            __syncthreads();
+            fetch(shared.place, places + static_cast<u64>(i) * sizeof(SpanPlace));
+            __syncthreads();
+            if (job.running && i == 0) load_state(shared.place.index > 0);
+            span(shared.place);
+        }
         if (job.running) write(0, shared.running_m, shared.running_l, state, false);
     }
 
@@ -723,8 +732,12 @@ struct Attend {
 
 template <int V, int C>
 __device__ __forceinline__ void attend(AttendShared<V, C>& shared, u64 shapes, u64 jobs, u64 spans, u32 count) {
-    const AttendShape shape = *at<const AttendShape>(shapes);
-    const AttendJob job = job_of<AttendJob>(jobs, count, blockIdx.x);
+    const u32 number = job_number<AttendJob>(jobs, count, blockIdx.x);
+    fetch(shared.shape, shapes);
+    fetch(shared.job, jobs + static_cast<u64>(number) * sizeof(AttendJob));
+    __syncthreads();
+    const AttendShape shape = shared.shape;
+    const AttendJob job = shared.job;
     const u32 unit = blockIdx.x - job.first, group = shape.heads / shape.kv_heads;
     const u32 tiles = (job.rows * group + V - 1) / V, tile_at = unit / shape.kv_heads;
     Attend<V, C> work = {shared, shape, job, spans, unit % shape.kv_heads, tile_at % tiles * V, group, {}, {}};

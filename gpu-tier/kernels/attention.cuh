@@ -37,9 +37,9 @@ __device__ __forceinline__ float sum16(float x) {
     return x;
 }
 
-// The job of a list, sorted by `first`, to which a number belongs.
+// Which job of a list, sorted by `first`, a number belongs to.
 template <class Job>
-__device__ __forceinline__ Job job_of(u64 list, u32 count, u32 number) {
+__device__ __forceinline__ u32 job_number(u64 list, u32 count, u32 number) {
     const Job* jobs = at<const Job>(list);
     u32 low = 0, high = count;
     while (high - low > 1) {
@@ -50,5 +50,13 @@ __device__ __forceinline__ Job job_of(u64 list, u32 count, u32 number) {
             high = middle;
         }
     }
-    return jobs[low];
+    return low;
+}
+
+// Copies a record to shared memory, 16 bytes a thread: each warp that reads its fields one by one would fetch a sector for each. The caller puts a
+// barrier behind it.
+template <class Record>
+__device__ __forceinline__ void fetch(Record& to, u64 from) {
+    static_assert(sizeof(Record) % 16 == 0, "records are padded");
+    if (threadIdx.x < sizeof(Record) / 16) reinterpret_cast<uint4*>(&to)[threadIdx.x] = load16(at<const u8>(from) + threadIdx.x * 16);
 }

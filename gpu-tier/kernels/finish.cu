@@ -41,7 +41,7 @@ __device__ __forceinline__ float running_max(float x, float before, float* warp_
 
 extern "C" __global__ void __launch_bounds__(THREADS) kvtier_finish(u64 jobs, u32 count) {
     KV_SHARED(FinishShared, shared);
-    const FinishJob job = job_of<FinishJob>(jobs, count, blockIdx.x);
+    const FinishJob job = at<const FinishJob>(jobs)[job_number<FinishJob>(jobs, count, blockIdx.x)];
     const u32 vector = blockIdx.x - job.first, row = vector / job.heads, head = vector % job.heads;
     const u32 spans = job.running ? 1 : (job.first_position + row) / SPAN + 1;
     const float* from = at<const float>(job.from) + row * job.from_row + head * job.from_head;

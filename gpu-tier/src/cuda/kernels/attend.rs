@@ -17,7 +17,7 @@ pub(super) const NAMES: [[&str; 3]; 2] = [
 const THREADS: u32 = 64;
 /// Bytes of the launch's shape, padded, of a job's record and of a span's.
 const SHAPE_BYTES: u64 = 48;
-const JOB_BYTES: u64 = 72;
+const JOB_BYTES: u64 = 80;
 const SPAN_BYTES: u64 = 64;
 
 /// Where one span of a job is, KV head 0; 0 where nobody reads.
@@ -109,7 +109,8 @@ impl Batch {
             .word(count)
             .word(job.first_position)
             .word(u32::from(job.running))
-            .word(0);
+            .word(0)
+            .long(0);
         self.count += 1;
         self.units += units_per_span * if job.running { 1 } else { count };
         for span in spans {

@@ -1,0 +1,136 @@
+//! What the compiled kernels move through global memory, by the counts of the driver double: no more than the formula says, and in
+//! accesses of 16 bytes.
+
+#[path = "cuda_double/double.rs"]
+#[expect(dead_code, reason = "tests of the double use the rest")]
+mod double;
+mod scene;
+
+use double::{Double, KernelCounts};
+use gpu_tier::attention::Element;
+use gpu_tier::cuda::{CudaConfig, CudaDevice, KernelSource};
+use gpu_tier::device::Device;
+use scene::{ALL_CLOSED, Scene, Stage, WHOLE};
+
+const ATTEND: [&str; 6] = [
+    "kvtier_attend_v4_c1",
+    "kvtier_attend_v4_c2",
+    "kvtier_attend_v4_c4",
+    "kvtier_attend_v8_c1",
+    "kvtier_attend_v8_c2",
+    "kvtier_attend_v8_c4",
+];
+
+/// What kernels have moved since the double was taken.
+#[derive(Clone, Copy, Debug, Default)]
+struct Moved {
+    /// Bytes of the sectors that warps touch, 32 each: a value that a warp's threads share counts once.
+    bytes: u64,
+    /// Bytes stored by threads.
+    stored: u64,
+    /// Bytes in accesses of 16 bytes a thread that touch no sector in vain.
+    by_16: u64,
+    /// Bytes of local memory: spills.
+    local: u64,
+}
+
+fn moved(double: &Double, kernels: &[&str]) -> Moved {
+    kernels.iter().map(|kernel| double.kernel_counts(kernel)).fold(Moved::default(), |sum, counts: KernelCounts| {
+        Moved {
+            bytes: sum.bytes + 32 * counts.global_sectors,
+            stored: sum.stored + counts.global_store_bytes,
+            by_16: sum.by_16 + counts.global_coalesced16_bytes,
+            local: sum.local + counts.local_bytes,
+        }
+    })
+}
+
+impl Moved {
+    fn since(self, before: Moved) -> Moved {
+        Moved {
+            bytes: self.bytes - before.bytes,
+            stored: self.stored - before.stored,
+            by_16: self.by_16 - before.by_16,
+            local: self.local - before.local,
+        }
+    }
+
+    fn by_16_share(&self) -> f64 {
+        self.by_16 as f64 / self.bytes as f64
+    }
+}
+
+fn open() -> CudaDevice {
+    let config = CudaConfig { ordinal: 0, budget_bytes: 64 << 20, kernels: KernelSource::Embedded };
+    CudaDevice::open(config).unwrap()
+}
+
+/// One token is decoded: attention over every block, exact and closed.
+#[test]
+fn a_decoded_token_reads_its_keys_and_values_once() {
+    let double = Double::take();
+    for tokens in [64, 512, 1536] {
+        let forms = [None].into_iter().chain(ALL_CLOSED.map(Some));
+        for (closed, (group, head_dim)) in forms.flat_map(|form| [(form, (3, 64)), (form, (4, 128))]) {
+            let device = open();
+            let element = Element::Bf16;
+            let scene =
+                Scene { group, kv_heads: 2, head_dim, block_tokens: 64, element, closed, tokens, rows: 1, seed: 9 };
+            let stage = Stage::new(&device, scene).unwrap();
+            let (before, attended) = (moved(&double, &ATTEND), device.traffic().attended_device_bytes);
+            stage.attend(&WHOLE).unwrap();
+            let moved = moved(&double, &ATTEND).since(before);
+            let spans = tokens.div_ceil(64) as u64;
+            let heads = u64::from(2 * group);
+            // Each span has the row's queries, a record, and partials of its own.
+            let kv_bytes = device.traffic().attended_device_bytes - attended;
+            let partials = spans * heads * scene.geometry().partial_bytes();
+            let formula = kv_bytes + spans * heads * u64::from(head_dim) * 4 + partials;
+            let ratio = moved.bytes as f64 / formula as f64;
+            println!(
+                "{tokens} {closed:?} {head_dim}: {ratio:.4} of {formula} bytes, by 16: {:.4}",
+                moved.by_16_share()
+            );
+            assert_eq!((moved.local, moved.stored), (0, partials));
+            assert!((1.0..1.05).contains(&ratio), "{ratio}, {scene:?}");
+            // Keys and values are; the partials' 66 or 130 floats do not fill their sectors.
+            assert!(moved.by_16_share() > 0.91, "{moved:?}, {scene:?}");
+        }
+    }
+    double.assert_nothing_left();
+}
+
+/// Closing a block reads its exact section and writes its closed one.
+#[test]
+fn encoders_read_what_they_encode_once() {
+    let double = Double::take();
+    let encoders = ["kvtier_i8h_encode", "kvtier_kc4vt4_encode"];
+    for closed in ALL_CLOSED {
+        let device = open();
+        let tokens = 64 * 9;
+        let element = Element::Bf16;
+        let scene = Scene {
+            group: 1,
+            kv_heads: 2,
+            head_dim: 64,
+            block_tokens: 64,
+            element,
+            closed: Some(closed),
+            tokens,
+            rows: 1,
+            seed: 9,
+        };
+        let before = moved(&double, &encoders);
+        // Reading it waits until it is written.
+        let written = Stage::new(&device, scene).unwrap().written().unwrap();
+        let moved = moved(&double, &encoders).since(before);
+        let formula = 8 * scene.geometry().section_bytes() + moved.stored;
+        let ratio = moved.bytes as f64 / formula as f64;
+        println!("{closed:?}: {ratio:.4} of {formula} bytes, by 16: {:.4}, {}", moved.by_16_share(), written.len());
+        assert_eq!(moved.local, 0);
+        // A thread stores its 32 bytes of codes in two halves: each touches the sector.
+        assert!((1.0..1.37).contains(&ratio), "{ratio}, {closed:?}");
+        assert!(moved.by_16_share() > 0.49, "{moved:?}, {closed:?}");
+    }
+    double.assert_nothing_left();
+}
