@@ -214,7 +214,9 @@ impl Brought {
             }
             Driver::new(Some(disk), state, load.class, now).run(Event::Onboarded { entry: load.entry, end });
         } else if let Some(write) = state.writes.remove(&done.op) {
-            if matches!(done.result, Err(DiskEnd::Refused(Refusal::Recovering))) {
+            // Half of a class's slots at most are kept from going for a write that waits: an index that takes long must not leave the arena full.
+            let may_wait = state.deferred.len() < state.class(write.class).host.layout().slots() as usize / 2;
+            if may_wait && matches!(done.result, Err(DiskEnd::Refused(Refusal::Recovering))) {
                 state.deferred.push(write);
                 return;
             }
