@@ -98,6 +98,29 @@ fn lookups_are_misses_while_the_index_is_read() {
     thread.join().unwrap().unwrap();
 }
 
+/// Writes wait for the index, and blocks for their writes: not so many that what is put meanwhile finds no room.
+#[test]
+fn more_than_the_arena_holds_can_be_put_while_the_index_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(folder.path());
+    let (thread, writer) = start(&config, None);
+    assert_eq!(put(&writer, &chain(1, BLOCKS)).unwrap(), BLOCKS);
+    writer.drain().unwrap();
+    thread.join().unwrap().unwrap();
+    let gate = Gate::new(medium(&config), 2);
+    let (thread, writer) = start(&config, Some(Arc::clone(&gate) as Arc<dyn Medium>));
+    wait_until("the index is being read", || gate.waiting() > 0);
+    // 20 KiB each: half as much again as the arena of 32 MiB.
+    for number in 2..302 {
+        assert_eq!(put(&writer, &chain(number, BLOCKS)).unwrap(), BLOCKS, "chain {number}");
+    }
+    assert_eq!(stats(&writer)["state"], "recovering");
+    gate.open();
+    wait_until("the index is read", || stats(&writer)["state"] == "ready");
+    writer.drain().unwrap();
+    thread.join().unwrap().unwrap();
+}
+
 /// One client holds leases and a reservation and says nothing, one waits for hours, one asks and never reads.
 #[test]
 fn an_end_waits_for_no_client() {
