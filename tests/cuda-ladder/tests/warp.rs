@@ -235,7 +235,12 @@ fn loads_and_stores_of_all_widths() {
         load("ld.global.u32 %r3, [%d1]; mov.b32 {%h1, %h2}, %r3; mov.b32 %r2, {%h2, %h1};").unwrap(),
         0x8283_8081
     );
+    // A part that nobody has written may be packed, and the other one taken out again.
+    assert_eq!(load("mov.u32 %r4, 9; mov.b64 %d2, {%r5, %r4}; mov.b64 {%r6, %r2}, %d2;").unwrap(), 9);
     for (line, kind) in [
+        ("mov.u32 %r4, 9; mov.b64 %d2, {%r5, %r4}; mov.b64 {%r2, %r6}, %d2;", FaultKind::UninitialisedRegister),
+        ("mov.u32 %r4, 9; mov.b64 %d2, {%r5, %r4}; cvt.u32.u64 %r2, %d2;", FaultKind::UninitialisedRegister),
+        ("mov.b64 {%r2, %r6}, %d2;", FaultKind::UninitialisedRegister),
         ("ld.global.u32 %r2, [%d1+2];", FaultKind::Misaligned),
         ("ld.global.v2.u32 {%r2, %r3}, [%d1+4];", FaultKind::Misaligned),
         ("ld.global.u32 %r2, [%d1+16];", FaultKind::OutOfBounds),

@@ -47,14 +47,14 @@ fn copy_value(body: &mut Body<'_, '_>, m: &mut Modifiers<'_>, operands: &[Operan
     let op = match (&operands[0], &operands[1]) {
         (Operand::List(parts), from) => {
             let bits = part_bits(body, parts.len())?;
-            let source = body.source(from, ty.bits)?;
+            let source = body.source_unchecked(from, ty.bits)?;
             let parts: Result<Box<[Option<u32>]>, _> =
                 parts.iter().map(|part| Ok(body.optional(part, Body::target)?.map(|(index, _)| index))).collect();
             Op::Unpack { parts: parts?, source, bits }
         }
         (to, Operand::List(parts)) => {
             let bits = part_bits(body, parts.len())?;
-            let parts: Result<Box<[u32]>, _> = parts.iter().map(|part| body.source(part, bits)).collect();
+            let parts: Result<Box<[u32]>, _> = parts.iter().map(|part| body.source_unchecked(part, bits)).collect();
             let (target, _) = body.target(to)?;
             Op::Pack { target, parts: parts?, bits }
         }

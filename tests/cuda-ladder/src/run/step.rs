@@ -204,21 +204,29 @@ fn compute(warp: &mut Warp, op: &Op, active: u32, mask: u32) {
             }
         }
         Op::Pack { target, parts, bits } => {
-            let mut result: Plane = [0; LANES];
+            let (mut result, mut unset): (Plane, [u32; 4]) = ([0; LANES], [0; 4]);
             for (index, part) in parts.iter().enumerate() {
                 let source = &warp.registers[*part as usize];
                 for lane in 0..LANES {
                     result[lane] |= (source[lane] & crate::decode::mask(*bits)) << (index as u32 * bits);
                 }
+                unset[index] = active & !warp.defined[*part as usize];
             }
-            copy(warp, *target, &result, !0, active);
+            let before = warp.unset_parts.get(target).copied();
+            copy(warp, *target, &result, !unset.iter().fold(0, |all, part| all | part), active);
+            if before.is_some() || unset != [0; 4] {
+                let before = before.unwrap_or([!0; 4]);
+                let parts = std::array::from_fn(|index| before[index] & !active | unset[index]);
+                warp.unset_parts.insert(*target, parts);
+            }
         }
         Op::Unpack { parts, source, bits } => {
-            let from = warp.registers[*source as usize];
+            let (from, whole) = (warp.registers[*source as usize], warp.defined[*source as usize]);
+            let unset = warp.unset_parts.get(source).copied().unwrap_or([!0; 4]);
             for (index, part) in parts.iter().enumerate() {
                 if let Some(target) = part {
                     let part = from.map(|value| value >> (index as u32 * bits) & crate::decode::mask(*bits));
-                    copy(warp, *target, &part, !0, active);
+                    copy(warp, *target, &part, whole | !unset[index], active);
                 }
             }
         }
@@ -260,6 +268,9 @@ fn copy(warp: &mut Warp, target: u32, from: &Plane, known: u32, mask: u32) {
     }
     let defined = &mut warp.defined[target as usize];
     *defined = *defined & !mask | known & mask;
+    if known & mask != mask && !warp.unset_parts.is_empty() {
+        warp.unset_parts.remove(&target);
+    }
 }
 
 fn add_with_carry(warp: &mut Warp, carry: &Carry, mask: u32) {

@@ -1,6 +1,6 @@
 //! A warp: registers of 32 lanes and where each lane stands.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::Launch;
 use crate::instruction::{Condition, LANES, Plane, Preset, Special, lanes};
@@ -28,6 +28,8 @@ pub(super) struct Warp {
     pub(super) registers: Vec<Plane>,
     /// Lanes that have written each register.
     pub(super) defined: Vec<u32>,
+    /// Packed registers of which some lanes have some parts only: by part, the lanes that have it not. Compilers pack what nobody reads.
+    pub(super) unset_parts: BTreeMap<u32, [u32; 4]>,
     pub(super) predicates: Vec<u32>,
     pub(super) predicates_defined: Vec<u32>,
     pub(super) pc: [u32; LANES],
@@ -52,6 +54,7 @@ impl Warp {
             number,
             registers: vec![[0; LANES]; entry.registers.len()],
             defined: vec![0; entry.registers.len()],
+            unset_parts: BTreeMap::new(),
             predicates: vec![0; entry.predicates as usize],
             predicates_defined: vec![0; entry.predicates as usize],
             pc: [0; LANES],
@@ -77,6 +80,7 @@ impl Warp {
                 }
             }
         }
+        self.unset_parts.clear();
         self.predicates_defined.fill(0);
         (self.predicates[0], self.predicates_defined[0]) = (!0, !0);
         self.pc = [0; LANES];
