@@ -95,16 +95,21 @@ pub fn parity(codec: &impl Codec, seed: u64, rounds: usize) -> usize {
         let (head_dim, block_tokens) = (sizes[random.below(most)], sizes[random.below(most)]);
         let side = Side::ALL[random.below(2)];
         let grid = Grid::new(side, head_dim, block_tokens);
-        let mut values = vec![0u16; grid.elements()];
-        fill(&mut random, round % KINDS, grid, &mut values);
-        misplace(&mut random, &mut values);
         let name = format!("seed {seed:#x}, kind {}, {grid:?}, {side:?}", round % KINDS);
-        rows4(codec, grid, &values, &name);
-        i8h(codec, side, grid, &values, &name);
-        sx12(codec, &mut random, grid, &values, &name);
-        cases += 3;
+        cases += compare(codec, &mut random, round % KINDS, side, grid, &name);
     }
     cases
+}
+
+/// The same for one grid of a kind; `name` is for the panic.
+pub fn compare(codec: &impl Codec, random: &mut Random, kind: usize, side: Side, grid: Grid, name: &str) -> usize {
+    let mut values = vec![0u16; grid.elements()];
+    fill(random, kind, grid, &mut values);
+    misplace(random, &mut values);
+    rows4(codec, grid, &values, name);
+    i8h(codec, side, grid, &values, name);
+    sx12(codec, random, grid, &values, name);
+    3
 }
 
 fn rows4(codec: &impl Codec, grid: Grid, values: &[u16], name: &str) {

@@ -12,7 +12,7 @@ mod scene;
 #[path = "common/ways.rs"]
 mod ways;
 
-use device::Engine;
+use device::{ENGINES, Engine};
 use gpu_tier::attention::Element;
 use scene::{ALL_CLOSED, Scene};
 use ways::check;
@@ -54,8 +54,7 @@ fn closed_blocks_give_the_bits_of_the_cpu_device() {
 
 #[test]
 fn compiled_kernels_give_the_bits_of_the_cpu_device() {
-    for architecture in ["compute_80", "compute_90a", "compute_100"] {
-        let engine = Engine::Ptx(architecture);
+    for engine in ENGINES.into_iter().filter(|engine| *engine != Engine::Host) {
         check(engine, scene(3, 1, 64, 64, 200, 2));
         check(engine, Scene { element: Element::F32, ..scene(2, 1, 128, 16, 70, 3) });
         for closed in ALL_CLOSED {

@@ -1,15 +1,13 @@
-//! The `cuda` device over the driver double, its kernels those of the host build.
+//! The `cuda` device over the driver double, its kernels run by the host build or as PTX.
 
-use cuda_ladder::{Memory, Module};
 use cuda_shim::Argument::{Address, Word};
 use cuda_shim::{Argument, Schedule, launch};
 use gpu_tier::cpu::isa::Isa;
 use gpu_tier::cpu::workers::Workers;
 use gpu_tier::cpu::{CpuConfig, CpuDevice, Link};
 use gpu_tier::cuda::{CudaConfig, CudaDevice, KernelSource};
-use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::double::{Double, IMAGE, LAUNCH_FAILED, Launch};
 
@@ -18,101 +16,28 @@ use crate::double::{Double, IMAGE, LAUNCH_FAILED, Launch};
 pub enum Engine {
     /// The sources, compiled for the host.
     Host,
-    /// nvcc's PTX for an architecture, interpreted.
-    Ptx(&'static str),
+    /// nvcc's PTX for a compute capability, as embedded; the double interprets it.
+    Ptx(u32),
 }
 
-static ENGINE: Mutex<Engine> = Mutex::new(Engine::Host);
+/// Every engine.
+pub const ENGINES: [Engine; 4] = [Engine::Host, Engine::Ptx(80), Engine::Ptx(90), Engine::Ptx(100)];
 
-/// Grids run so far: each is drawn another order of threads.
+/// Grids run on the host so far: each is drawn another order of threads.
 static GRIDS: AtomicU64 = AtomicU64::new(1);
 
 fn run(name: &str, launch_at: *const Launch, arguments: &[Argument]) -> u32 {
     let seed = GRIDS.fetch_add(1, Ordering::Relaxed);
-    let engine = *ENGINE.lock().unwrap_or_else(PoisonError::into_inner);
-    let done = match engine {
-        Engine::Host => run_host(name, launch_at, arguments, seed),
-        Engine::Ptx(architecture) => run_ptx(architecture, name, launch_at, arguments, seed),
-    };
-    match done {
-        Ok(()) => 0,
-        Err(error) => {
-            eprintln!("{engine:?}: {error}");
-            LAUNCH_FAILED
-        }
-    }
-}
-
-fn run_host(name: &str, launch_at: *const Launch, arguments: &[Argument], seed: u64) -> Result<(), String> {
     // SAFETY: the double passes a launch that is valid during the call.
     let (grid, block) = unsafe { ((*launch_at).grid, (*launch_at).block) };
     // SAFETY: the device has checked the ranges behind every address of its tables, and the double keeps them live during the call.
-    unsafe { launch(name, grid, block, arguments, Schedule::Random(seed)) }.map_err(|error| error.to_string())
-}
-
-/// The modules of an architecture, parsed once.
-fn modules(architecture: &'static str) -> &'static [Module] {
-    static ALL: Mutex<BTreeMap<&str, &[Module]>> = Mutex::new(BTreeMap::new());
-    let mut all = ALL.lock().unwrap_or_else(PoisonError::into_inner);
-    all.entry(architecture).or_insert_with(|| {
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../gpu-tier/kernels/ptx");
-        let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-        files.retain(|path| path.to_str().unwrap().ends_with(&format!(".{architecture}.ptx")));
-        assert!(!files.is_empty(), "no PTX for {architecture}");
-        let parse = |path| Module::parse(&std::fs::read_to_string(path).unwrap()).unwrap();
-        Vec::leak(files.iter().map(parse).collect())
-    })
-}
-
-/// The double's memory as the interpreter sees it.
-struct Behind(*const Launch);
-
-impl Behind {
-    fn resolve(&self, address: u64, bytes: usize) -> Option<*mut u8> {
-        // SAFETY: the double's launch is valid during the call, and so is its function.
-        let found = unsafe { ((*self.0).resolve)(self.0, address, bytes) };
-        (!found.is_null()).then_some(found)
+    match unsafe { launch(name, grid, block, arguments, Schedule::Random(seed)) } {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("host build: {error}");
+            LAUNCH_FAILED
+        }
     }
-}
-
-impl Memory for Behind {
-    fn bytes(&self, address: u64, bytes: usize) -> Option<&[u8]> {
-        // SAFETY: the double resolves to that many bytes of one live block, kept during the call; nothing else runs meanwhile.
-        self.resolve(address, bytes).map(|found| unsafe { std::slice::from_raw_parts(found, bytes) })
-    }
-
-    fn bytes_mut(&mut self, address: u64, bytes: usize) -> Option<&mut [u8]> {
-        // SAFETY: as above.
-        self.resolve(address, bytes).map(|found| unsafe { std::slice::from_raw_parts_mut(found, bytes) })
-    }
-}
-
-fn run_ptx(
-    architecture: &'static str,
-    name: &str,
-    launch_at: *const Launch,
-    arguments: &[Argument],
-    seed: u64,
-) -> Result<(), String> {
-    // SAFETY: the double passes a launch that is valid during the call.
-    let (grid, block) = unsafe { ((*launch_at).grid, (*launch_at).block) };
-    let found = modules(architecture).iter().find_map(|module| Some((module, module.entry(name)?)));
-    let (module, entry) = found.ok_or_else(|| format!("there is no {name}"))?;
-    let values: Vec<Vec<u8>> = arguments
-        .iter()
-        .map(|argument| match argument {
-            Address(value) => value.to_le_bytes().to_vec(),
-            Word(value) => value.to_le_bytes().to_vec(),
-            Argument::Float(value) => value.to_le_bytes().to_vec(),
-        })
-        .collect();
-    let values: Vec<&[u8]> = values.iter().map(Vec::as_slice).collect();
-    let params = entry.pack(&values).map_err(|error| format!("{error:?}"))?;
-    let launch = cuda_ladder::Launch {
-        schedule: cuda_ladder::Schedule::Random(seed),
-        ..cuda_ladder::Launch::new(grid, block, &params)
-    };
-    module.run(entry, &launch, &mut Behind(launch_at)).map(|_| ()).map_err(|fault| format!("{fault}"))
 }
 
 /// Defines a host function that runs a kernel of the host build with the parameters of a launch: `a` for an address, `w` for a word.
@@ -167,9 +92,17 @@ pub fn cuda(double: &Double, engine: Engine) -> CudaDevice {
 
 /// The same under a budget.
 pub fn cuda_within(double: &Double, engine: Engine, budget_bytes: u64) -> CudaDevice {
-    *ENGINE.lock().unwrap_or_else(PoisonError::into_inner) = engine;
-    register(double);
-    let kernels = KernelSource::Image(IMAGE.to_owned());
+    let kernels = match engine {
+        Engine::Host => {
+            register(double);
+            KernelSource::Image(IMAGE.to_owned())
+        }
+        Engine::Ptx(capability) => {
+            double.set_capability(capability);
+            double.shuffle(u64::from(capability));
+            KernelSource::Embedded
+        }
+    };
     CudaDevice::open(CudaConfig { ordinal: 0, budget_bytes, kernels }).unwrap()
 }
 

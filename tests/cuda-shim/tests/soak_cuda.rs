@@ -1,8 +1,10 @@
-//! The long forms of `codec.rs` and `attention.rs`: a million values and more of each form, and scenes of any length, drawn anew from
-//! another seed.
+//! The long forms of `operations.rs` and `attention.rs`, run by `cargo xtask soak cuda`: a million values of each form on every engine, and
+//! scenes of any length, drawn anew from another seed.
 #![cfg(target_arch = "x86_64")]
 
-mod common;
+#[path = "common/codes.rs"]
+#[allow(dead_code, reason = "parts that other tests use")]
+mod codes;
 #[path = "common/device.rs"]
 #[allow(dead_code, reason = "parts that other tests use")]
 mod device;
@@ -14,25 +16,29 @@ mod scene;
 #[path = "common/ways.rs"]
 mod ways;
 
-use cache_core::codec::suite::parity;
-use common::codec::Kernels;
-use cuda_shim::Schedule;
-use device::Engine;
+use std::time::Instant;
+
+use device::{ENGINES, Engine, cuda};
+use double::Double;
 use gpu_tier::attention::Element;
 use scene::{ALL_CLOSED, Random, Scene};
 
 #[test]
-#[ignore = "minutes"]
-fn a_million_values_of_every_form() {
-    // A grid has 350 values on average.
-    for (seed, schedule) in [(1, Schedule::Forward), (2, Schedule::Random(11))] {
-        let cases = parity(&Kernels(schedule), 0xa11 + seed, 20_000);
-        println!("{cases} grids under {schedule:?}");
+#[ignore = "minutes: cargo xtask soak cuda"]
+fn a_million_values_of_every_form_on_every_engine() {
+    for engine in ENGINES {
+        let begun = Instant::now();
+        let double = Double::take();
+        let device = cuda(&double, engine);
+        let compared = codes::check(&device, 0xa11_c0de, 1_000_000);
+        println!("  {engine:?}: {compared:?}, none differs, {} s", begun.elapsed().as_secs());
+        drop(device);
+        double.assert_nothing_left();
     }
 }
 
 #[test]
-#[ignore = "minutes"]
+#[ignore = "minutes: cargo xtask soak cuda"]
 fn scenes_of_any_length_form_and_group() {
     let mut random = Random(0x50a4);
     for case in 0..60 {
