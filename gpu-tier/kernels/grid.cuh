@@ -1,7 +1,8 @@
 // One side of one KV head of a block as a grid of bf16, rows by lanes, and its codes (docs/forms.md). Shared by i8h.cu and kc4vt4.cu.
 //
 // A thread takes a tile of 8 rows by 8 lanes: 16 bytes of each row, whole words of codes. Threads that share 8 rows are a team, a
-// power of two of neighbouring lanes of a warp, so that a row's extremes are found by shuffles.
+// power of two of neighbouring lanes of a warp, so that a row's extremes are found by shuffles. The 32 bytes of codes that a tile has in a
+// row of words go to memory in two accesses; neighbours swap halves, so that each access fills its sectors.
 #pragma once
 
 #include "kv.cuh"
@@ -15,7 +16,7 @@ struct Part {
     u32 rows;     // a multiple of 8
     u32 lanes;    // a multiple of 8
     u32 by_lane;  // i8h: a scale a lane (keys) instead of one a row (values)
-    u32 unused;
+    u32 unused[5];
 };
 
 // Threads of a block of every kernel over parts.
@@ -25,8 +26,6 @@ struct Part {
 struct Tile {
     uint4 row[8];
 };
-
-__device__ __forceinline__ u32 word_of(const uint4& x, int i) { return i == 0 ? x.x : (i == 1 ? x.y : (i == 2 ? x.z : x.w)); }
 
 // Element i of 8 bf16; i is known when the loop around it is unrolled.
 __device__ __forceinline__ float bf16_at(const uint4& x, int i) {
@@ -52,17 +51,19 @@ __device__ __forceinline__ u32 team_of(u32 lanes) {
     return team;
 }
 
-// Where a thread stands in a part whose rows are shared by teams.
+// Where a thread stands in a part whose rows are shared by teams. All threads of a block go through as many rounds, since they swap.
 struct Place {
-    u32 team;   // threads that share 8 rows
-    u32 octet;  // this thread's first octet of lanes; the next is `team` octets on
-    u32 group;  // its group of 8 rows
-    bool live;  // whether there is such a group
+    u32 team;    // threads that share 8 rows
+    u32 octets;  // of lanes
+    u32 octet;   // this thread's first; the next is `team` octets on
+    u32 group;   // its group of 8 rows
+    bool live;   // whether there is such a group
 };
 
 __device__ __forceinline__ Place place_of(const Part& part) {
     Place out;
     out.team = team_of(part.lanes);
+    out.octets = part.lanes / 8;
     out.octet = threadIdx.x & (out.team - 1);
     out.group = blockIdx.y * (GRID_THREADS / out.team) + threadIdx.x / out.team;
     out.live = out.group < part.rows / 8;
@@ -76,17 +77,60 @@ __device__ __forceinline__ void load_tile(Tile& tile, const Part& part, u32 grou
     for (int r = 0; r < 8; r++) tile.row[r] = load16(from + r * part.lanes);
 }
 
-__device__ __forceinline__ void store_words(u64 codes, u64 word, const u32* words) {
-    u32* to = at<u32>(codes) + word;
-    store16(to, make16(words[0], words[1], words[2], words[3]));
-    store16(to + 4, make16(words[4], words[5], words[6], words[7]));
+// The 8 words of a thread's lanes in a row of words of the codes.
+struct Words {
+    u32 word[8];
+};
+
+// Which threads move codes, and with whom.
+struct Swap {
+    bool live;    // this thread has words to move
+    bool paired;  // its neighbour's words lie beside them: even and odd octets of a team
+};
+
+__device__ __forceinline__ Swap swap_of(u32 octet, u32 octets, bool live, u32 team) {
+    Swap out;
+    out.live = live && octet < octets;
+    out.paired = team > 1 && (octet ^ 1) < octets;
+    return out;
 }
 
-__device__ __forceinline__ void load_words(u64 codes, u64 word, u32* words) {
-    const u32* from = at<const u32>(codes) + word;
-    uint4 a = load16(from), b = load16(from + 4);
-    words[0] = a.x, words[1] = a.y, words[2] = a.z, words[3] = a.w;
-    words[4] = b.x, words[5] = b.y, words[6] = b.z, words[7] = b.w;
+// Neighbours swap: even lanes give `even`, odd ones `odd`.
+__device__ __forceinline__ uint4 swap16(const uint4& even, const uint4& odd) {
+    const bool is_odd = threadIdx.x & 1;
+    uint4 out;
+    out.x = swap_with_neighbour(is_odd ? odd.x : even.x);
+    out.y = swap_with_neighbour(is_odd ? odd.y : even.y);
+    out.z = swap_with_neighbour(is_odd ? odd.z : even.z);
+    out.w = swap_with_neighbour(is_odd ? odd.w : even.w);
+    return out;
+}
+
+// Stores words from word `first` of the codes on. Whole warps reach it, also with threads that have none.
+__device__ __forceinline__ void store_words(u64 codes, u64 first, const Words& words, Swap swap) {
+    const uint4 low = make16(words.word[0], words.word[1], words.word[2], words.word[3]);
+    const uint4 high = make16(words.word[4], words.word[5], words.word[6], words.word[7]);
+    const uint4 theirs = swap16(high, low);
+    if (!swap.live) return;
+    // One access after the other for all of the warp, whoever stores what.
+    const bool is_odd = threadIdx.x & 1;
+    u32* to = at<u32>(codes) + first;
+    store16(swap.paired && is_odd ? to - 4 : to, swap.paired && is_odd ? theirs : low);
+    store16(swap.paired && !is_odd ? to + 8 : to + 4, swap.paired && !is_odd ? theirs : high);
+}
+
+// Loads what store_words has stored.
+__device__ __forceinline__ Words load_words(u64 codes, u64 first, Swap swap) {
+    const bool is_odd = threadIdx.x & 1;
+    const u32* from = at<const u32>(codes) + first;
+    uint4 one = make16(0, 0, 0, 0), two = one;
+    if (swap.live) {
+        one = load16(swap.paired && is_odd ? from - 4 : from);
+        two = load16(swap.paired && !is_odd ? from + 8 : from + 4);
+    }
+    const uint4 theirs = swap16(two, one);
+    const uint4 low = swap.paired && is_odd ? theirs : one, high = swap.paired && !is_odd ? theirs : two;
+    return Words{{low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}};
 }
 
 // 8 f16, as 16 bytes.

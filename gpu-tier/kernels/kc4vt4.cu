@@ -29,33 +29,32 @@ __device__ __forceinline__ void row_header(float low, float high, u16& centre, u
 }
 
 // Adds the codes of a row to the words of its lanes.
-__device__ __forceinline__ void add_codes(u32* words, const uint4& row, int r, u16 centre, u16 half_range) {
+__device__ __forceinline__ void add_codes(Words& words, const uint4& row, int r, u16 centre, u16 half_range) {
     float c = f16_to_f32(centre), half = f16_to_f32(half_range);
     float factor = half == 0.0f ? 0.0f : __fdiv_rn(7.5f, half);
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         float scaled = __fmul_rn(__fadd_rn(__fsub_rn(bf16_at(row, i), c), half), factor);
-        words[i] |= static_cast<u32>(clamp_i32(__float2int_rn(scaled), 0, 15)) << (4 * r);
+        words.word[i] |= static_cast<u32>(clamp_i32(__float2int_rn(scaled), 0, 15)) << (4 * r);
     }
 }
 
 // Outcomes: `non_finite` when a value is a NaN or an infinity, else `out_of_range` when a header does not fit f16.
 extern "C" __global__ void __launch_bounds__(GRID_THREADS)
     kvtier_kc4vt4_encode(u64 parts, u32 non_finite, u32 out_of_range) {
-    const Part part = at<const Part>(parts)[blockIdx.x];
+    KV_SHARED(Part, part);
+    fetch_record(part, parts);
     const Place place = place_of(part);
-    const u32 octets = part.lanes / 8;
-    const bool once = octets <= place.team;
     RowExtremes rows;
 #pragma unroll
     for (int r = 0; r < 8; r++) {
         rows.low[r] = f32_of(0x7f800000u);
         rows.high[r] = f32_of(0xff800000u);
     }
-    Tile tile;
+    Tile tile = {};
     bool odd = false;
     if (place.live) {
-        for (u32 octet = place.octet; octet < octets; octet += place.team) {
+        for (u32 octet = place.octet; octet < place.octets; octet += place.team) {
             load_tile(tile, part, place.group, octet);
             take_extremes(rows, tile);
 #pragma unroll
@@ -71,7 +70,6 @@ extern "C" __global__ void __launch_bounds__(GRID_THREADS)
             rows.high[r] = high > rows.high[r] ? high : rows.high[r];
         }
     }
-    if (!place.live) return;
     u16 centre[8], half_range[8];
     bool outside = false;
 #pragma unroll
@@ -80,38 +78,44 @@ extern "C" __global__ void __launch_bounds__(GRID_THREADS)
         outside = outside || !is_finite_f16(centre[r]) || !is_finite_f16(half_range[r]);
     }
     if (odd) tell(part.verdict, non_finite);
-    if (outside && place.octet == 0) tell(part.verdict, out_of_range);
-    if (place.octet == 0) {
+    if (place.live && place.octet == 0) {
+        if (outside) tell(part.verdict, out_of_range);
         u16* to = at<u16>(part.scales) + place.group * 8;
         store16(to, pack8(centre));
         store16(to + part.rows, pack8(half_range));
     }
-    for (u32 octet = place.octet; octet < octets; octet += place.team) {
-        if (!once) load_tile(tile, part, place.group, octet);
-        u32 words[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+    for (u32 start = 0; start < place.octets; start += place.team) {
+        const u32 octet = start + place.octet;
+        const Swap swap = swap_of(octet, place.octets, place.live, place.team);
+        if (swap.live && place.octets > place.team) load_tile(tile, part, place.group, octet);
+        Words words = {};
 #pragma unroll
         for (int r = 0; r < 8; r++) add_codes(words, tile.row[r], r, centre[r], half_range[r]);
-        store_words(part.codes, static_cast<u64>(place.group) * part.lanes + octet * 8, words);
+        store_words(part.codes, static_cast<u64>(place.group) * part.lanes + octet * 8, words, swap);
     }
 }
 KV_EXPORT(kvtier_kc4vt4_encode);
 
 // Nearest bf16 of each value. Outcome: `damaged` when a header is one that no encoder writes.
 extern "C" __global__ void __launch_bounds__(GRID_THREADS) kvtier_kc4vt4_decode(u64 parts, u32 damaged) {
-    const Part part = at<const Part>(parts)[blockIdx.x];
+    KV_SHARED(Part, part);
+    fetch_record(part, parts);
     const Place place = place_of(part);
-    if (!place.live) return;
-    u16 centre[8], half_range[8];
-    const u16* header = at<const u16>(part.scales) + place.group * 8;
-    unpack8(load16(header), centre);
-    unpack8(load16(header + part.rows), half_range);
+    u16 centre[8] = {}, half_range[8] = {};
+    if (place.live) {
+        const u16* header = at<const u16>(part.scales) + place.group * 8;
+        unpack8(load16(header), centre);
+        unpack8(load16(header + part.rows), half_range);
+    }
     bool sound = true;
 #pragma unroll
     for (int r = 0; r < 8; r++) sound = sound && header_is_sound(centre[r], true) && header_is_sound(half_range[r], false);
     if (!sound && place.octet == 0) tell(part.verdict, damaged);
-    for (u32 octet = place.octet; octet < part.lanes / 8; octet += place.team) {
-        u32 words[8];
-        load_words(part.codes, static_cast<u64>(place.group) * part.lanes + octet * 8, words);
+    for (u32 start = 0; start < place.octets; start += place.team) {
+        const u32 octet = start + place.octet;
+        const Swap swap = swap_of(octet, place.octets, place.live, place.team);
+        const Words words = load_words(part.codes, static_cast<u64>(place.group) * part.lanes + octet * 8, swap);
+        if (!swap.live) continue;
         u16* to = at<u16>(part.values) + static_cast<u64>(place.group) * 8 * part.lanes + octet * 8;
 #pragma unroll
         for (int r = 0; r < 8; r++) {
@@ -120,7 +124,7 @@ extern "C" __global__ void __launch_bounds__(GRID_THREADS) kvtier_kc4vt4_decode(
             u16 row[8];
 #pragma unroll
             for (int i = 0; i < 8; i++) {
-                float code = __int2float_rn(static_cast<i32>(words[i] >> (4 * r) & 15u));
+                float code = __int2float_rn(static_cast<i32>(words.word[i] >> (4 * r) & 15u));
                 row[i] = bf16_of(__fmaf_rn(code, step, low));
             }
             store16(to + r * part.lanes, pack8(row));

@@ -72,6 +72,22 @@ __device__ __forceinline__ uint4 make16(u32 x, u32 y, u32 z, u32 w) {
     return out;
 }
 
+// Word i of 16 bytes; i is known when the loop around it is unrolled.
+__device__ __forceinline__ u32 word_of(const uint4& x, int i) { return i == 0 ? x.x : (i == 1 ? x.y : (i == 2 ? x.z : x.w)); }
+
+// The thread block's record of a table, to shared memory by 16 bytes a thread: fields that each warp reads by itself cost a sector each. Ends
+// with a barrier.
+template <class Record>
+__device__ __forceinline__ void fetch_record(Record& to, u64 table) {
+    static_assert(sizeof(Record) % 32 == 0, "records fill their sectors");
+    const u64 from = table + static_cast<u64>(blockIdx.x) * sizeof(Record) + threadIdx.x * 16;
+    if (threadIdx.x < sizeof(Record) / 16) reinterpret_cast<uint4*>(&to)[threadIdx.x] = load16(at<const u8>(from));
+    __syncthreads();
+}
+
+// What the neighbour, lane ^ 1, gives. Whole warps reach it.
+__device__ __forceinline__ u32 swap_with_neighbour(u32 x) { return __shfl_xor_sync(KV_WARP, x, 1); }
+
 // --- arithmetic ------------------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ float f32_of(u32 bits) { return __uint_as_float(bits); }

@@ -128,9 +128,8 @@ fn encoders_read_what_they_encode_once() {
         let ratio = moved.bytes as f64 / formula as f64;
         println!("{closed:?}: {ratio:.4} of {formula} bytes, by 16: {:.4}, {}", moved.by_16_share(), written.len());
         assert_eq!(moved.local, 0);
-        // A thread stores its 32 bytes of codes in two halves: each touches the sector.
-        assert!((1.0..1.37).contains(&ratio), "{ratio}, {closed:?}");
-        assert!(moved.by_16_share() > 0.49, "{moved:?}, {closed:?}");
+        assert!((1.0..1.05).contains(&ratio), "{ratio}, {closed:?}");
+        assert!(moved.by_16_share() > 0.99, "{moved:?}, {closed:?}");
     }
     double.assert_nothing_left();
 }

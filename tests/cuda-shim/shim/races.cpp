@@ -65,8 +65,8 @@ static void grids() {
         std::vector<u64> parts;
         u64 verdict = blank(4);
         for (int i = 0; i < 2; i++) {
-            u64 part[] = {bf16(4096), blank(256), blank(4096), verdict, words(64, 64), by_lane};
-            parts.insert(parts.end(), part, part + 6);
+            u64 part[] = {bf16(4096), blank(256), blank(4096), verdict, words(64, 64), by_lane, 0, 0};
+            parts.insert(parts.end(), part, part + 8);
         }
         u64 at = table(parts);
         run("kvtier_i8h_encode", 2, 1, 64, {&at, &two, &one});
@@ -77,20 +77,23 @@ static void grids() {
     }
 }
 
+// A layer of four parts whose escapes fit their shares of the area, and one in which a part has more than its share.
 static void sx12() {
-    std::vector<u64> parts;
-    u64 windows = blank(8), escapes = blank(256), verdict = blank(4);
-    for (unsigned i = 0; i < 4; i++) {
-        u64 values = bf16(4096);
-        // Some escapes, and in one part so many that its window is searched for.
-        for (unsigned e = 0; e < (i == 2 ? 40u : 5u); e++) reinterpret_cast<unsigned short*>(values)[random32() % 4096] = 0x1000;
-        u64 part[] = {values, blank(6144), windows, escapes, verdict, words(4096, i), words(4, 256)};
-        parts.insert(parts.end(), part, part + 7);
+    for (unsigned area : {256u, 60u}) {
+        std::vector<u64> parts;
+        u64 values = bf16(4 * 4096), windows = blank(8), escapes = blank(256), verdict = blank(4);
+        for (unsigned i = 0; i < 4; i++) {
+            u64 own = values + i * 8192;
+            // Some escapes, and in one part so many that its window is searched for.
+            for (unsigned e = 0; e < (i == 2 ? 40u : 5u); e++) reinterpret_cast<unsigned short*>(own)[random32() % 4096] = 0x1000;
+            u64 part[] = {own, blank(6144), windows, escapes, verdict, words(4096, i), words(4, area), 0};
+            parts.insert(parts.end(), part, part + 8);
+        }
+        u64 at = table(parts);
+        run("kvtier_sx12_encode", 4, 1, 128, {&at, &one});
+        run("kvtier_sx12_escapes", 4, 1, 128, {&at, &one});
+        run("kvtier_sx12_decode", 4, 1, 128, {&at, &one, &two});
     }
-    u64 at = table(parts);
-    run("kvtier_sx12_windows", 4, 1, 128, {&at, &one});
-    run("kvtier_sx12_encode", 4, 1, 128, {&at, &one});
-    run("kvtier_sx12_decode", 4, 1, 128, {&at, &one, &two});
 }
 
 static void append_and_sum() {

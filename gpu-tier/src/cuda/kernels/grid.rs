@@ -10,9 +10,7 @@ use crate::error::DeviceError;
 /// Threads of a block.
 const THREADS: u32 = 64;
 /// Bytes of a record.
-const RECORD_BYTES: usize = 48;
-/// Lanes that a thread block takes of a part with a scale a lane.
-const COLUMN_LANES: usize = 64;
+const RECORD_BYTES: usize = 64;
 
 /// One side of one KV head of a block. All addresses but the verdict's are multiples of 16.
 #[derive(Clone, Copy, Debug)]
@@ -36,7 +34,10 @@ impl Part {
         let Grid { rows, lanes } = self.grid;
         let team = (lanes / 8).next_power_of_two().min(32);
         let by_row = (rows / 8).div_ceil(THREADS as usize / team);
-        let blocks = if self.by_lane { by_row.max(lanes.div_ceil(COLUMN_LANES)) } else { by_row };
+        // Encoding a part with a scale a lane, 8 to 32 threads share the rows of 8 lanes.
+        let slices = (rows / 8).next_power_of_two().clamp(8, 32);
+        let by_lane = (lanes / 8).div_ceil(THREADS as usize / slices);
+        let blocks = if self.by_lane { by_row.max(by_lane) } else { by_row };
         u32::try_from(blocks).expect("a part has less than 2^32 elements")
     }
 }
@@ -53,7 +54,7 @@ pub(super) fn launch(
         for part in parts {
             table.address(part.values).address(part.scales).address(part.codes).address(part.verdict);
             let word = |n: usize| u32::try_from(n).expect("rows and lanes of a block");
-            table.word(word(part.grid.rows)).word(word(part.grid.lanes)).word(u32::from(part.by_lane)).word(0);
+            table.word(word(part.grid.rows)).word(word(part.grid.lanes)).word(u32::from(part.by_lane)).words([0; 5]);
         }
         let tall = parts.iter().map(Part::blocks).max().unwrap_or(0);
         let parameters: Vec<Parameter> = outcomes.iter().map(|outcome| Parameter::Word(*outcome)).collect();

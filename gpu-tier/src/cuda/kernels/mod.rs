@@ -42,8 +42,8 @@ const NAMES: [&str; 18] = [
     i8h::DECODE,
     kc4vt4::ENCODE,
     kc4vt4::DECODE,
-    sx12::WINDOWS,
     sx12::ENCODE,
+    sx12::ESCAPES,
     sx12::DECODE,
     xxh3::NAME,
 ];

@@ -1,18 +1,18 @@
-//! Launchers of `kernels/sx12.cu`: windows, then codes and escapes; and back.
+//! Launchers of `kernels/sx12.cu`: codes of each part, then the escapes of each layer; and back.
 
 use super::super::address::DevicePtr;
 use super::table::{Table, records};
 use super::{Launcher, Parameter};
 use crate::error::DeviceError;
 
-pub(super) const WINDOWS: &str = "kvtier_sx12_windows";
 pub(super) const ENCODE: &str = "kvtier_sx12_encode";
+pub(super) const ESCAPES: &str = "kvtier_sx12_escapes";
 pub(super) const DECODE: &str = "kvtier_sx12_decode";
 
 const THREADS: u32 = 128;
-const RECORD_BYTES: usize = 56;
+const RECORD_BYTES: usize = 64;
 
-/// One side of one KV head of a layer.
+/// One side of one KV head of a layer; those of a layer follow each other in memory.
 #[derive(Clone, Copy, Debug)]
 pub(in super::super) struct Part {
     /// bf16, at a multiple of 16 bytes.
@@ -39,7 +39,7 @@ fn launch(launcher: Launcher<'_>, name: &'static str, parts: &[Part], outcomes: 
         let mut table = Table::default();
         for part in parts {
             table.address(part.values).address(part.codes).address(part.windows).address(part.escapes);
-            table.address(part.verdict).word(part.elements).word(part.part).word(part.parts).word(part.area);
+            table.address(part.verdict).word(part.elements).word(part.part).word(part.parts).word(part.area).long(0);
         }
         let count = u32::try_from(parts.len()).expect("a table's records");
         let parameters: Vec<Parameter> = outcomes.iter().map(|outcome| Parameter::Word(*outcome)).collect();
@@ -50,9 +50,9 @@ fn launch(launcher: Launcher<'_>, name: &'static str, parts: &[Part], outcomes: 
 
 /// Encodes all parts of some layers; a verdict becomes `too_many` when the layer's escapes do not fit.
 pub(in super::super) fn encode(launcher: Launcher<'_>, parts: &[Part], too_many: u32) -> Result<(), DeviceError> {
-    // A layer's escapes follow each other, so all of its windows come first.
-    launch(launcher, WINDOWS, parts, &[too_many])?;
-    launch(launcher, ENCODE, parts, &[too_many])
+    // A layer's escapes follow each other: where a part's begin is known when all have been counted.
+    launch(launcher, ENCODE, parts, &[too_many])?;
+    launch(launcher, ESCAPES, parts, &[too_many])
 }
 
 /// Decodes parts; a verdict becomes `bad_escapes` or `bad_header` for what no encoder writes.

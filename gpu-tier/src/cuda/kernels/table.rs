@@ -27,6 +27,11 @@ impl Table {
         self
     }
 
+    pub(super) fn words(&mut self, values: impl IntoIterator<Item = u32>) -> &mut Table {
+        values.into_iter().for_each(|value| self.0.extend(value.to_le_bytes()));
+        self
+    }
+
     pub(super) fn bytes(&self) -> &[u8] {
         &self.0
     }
