@@ -59,7 +59,7 @@ enum Command {
         #[arg(value_enum)]
         name: peer::Peer,
     },
-    /// Compiles the CUDA kernels into the PTX and the table of resources that are checked in, with nvcc from pinned wheels (installed into
+    /// Compiles the CUDA kernels into the PTX and the tables (resources, traffic) that are checked in, with nvcc from pinned wheels (installed into
     /// `target/cuda-toolkit`).
     Kernels,
 }

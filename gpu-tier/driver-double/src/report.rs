@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use cuda_ladder::{Approximation, Counts, Kind, Launch, Schedule};
+use cuda_ladder::{Approximation, Counts, KINDS, Kind, Launch, Schedule};
 
 struct State {
     schedule: Schedule,
@@ -99,9 +99,17 @@ struct KernelCounts {
     matrix_multiply_adds: u64,
     special_instructions: u64,
     local_bytes: u64,
+    /// Instructions of threads, by [`Kind`].
+    by_kind: [u64; KINDS],
 }
 
-/// Counts of the kernel's launches since the last reset; zero for a kernel that has not run.
+/// Sets all counts to zero.
+#[unsafe(no_mangle)]
+extern "C" fn cuda_double_forget_counts() {
+    state().counts.clear();
+}
+
+/// Counts of launches since the last reset, of all kernels whose names begin with `kernel`; zero when none has run.
 ///
 /// # Safety
 /// `kernel` is a C string.
@@ -110,11 +118,15 @@ unsafe extern "C" fn cuda_double_kernel_counts(kernel: *const c_char) -> KernelC
     // SAFETY: the caller passes a string that ends in a zero byte.
     let kernel = unsafe { CStr::from_ptr(kernel) }.to_string_lossy();
     let state = state();
-    let Some((launches, counts)) = state.counts.get(&*kernel) else {
-        return KernelCounts::default();
-    };
+    let (mut launches, mut counts) = (0, Counts::default());
+    for (_, (more, some)) in
+        state.counts.range((*kernel).to_owned()..).take_while(|(name, _)| name.starts_with(&*kernel))
+    {
+        launches += more;
+        counts += some;
+    }
     KernelCounts {
-        launches: *launches,
+        launches,
         warp_instructions: counts.warp_total(),
         thread_instructions: counts.thread_total(),
         global_load_bytes: counts.global_load_bytes.iter().sum(),
@@ -129,6 +141,7 @@ unsafe extern "C" fn cuda_double_kernel_counts(kernel: *const c_char) -> KernelC
         matrix_multiply_adds: counts.matrix_multiply_adds,
         special_instructions: counts.threads(Kind::Special),
         local_bytes: counts.local_bytes,
+        by_kind: counts.thread_instructions,
     }
 }
 

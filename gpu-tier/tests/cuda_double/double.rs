@@ -60,6 +60,8 @@ pub struct KernelCounts {
     pub matrix_multiply_adds: u64,
     pub special_instructions: u64,
     pub local_bytes: u64,
+    /// Instructions of threads, by the ladder's kinds.
+    pub by_kind: [u64; 17],
 }
 
 /// A launch as a host function sees it (`launch.rs` of the double).
@@ -193,7 +195,12 @@ impl Double {
         self.call("cuda_double_set_approximation", (seed, ulps));
     }
 
-    /// What launches of a kernel of PTX did since the double was taken.
+    /// Forgets what launches of PTX have done.
+    pub fn forget_counts(&self) {
+        self.call("cuda_double_forget_counts", ());
+    }
+
+    /// What launches of PTX did since the double was taken or the counts were forgotten, of all kernels whose names begin with `kernel`.
     pub fn kernel_counts(&self, kernel: &str) -> KernelCounts {
         let kernel = CString::new(kernel).unwrap();
         // SAFETY: the symbol has this type in report.rs of the double.
