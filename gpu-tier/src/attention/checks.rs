@@ -1,5 +1,7 @@
 //! What every device checks of a launch before it resolves an address.
 
+use std::fmt::Debug;
+
 use super::{Geometry, SPAN_TOKENS};
 use crate::device::{DeviceRange, Stream};
 use crate::error::DeviceError;
@@ -54,10 +56,20 @@ pub(crate) fn check_section(
 }
 
 /// Refuses a launch in which two workers would write the same bytes. Errors: shape.
-pub(crate) fn check_disjoint(what: &'static str, mut targets: Vec<DeviceRange>) -> Result<(), DeviceError> {
-    targets.sort_unstable_by_key(|range| (range.buffer, range.offset));
-    let overlap = |pair: &&[DeviceRange]| {
-        pair[0].buffer == pair[1].buffer && pair[0].offset + pair[0].bytes > pair[1].offset && pair[1].bytes > 0
+pub(crate) fn check_disjoint(what: &'static str, targets: Vec<DeviceRange>) -> Result<(), DeviceError> {
+    check_apart(what, targets, |range| (range.buffer, range.offset, range.bytes))
+}
+
+/// The same for any ranges: `place` is what a range lies in, its offset there and its bytes.
+pub(crate) fn check_apart<Range: Debug, In: Ord>(
+    what: &'static str,
+    mut targets: Vec<Range>,
+    place: impl Fn(&Range) -> (In, u64, u64),
+) -> Result<(), DeviceError> {
+    targets.sort_unstable_by_key(&place);
+    let overlap = |pair: &&[Range]| {
+        let ((first, offset, bytes), (second, start, length)) = (place(&pair[0]), place(&pair[1]));
+        first == second && offset + bytes > start && length > 0
     };
     match targets.windows(2).find(overlap) {
         Some(pair) => Err(shape(what, format!("targets {:?} and {:?} overlap", pair[0], pair[1]))),

@@ -155,7 +155,8 @@ impl<'a> AttendMixed<'a> {
 pub struct Encode {
     /// Its `raw16` section, of a full block.
     pub exact: SectionPlace,
-    /// Its sections in the closed form, in device memory; every byte of them is written.
+    /// Its sections in the closed form, in device memory; every byte of them is written. Device `cuda` also writes to host extents that
+    /// its driver has pinned: such bytes count as copied out, and are there when the stream has done the work.
     pub into: ClosedPlace,
     /// Four bytes of device memory: [`FITS`] or [`STAYS_RAW`], u32 in the machine's byte order.
     pub verdict: DeviceRange,

@@ -1,21 +1,18 @@
 //! Attention on the device: from jobs to the records of the launchers. Checks are those of the `cpu` device; what is read by 16
 //! bytes (sections, queries, new rows) must start at a multiple of 16 besides, and nothing is attended in host memory.
 
+mod encode;
 mod spans;
 
 use std::sync::RwLockReadGuard;
 use std::sync::atomic::Ordering;
 
-use cache_core::codec::Grid;
-use cache_core::payload::Side;
-
 use super::address::DevicePtr;
-use super::kernels::grid::Part;
-use super::kernels::{append, attend, finish, gather, i8h, kc4vt4};
+use super::kernels::{append, attend, finish};
 use super::memory::Memory;
 use super::{CudaDevice, Shared};
 use crate::attention::checks::{check_closed, check_disjoint, check_launch, check_section, missing, shape};
-use crate::attention::closed::{AttendMixed, Closed, Codes, Encode, STAYS_RAW};
+use crate::attention::closed::{AttendMixed, Closed, Encode};
 use crate::attention::{Accumulator, Append, Attend, Attention, Element, Finish, Geometry, SPAN_TOKENS, SectionPlace};
 use crate::device::{DeviceRange, Stream};
 use crate::error::DeviceError;
@@ -174,18 +171,13 @@ impl Attention for CudaDevice {
         if geometry.element != Element::Bf16 {
             return Err(shape(WHAT, format!("sections of {:?}", geometry.element)));
         }
-        let resolver = self.shared.resolver(WHAT);
-        let (mut parts, mut verdicts, mut ranges) = (Vec::new(), Vec::new(), Vec::new());
+        let mut encoding = encode::Encoding::new(&self.shared, WHAT, geometry, closed);
         for (index, job) in jobs.iter().enumerate() {
-            verdicts.push(encode_job(&resolver, geometry, closed, (index, job), &mut ranges, &mut parts)?);
+            encoding.add(index, job)?;
         }
-        // Sources too: nothing that a thread block reads may be written by another.
-        check_disjoint(WHAT, ranges)?;
-        let launcher = self.shared.launcher(WHAT, stream);
-        gather::clear(launcher, &verdicts)?;
-        let of = |codes| parts.iter().filter(|(form, _)| *form == codes).map(|(_, part)| *part).collect::<Vec<_>>();
-        i8h::encode(launcher, &of(Codes::Int8), STAYS_RAW, STAYS_RAW)?;
-        kc4vt4::encode(launcher, &of(Codes::Rows4), STAYS_RAW, STAYS_RAW)
+        let bytes = encoding.launch(stream)?;
+        self.shared.copied_out.fetch_add(bytes, Ordering::Relaxed);
+        Ok(())
     }
 
     fn finish(&self, stream: Stream, geometry: &Geometry, jobs: &[Finish]) -> Result<(), DeviceError> {
@@ -215,61 +207,4 @@ impl Attention for CudaDevice {
         }
         finish::launch(self.shared.launcher(WHAT, stream), geometry, &work)
     }
-}
-
-/// The parts of one job of `encode`, and its verdict's address.
-fn encode_job(
-    resolver: &Resolver<'_>,
-    geometry: &Geometry,
-    closed: Closed,
-    (index, job): (usize, &Encode),
-    ranges: &mut Vec<DeviceRange>,
-    parts: &mut Vec<(Codes, Part)>,
-) -> Result<DevicePtr, DeviceError> {
-    let heads = u64::from(geometry.kv_heads);
-    let exact = resolver.section(job.exact, index, geometry.section_bytes())?;
-    let target = |place: SectionPlace, bytes: u64| {
-        in_device(place).ok_or_else(|| shape(resolver.what, format!("target {index} is in the host arena")))?;
-        resolver.section(place, index, heads * bytes)
-    };
-    let header_bytes = closed.header_bytes(geometry);
-    let header = match job.into.header {
-        Some(header) if header_bytes > 0 => Some(target(header, header_bytes)?),
-        None if header_bytes == 0 => None,
-        header => return Err(shape(resolver.what, format!("header section {index}: {header:?}"))),
-    };
-    let scale = target(job.into.scale, closed.scale_bytes(geometry))?;
-    let codes = target(job.into.codes, closed.code_bytes(geometry))?;
-    check_section(resolver.what, index, (job.verdict.offset, job.verdict.bytes), 4, 4)?;
-    let verdict = resolver.address(job.verdict, 4)?;
-    let places = [Some(job.exact), job.into.header, Some(job.into.scale), Some(job.into.codes)];
-    ranges.extend(places.into_iter().flatten().filter_map(in_device));
-    ranges.push(job.verdict);
-    let side_bytes = geometry.section_bytes() / heads / 2;
-    for head in 0..heads {
-        for side in Side::ALL {
-            let is_value = side == Side::Value;
-            let form = if is_value { closed.values } else { closed.keys };
-            let scales = match header {
-                Some(header) if !is_value => header.add(head * header_bytes),
-                _ => scale.add(head * closed.scale_bytes(geometry)).add(
-                    // Keys without a header have their scales first.
-                    if is_value { closed.key_scale_bytes(geometry) } else { 0 },
-                ),
-            };
-            let within = if is_value { closed.key_code_bytes(geometry) } else { 0 };
-            parts.push((
-                form,
-                Part {
-                    values: exact.add((2 * head + u64::from(is_value)) * side_bytes),
-                    scales,
-                    codes: codes.add(head * closed.code_bytes(geometry) + within),
-                    verdict,
-                    grid: Grid::new(side, geometry.head_dim, geometry.block_tokens),
-                    by_lane: form == Codes::Int8 && !is_value,
-                },
-            ));
-        }
-    }
-    Ok(verdict)
 }
