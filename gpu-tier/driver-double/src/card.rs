@@ -7,15 +7,23 @@ use crate::status::{Code, answer};
 
 /// Compute capability times ten until [`cuda_double_set_capability`] says otherwise.
 pub(crate) const DEFAULT_CAPABILITY: u32 = 80;
-/// The driver's version, as `cuDriverGetVersion` writes it: CUDA 13.0.
-const DRIVER_VERSION: c_int = 13000;
-/// The newest PTX that a driver of that version reads.
-const PTX_VERSION: (u32, u32) = (9, 0);
+/// The driver's version, as `cuDriverGetVersion` writes it, until [`cuda_double_set_driver`] says otherwise: CUDA 13.0.
+const DEFAULT_DRIVER: u32 = 13000;
 /// Shared memory of a block without opt-in.
 pub(crate) const SHARED_BYTES: u32 = 48 << 10;
 pub(crate) const MAX_THREADS: u32 = 1024;
 
 static CAPABILITY: AtomicU32 = AtomicU32::new(DEFAULT_CAPABILITY);
+static DRIVER: AtomicU32 = AtomicU32::new(DEFAULT_DRIVER);
+
+/// The newest PTX that the driver reads (PTX ISA, "Release Notes").
+fn ptx_version() -> (u32, u32) {
+    match DRIVER.load(Ordering::SeqCst) {
+        13000.. => (9, 0),
+        12080..13000 => (8, 7),
+        _ => (8, 0),
+    }
+}
 
 fn capability() -> u32 {
     CAPABILITY.load(Ordering::SeqCst)
@@ -57,7 +65,7 @@ pub(crate) fn attribute(number: c_int) -> c_int {
 
 /// Whether a module's `.version` and `.target` can be run. A target with `a` runs on its own capability alone.
 pub(crate) fn accepts(version: (u32, u32), target: &str) -> Result<(), Code> {
-    if version > PTX_VERSION {
+    if version > ptx_version() {
         return Err(Code::UNSUPPORTED_PTX_VERSION);
     }
     let number = target.strip_prefix("sm_").ok_or(Code::INVALID_PTX)?;
@@ -77,11 +85,17 @@ pub(crate) extern "C" fn cuda_double_set_capability(capability: u32) {
     CAPABILITY.store(if capability == 0 { DEFAULT_CAPABILITY } else { capability }, Ordering::SeqCst);
 }
 
+/// Sets the version of the driver that is imitated, 1000 times the major number plus 10 times the minor one; 0 is the default.
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn cuda_double_set_driver(version: u32) {
+    DRIVER.store(if version == 0 { DEFAULT_DRIVER } else { version }, Ordering::SeqCst);
+}
+
 /// # Safety
 /// `version` is writable.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuDriverGetVersion(version: *mut c_int) -> u32 {
     // SAFETY: the caller passes a place for one integer.
-    unsafe { version.write(DRIVER_VERSION) };
+    unsafe { version.write(DRIVER.load(Ordering::SeqCst) as c_int) };
     answer(Ok(()))
 }

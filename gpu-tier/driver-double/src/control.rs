@@ -100,6 +100,7 @@ extern "C" fn cuda_double_reset() {
     module::forget();
     report::reset();
     card::cuda_double_set_capability(0);
+    card::cuda_double_set_driver(0);
     cuda_double_misalign(false);
     cuda_double_set_capacity(memory::DEFAULT_CAPACITY);
 }

@@ -175,6 +175,11 @@ impl Double {
         self.call("cuda_double_set_capability", capability);
     }
 
+    /// Version of the driver that is imitated: 12080 is CUDA 12.8.
+    pub fn set_driver(&self, version: u32) {
+        self.call("cuda_double_set_driver", version);
+    }
+
     /// Runs threads in an order drawn from a seed.
     pub fn shuffle(&self, seed: u64) {
         self.call("cuda_double_set_schedule", (2u32, seed));

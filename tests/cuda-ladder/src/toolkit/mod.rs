@@ -22,6 +22,8 @@ const WHEELS: [&str; 6] = [
     "nvidia-cuda-cccl==13.0.85",
     "nvidia-cuda-nvrtc==13.0.88",
 ];
+/// The run-time compiler of an older toolkit, which writes PTX 8.7: what goes with a driver that does not read [`PTX_VERSION`].
+const OLD_NVRTC: [&str; 1] = ["nvidia-cuda-nvrtc-cu12==12.8.93"];
 /// The PTX that these compilers write, and the oldest driver that reads it (CUDA 13.0 release notes, "CUDA Driver").
 pub const PTX_VERSION: (u32, u32) = (9, 0);
 /// The oldest driver that reads [`PTX_VERSION`].
@@ -54,34 +56,9 @@ fn run(command: &mut Command) -> Result<Output, String> {
 
 impl Toolkit {
     /// The toolkit in `folder`, installed there first if it is not. Errors: no Python, no pip, no network, in words.
-    ///
-    /// Whoever else asks for the same folder meanwhile waits.
     pub fn install(folder: &Path) -> Result<Toolkit, String> {
-        let fail = |error: std::io::Error| format!("{}: {error}", folder.display());
-        fs::create_dir_all(folder).map_err(fail)?;
-        let lock = File::create(folder.with_extension("lock")).map_err(fail)?;
-        lock.lock().map_err(fail)?;
-        let stamp = folder.join("wheels.txt");
-        let wanted = WHEELS.join("\n");
-        let found = || Toolkit::find(folder);
-        if fs::read_to_string(&stamp).is_ok_and(|text| text == wanted)
-            && let Some(toolkit) = found()
-        {
-            return Ok(toolkit);
-        }
-        run(Command::new("python3").args(["-m", "venv"]).arg(folder))?;
-        run(Command::new(folder.join("bin/python")).args(["-m", "pip", "install", "--quiet"]).args(WHEELS))?;
-        let toolkit = found().ok_or("the wheels have no nvidia/cu13")?;
-        fs::write(&stamp, wanted).map_err(fail)?;
-        Ok(toolkit)
-    }
-
-    fn find(folder: &Path) -> Option<Toolkit> {
-        // lib/python3.x/site-packages/nvidia/cu13
-        let versions = fs::read_dir(folder.join("lib")).ok()?;
-        let roots = versions.flatten().map(|version| version.path().join("site-packages/nvidia/cu13"));
-        let root = roots.into_iter().find(|root| root.join("bin/nvcc").exists())?;
-        Some(Toolkit { environment: folder.to_owned(), root })
+        let root = environment(folder, &WHEELS, "cu13", "bin/nvcc")?;
+        Ok(Toolkit { environment: folder.to_owned(), root })
     }
 
     /// Compiles a source to PTX; a warning is an error.
@@ -111,6 +88,39 @@ impl Toolkit {
         let output = run(&mut python)?;
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
+}
+
+/// The libraries of NVRTC 12.8, what it loads by name first, installed in `folder` if they are not. Errors: as [`Toolkit::install`].
+pub fn old_nvrtc(folder: &Path) -> Result<[PathBuf; 2], String> {
+    let root = environment(folder, &OLD_NVRTC, "cuda_nvrtc", "lib/libnvrtc.so.12")?;
+    Ok(["libnvrtc-builtins.so.12.8", "libnvrtc.so.12"].map(|name| root.join("lib").join(name)))
+}
+
+/// A virtual environment with some wheels, made unless it is there; `nvidia/PART` in it, which has `file`. Whoever else asks for the same
+/// folder meanwhile waits.
+fn environment(folder: &Path, wheels: &[&str], part: &str, file: &str) -> Result<PathBuf, String> {
+    let fail = |error: std::io::Error| format!("{}: {error}", folder.display());
+    fs::create_dir_all(folder).map_err(fail)?;
+    let lock = File::create(folder.with_extension("lock")).map_err(fail)?;
+    lock.lock().map_err(fail)?;
+    let stamp = folder.join("wheels.txt");
+    let wanted = wheels.join("\n");
+    let found = || {
+        // lib/python3.x/site-packages/nvidia/PART
+        let versions = fs::read_dir(folder.join("lib")).ok()?;
+        let mut roots = versions.flatten().map(|version| version.path().join("site-packages/nvidia").join(part));
+        roots.find(|root| root.join(file).exists())
+    };
+    if fs::read_to_string(&stamp).is_ok_and(|text| text == wanted)
+        && let Some(root) = found()
+    {
+        return Ok(root);
+    }
+    run(Command::new("python3").args(["-m", "venv"]).arg(folder))?;
+    run(Command::new(folder.join("bin/python")).args(["-m", "pip", "install", "--quiet"]).args(wheels))?;
+    let root = found().ok_or_else(|| format!("the wheels have no nvidia/{part}/{file}"))?;
+    fs::write(&stamp, wanted).map_err(fail)?;
+    Ok(root)
 }
 
 /// Compilers that have nothing to say say nothing.
