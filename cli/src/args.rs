@@ -84,6 +84,11 @@ pub enum BenchCommand {
     /// A forward pass reads the prompt, then tokens are decoded greedily, past end tokens too. The digest is the one that `kvtier run`
     /// gives for the same prompt, form and number of tokens.
     Decode(BenchDecodeArgs),
+    /// The kernels of a CUDA card, beside what its memory allows
+    ///
+    /// Encoding, decoding, sums and attention of one token, over one layer with 8 KV heads of 128 channels and 32 query heads. The floor is
+    /// what the driver's own copy inside device memory takes to read and write as many bytes, or matrix units to do as many operations.
+    Cuda(BenchCudaArgs),
     /// A daemon under clients, beside a plain copy of the same bytes and beside Redis
     ///
     /// Starts a daemon of its own for each number of clients and block size, and a Redis server where there is one, each on a socket in a
@@ -144,6 +149,23 @@ pub struct BenchFormsArgs {
     #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub rounds: u32,
     /// One JSON object a form on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `kvtier bench cuda`.
+#[derive(Args, Clone, Debug)]
+pub struct BenchCudaArgs {
+    /// Positions, a multiple of 64; 4 KiB of exact blocks each, and three times that in device memory
+    #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(64..=65_536))]
+    pub ctx: u32,
+    /// Rounds; figures are medians over them
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub rounds: u32,
+    /// Which card, counted from 0 as the driver does
+    #[arg(long = "device", value_name = "N", default_value_t = 0)]
+    pub ordinal: u32,
+    /// One JSON object a kind of work on stdout
     #[arg(long)]
     pub json: bool,
 }

@@ -1,5 +1,6 @@
 //! `kvtier bench`: what this machine can do, beside what it does through us.
 
+mod cuda;
 mod daemon;
 mod decode;
 mod disk;
@@ -14,6 +15,7 @@ pub fn run(command: &BenchCommand) -> Result<(), Failure> {
         BenchCommand::Disk(args) => disk::run(args),
         BenchCommand::Forms(args) => forms::run(args),
         BenchCommand::Daemon(args) => daemon::run(args),
+        BenchCommand::Cuda(args) => cuda::run(args),
         BenchCommand::Decode(args) => decode::run(args),
     }
 }

@@ -1,4 +1,7 @@
-//! `kvtier bench forms`, `decode` and `daemon`: what scripts read, and that the decoded tokens are those of `kvtier run`.
+//! `kvtier bench forms`, `decode`, `daemon` and `cuda`: what scripts read, and that the decoded tokens are those of `kvtier run`.
+
+#[path = "../../gpu-tier/tests/cuda_double/library.rs"]
+mod double;
 
 use std::process::{Command, Output};
 
@@ -172,6 +175,56 @@ fn daemon_says_what_a_daemon_refuses() {
     assert!(output.status.code() == Some(2) && message.contains("128 KiB"), "{message}");
 }
 
+/// Runs it where the driver is the double: its times mean nothing.
+fn on_the_double(args: &[&str]) -> Output {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::os::unix::fs::symlink(double::build(), folder.path().join("libcuda.so")).expect("a link");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kvtier"));
+    command.args(args).env("LD_LIBRARY_PATH", folder.path()).output().expect("the binary runs")
+}
+
+#[test]
+fn cuda_gives_one_object_a_kind_of_work() {
+    let output = on_the_double(&["bench", "cuda", "--ctx", "64", "--rounds", "1", "--json"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    let objects: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("one object a line")).collect();
+    let work: Vec<&str> = objects.iter().map(|object| object["work"].as_str().expect("a name")).collect();
+    let expected = ["i8h encode", "i8h decode", "kc4vt4 encode", "kc4vt4 decode", "sx12 encode", "sx12 decode", "xxh3"];
+    assert_eq!(work[..7], expected);
+    assert_eq!(work[7..], ["attend exact", "attend i8h", "attend kc4vt4"]);
+    // 64 positions of 8 heads of 128 channels, keys and values: bf16 in, a byte each and an f16 scale a position out.
+    let values = 64 * 8 * 128 * 2;
+    assert_eq!(objects[0]["bytes"], 3 * values + 64 * 8 * 2 * 2);
+    for object in &objects {
+        for field in ["seconds", "floor_seconds", "copy_gb_s", "matrix_tflop_s", "gb_s"] {
+            number(object, field);
+        }
+        let quotient = number(object, "seconds") / number(object, "floor_seconds");
+        assert!((quotient / number(object, "time_vs_floor") - 1.0).abs() < 1e-9, "{object}");
+        assert_eq!(object["device"], "driver double");
+        assert_eq!(object["operations"] == 0, !object["work"].as_str().expect("a name").starts_with("attend"));
+    }
+}
+
+#[test]
+fn cuda_shows_people_a_table_or_says_that_there_is_no_card() {
+    let output = on_the_double(&["bench", "cuda", "--ctx", "64", "--rounds", "1"]);
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.starts_with("driver double: one layer of 64 positions"), "{text}");
+    assert!(["i8h encode", "attend kc4vt4"].iter().all(|work| text.contains(work)), "{text}");
+
+    let output = kvtier(&["bench", "cuda", "--ctx", "64", "--rounds", "1"]);
+    if output.status.success() {
+        println!("skipped: this machine has a CUDA driver and a device");
+        return;
+    }
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), message.lines().count()), (Some(2), 1), "{message}");
+    assert!(message.starts_with("kvtier: ") && message.contains("cuda device"), "{message}");
+}
+
 #[test]
 fn bad_input_is_named() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -181,6 +234,8 @@ fn bad_input_is_named() {
     for (args, named) in [
         (&["bench", "forms", "--ctx", "100"][..], "multiple of 64"),
         (&["bench", "forms", "--rounds", "0"], "--rounds"),
+        (&["bench", "cuda", "--ctx", "100"], "multiple of 64"),
+        (&["bench", "cuda", "--rounds", "0"], "--rounds"),
         (&["bench", "decode"], "--ctx"),
         (&["bench", "decode", "--ask", "what?"], "--file"),
         (&["bench", "decode", "--ctx", "9", "--file", empty], "empty.txt"),

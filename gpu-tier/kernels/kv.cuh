@@ -132,6 +132,14 @@ __device__ __forceinline__ i32 dot2_high(u32 a, u32 b, i32 sum) {
     return out;
 }
 
+// sum += a b on matrix units, for a warp's tiles of 16 by 16 and 16 by 8 bf16, each thread with its fragments (PTX ISA, "Matrix Fragments for
+// mma.m16n8k16").
+__device__ __forceinline__ void multiply_bf16(float4& sum, const uint4& a, u32 b_low, u32 b_high) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(sum.x), "+f"(sum.y), "+f"(sum.z), "+f"(sum.w)
+                 : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b_low), "r"(b_high));
+}
+
 // Starts a copy of 16 bytes, both sides aligned; it has happened after async_wait and, for other threads, a barrier.
 __device__ __forceinline__ void copy16_async(void* shared, const void* global) {
     u32 to = static_cast<u32>(__cvta_generic_to_shared(shared));

@@ -19,6 +19,7 @@
 
 mod address;
 mod attention;
+pub mod bench;
 pub mod codec;
 mod extent;
 mod health;

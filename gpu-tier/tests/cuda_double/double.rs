@@ -1,11 +1,12 @@
 //! Builds and loads the driver double, and drives the hooks that a real driver lacks.
 
 use std::ffi::{CString, c_char, c_void};
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use libloading::Library;
+
+#[path = "library.rs"]
+mod library;
 
 /// Kinds of stream jobs that [`Double::hold`] can hold back.
 pub const COPY_IN: u32 = 1;
@@ -95,33 +96,13 @@ impl Drop for Gate<'_> {
     }
 }
 
-/// Builds the library with the cargo that runs this test; nothing to do when it is fresh. Cargo does not hold the build folder's
-/// lock while tests run.
-fn build() -> PathBuf {
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("cargo's folder for tests has a parent");
-    let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into()))
-        .args(["build", "--package", "cuda-driver-double", "--message-format", "json", "--target-dir"])
-        .arg(target)
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .output()
-        .expect("cargo can be started");
-    assert!(output.status.success(), "build the driver double: {}", String::from_utf8_lossy(&output.stderr));
-    let messages = String::from_utf8(output.stdout).expect("cargo writes UTF-8");
-    let mut files = messages.lines().filter_map(|line| {
-        let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        let ours = message["target"]["name"] == "cuda_mock" && message["reason"] == "compiler-artifact";
-        ours.then(|| message["filenames"][0].as_str().map(PathBuf::from))?
-    });
-    files.next().expect("cargo names the library it built")
-}
-
 impl Double {
     /// Waits for the other tests, loads the double once, and sets it back to its defaults.
     pub fn take() -> Double {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: our own library without constructors. It stays loaded, so cudarc's `dlopen("libcuda.so")` finds its soname.
         let library =
-            LIBRARY.get_or_init(|| unsafe { Library::new(build()) }.expect("the driver double can be loaded"));
+            LIBRARY.get_or_init(|| unsafe { Library::new(library::build()) }.expect("the driver double can be loaded"));
         let double = Double { library, _turn: turn };
         double.call("cuda_double_reset", ());
         double

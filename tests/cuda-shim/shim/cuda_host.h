@@ -165,6 +165,26 @@ inline T shim_shuffle(unsigned int line, unsigned int mask, T value, unsigned in
     shim_shuffle(__LINE__, mask, value, shim_lane() + (lanes) > 31 ? shim_lane() : shim_lane() + (lanes))
 #define __ballot_sync(mask, bit) shim_ballot(__LINE__, mask, (bit) ? 1 : 0)
 
+// Matrix units: each lane takes the rows of a and the columns of b that its part of the sum needs from the lanes that have them, two of the 16
+// products at a time.
+inline void multiply_bf16(float4& sum, const uint4& a, unsigned int b_low, unsigned int b_high) {
+    const unsigned int row = shim_lane() / 4, column = shim_lane() % 4 * 2;
+    float out[4] = {sum.x, sum.y, sum.z, sum.w};
+    for (unsigned int pair = 0; pair < 8; pair++) {
+        const unsigned int among = pair % 4;
+        const unsigned int a_words[2] = {__shfl_sync(0xffffffffu, pair < 4 ? a.x : a.z, 4 * row + among),
+                                         __shfl_sync(0xffffffffu, pair < 4 ? a.y : a.w, 4 * row + among)};
+        const unsigned int b_words[2] = {__shfl_sync(0xffffffffu, pair < 4 ? b_low : b_high, 4 * column + among),
+                                         __shfl_sync(0xffffffffu, pair < 4 ? b_low : b_high, 4 * (column + 1) + among)};
+        for (int i = 0; i < 4; i++) {
+            const unsigned int x = a_words[i / 2], y = b_words[i % 2];
+            out[i] += __uint_as_float(x << 16) * __uint_as_float(y << 16);
+            out[i] += __uint_as_float(x & 0xffff0000u) * __uint_as_float(y & 0xffff0000u);
+        }
+    }
+    sum = {out[0], out[1], out[2], out[3]};
+}
+
 // A copy happens when it is waited for, as late as CUDA allows: a missing wait shows.
 inline void copy16_async(void* shared, const void* global) {
     if (((uintptr_t)shared | (uintptr_t)global) & 15) shim_fail("misaligned asynchronous copy", 0);

@@ -96,6 +96,17 @@ static void sx12() {
     }
 }
 
+static void rate() {
+    const u64 sums = blank(2 * 256 * 4);
+    u64 at = table({sums});
+    run("kvtier_rate", 2, 1, 256, {&at, &two});
+    for (int i = 0; i < 2 * 256; i++) {
+        if (reinterpret_cast<float*>(sums)[i] == 2 * 16.0f) continue;
+        fprintf(stderr, "kvtier_rate: a sum is wrong\n");
+        exit(1);
+    }
+}
+
 static void append_and_sum() {
     u64 section = blank(2 * 2 * 64 * 64 * 2);
     u64 runs = table({floats(20 * 128), floats(20 * 128), section, words(20, 13), words(2, 64), words(64, 2)});
@@ -134,6 +145,7 @@ static void attend(unsigned running, unsigned bits) {
 int main() {
     grids();
     sx12();
+    rate();
     append_and_sum();
     for (unsigned running = 0; running < 2; running++)
         for (unsigned bits = 4; bits <= 8; bits += 4) attend(running, bits);

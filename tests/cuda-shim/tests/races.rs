@@ -44,8 +44,8 @@ fn one_attention(text: &str) -> String {
         .collect()
 }
 
-const KERNELS: [&str; 8] =
-    ["append.cu", "attend.cu", "finish.cu", "gather.cu", "i8h.cu", "kc4vt4.cu", "sx12.cu", "xxh3.cu"];
+const KERNELS: [&str; 9] =
+    ["append.cu", "attend.cu", "finish.cu", "gather.cu", "i8h.cu", "kc4vt4.cu", "rate.cu", "sx12.cu", "xxh3.cu"];
 
 fn scratch(name: &str) -> PathBuf {
     let scratch = Path::new(env!("CARGO_TARGET_TMPDIR")).join("races").join(name);

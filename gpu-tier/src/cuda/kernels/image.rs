@@ -55,7 +55,7 @@ macro_rules! files {
     };
 }
 
-const FILES: [File; 8] = files!["append", "attend", "finish", "gather", "i8h", "kc4vt4", "sx12", "xxh3"];
+const FILES: [File; 9] = files!["append", "attend", "finish", "gather", "i8h", "kc4vt4", "rate", "sx12", "xxh3"];
 
 /// Headers by the name that sources include them under.
 const HEADERS: [(&str, &str); 3] = [

@@ -12,6 +12,7 @@ pub(super) mod grid;
 pub(super) mod i8h;
 pub(super) mod image;
 pub(super) mod kc4vt4;
+pub(super) mod rate;
 pub(super) mod sx12;
 pub(super) mod table;
 pub(super) mod xxh3;
@@ -27,7 +28,7 @@ use super::staging::Staging;
 use crate::error::DeviceError;
 
 /// Every kernel that a launcher asks for.
-const NAMES: [&str; 18] = [
+const NAMES: [&str; 19] = [
     append::NAME,
     attend::NAMES[0][0],
     attend::NAMES[0][1],
@@ -42,6 +43,7 @@ const NAMES: [&str; 18] = [
     i8h::DECODE,
     kc4vt4::ENCODE,
     kc4vt4::DECODE,
+    rate::NAME,
     sx12::ENCODE,
     sx12::ESCAPES,
     sx12::DECODE,

@@ -79,6 +79,7 @@ kernels! {
     kvtier_i8h_decode(a, w),
     kvtier_kc4vt4_encode(a, w, w),
     kvtier_kc4vt4_decode(a, w),
+    kvtier_rate(a, w),
     kvtier_sx12_encode(a, w),
     kvtier_sx12_escapes(a, w),
     kvtier_sx12_decode(a, w, w),
