@@ -201,6 +201,25 @@ class Interface(unittest.TestCase):
             self.assertLessEqual(ours, set(fields), f"{name} has fields that vLLM's has not")
         self.assertEqual({source.name: source.value for source in interface.CacheHitSource}, real["sources"])
 
+    def test_the_connector_fits_the_next_version_whose_sources_were_read(self):
+        next_one = json.loads(REAL.with_name("interface-0.33.json").read_text())
+        with stubs.installed():
+            connector = importlib.import_module("kvtier.vllm.connector").KvtierConnector
+            ours = signatures(connector)
+        theirs = {**next_one["classes"]["KVConnectorBase_V1"], **next_one["classes"]["SupportsHMA"]}
+        self.assertGreater(len(ours), 20)
+        for name, found in ours.items():
+            self.assertIn(name, theirs, "a call that would never come")
+            if found == "property":
+                self.assertEqual(theirs[name], "property", name)
+                continue
+            # A default where vLLM has none is no harm.
+            self.assertEqual([each[:2] for each in found], [each[:2] for each in theirs[name]], name)
+        for name in ("KVConnectorOutput", "SchedulerOutput", "NewRequestData", "CachedRequestData", "KVConnectorBlockState"):
+            used = set(getattr(interface, name).__dataclass_fields__)
+            self.assertLessEqual(used, set(next_one["fields"][name]), name)
+        self.assertEqual({source.name: source.value for source in interface.CacheHitSource}, next_one["sources"])
+
 
 if __name__ == "__main__":
     unittest.main()
