@@ -27,18 +27,21 @@ fn seed(key: &CopyKey, lineage: Lineage, section: u32) -> u64 {
 }
 
 /// [`section_sum`] over bytes that come in pieces.
-pub(crate) struct SectionHasher(XxHash3_64);
+pub struct SectionHasher(XxHash3_64);
 
 impl SectionHasher {
-    pub(crate) fn new(key: &CopyKey, lineage: Lineage, section: u32) -> SectionHasher {
+    /// Of a section whose bytes are this key's.
+    pub fn new(key: &CopyKey, lineage: Lineage, section: u32) -> SectionHasher {
         SectionHasher(XxHash3_64::with_seed(seed(key, lineage, section)))
     }
 
-    pub(crate) fn write(&mut self, bytes: &[u8]) {
+    /// Takes the next bytes.
+    pub fn write(&mut self, bytes: &[u8]) {
         self.0.write(bytes);
     }
 
-    pub(crate) fn sum(&self) -> SectionSum {
+    /// The sum of all bytes so far.
+    pub fn sum(&self) -> SectionSum {
         SectionSum(self.0.finish())
     }
 }

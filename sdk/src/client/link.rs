@@ -1,5 +1,6 @@
 //! One connection to a daemon: calls with deadlines. Whatever goes wrong, the connection is not used again.
 
+use std::collections::{HashMap, VecDeque};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -67,10 +68,17 @@ pub(crate) struct Link {
     next: u64,
     /// Requests that go out with the next write.
     out: Vec<u8>,
-    /// Those among them whose answers nobody waits for.
-    said: Vec<u64>,
     input: Input,
     write_limit: Limit,
+}
+
+/// What becomes of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// Refused or done, it is over.
+    Said,
+    /// Somebody asks for it later.
+    Posted,
 }
 
 impl Link {
@@ -88,15 +96,8 @@ impl Link {
             reservations_max: 0,
             lease_ttl_ms: 0,
         };
-        let mut link = Link {
-            stream,
-            hello,
-            next: 0,
-            out: Vec::new(),
-            said: Vec::new(),
-            input: Input::new(),
-            write_limit: Limit::default(),
-        };
+        let mut link =
+            Link { stream, hello, next: 0, out: Vec::new(), input: Input::new(), write_limit: Limit::default() };
         let request = Request::Hello(Hello {
             version_min: VERSION,
             version_max: VERSION,
@@ -130,38 +131,56 @@ impl Link {
         }
         let id = self.append(request, limit)?;
         // What was left to be said goes first, in the same write.
-        let said = self.send(until + GRACE)?;
+        self.send(until + GRACE)?;
         let mut descriptors = Descriptors::new(&self.stream);
-        self.input.hear(said, &self.stream, &mut descriptors, until + GRACE)?;
+        self.input.hear(None, &self.stream, &mut descriptors, until + GRACE)?;
         let frame = self.input.frame(&self.stream, &mut descriptors, until + GRACE)?;
         expect(&frame.header, id)?;
-        match Reply::parse(&frame.header, frame.body)? {
-            Err(refusal) => {
-                Err(CallError::Refused { status: refusal.status(), sentence: refusal.sentence().to_owned() })
-            }
-            Ok(reply) => take(reply, descriptors.descriptor()).ok_or_else(|| {
-                CallError::Io(io::Error::new(io::ErrorKind::InvalidData, "an answer to another question"))
-            }),
+        answered(&frame.header, frame.body, |reply| take(reply, descriptors.descriptor()))
+    }
+
+    /// Sends a request whose answer is taken later, by [`Link::answer`]: the daemon is at it meanwhile. Of one that carries no descriptor.
+    pub(crate) fn post(&mut self, request: &Request<'_>, until: Instant) -> Result<Posted, CallError> {
+        let limit = until.saturating_duration_since(Instant::now());
+        if limit.is_zero() {
+            return Err(CallError::Late);
         }
+        let id = self.append(request, limit)?;
+        self.input.unheard.push_back((id, Fate::Posted));
+        self.send(until + GRACE)?;
+        Ok(Posted { id, until })
+    }
+
+    /// Waits for the answer to what was posted, until that is due, or a little if it was asked for later than that.
+    pub(crate) fn answer<T>(
+        &mut self,
+        posted: Posted,
+        take: impl FnOnce(Reply<'_>) -> Option<T>,
+    ) -> Result<T, CallError> {
+        let mut reader = Descriptors::new(&self.stream);
+        self.input.hear(Some(posted.id), &self.stream, &mut reader, posted.until.max(Instant::now()) + GRACE)?;
+        let taken = || CallError::Io(io::Error::other("an answer that was taken already"));
+        let (header, body) = self.input.early.remove(&posted.id).ok_or_else(taken)?;
+        answered(&header, &body, take)
     }
 
     /// A request whose answer nobody waits for: it goes out with the next call, before that call's own, or with [`Link::flush`].
     pub(crate) fn say(&mut self, request: &Request<'_>) -> Result<(), CallError> {
         let id = self.append(request, Duration::ZERO)?;
-        self.said.push(id);
+        self.input.unheard.push_back((id, Fate::Said));
         Ok(())
     }
 
     /// Sends what was said, if anything was, and waits for its end.
     pub(crate) fn flush(&mut self, until: Instant) -> Result<(), CallError> {
-        if self.said.is_empty() {
+        if self.out.is_empty() {
             return Ok(());
         }
         if until <= Instant::now() {
             return Err(CallError::Late);
         }
-        let said = self.send(until + GRACE)?;
-        self.input.hear(said, &self.stream, &mut Descriptors::new(&self.stream), until + GRACE)
+        self.send(until + GRACE)?;
+        self.input.hear(None, &self.stream, &mut Descriptors::new(&self.stream), until + GRACE)
     }
 
     /// Adds a request to what goes out next. A limit of zero is the daemon's own.
@@ -172,8 +191,8 @@ impl Link {
         Ok(self.next)
     }
 
-    /// Writes everything that goes out, by a moment; returns what was only said.
-    fn send(&mut self, until: Instant) -> Result<Vec<u64>, CallError> {
+    /// Writes everything that goes out, by a moment.
+    fn send(&mut self, until: Instant) -> Result<(), CallError> {
         let mut bytes = &self.out[..];
         while !bytes.is_empty() {
             if let Some(limit) = self.write_limit.renewed(left(until)?) {
@@ -186,7 +205,24 @@ impl Link {
             }
         }
         self.out.clear();
-        Ok(std::mem::take(&mut self.said))
+        Ok(())
+    }
+}
+
+/// A request under way.
+#[derive(Debug)]
+pub(crate) struct Posted {
+    id: u64,
+    /// When its answer is due.
+    until: Instant,
+}
+
+/// What a caller makes of an answer. `None` from it: an answer to another question.
+fn answered<T>(header: &FrameHeader, body: &[u8], take: impl FnOnce(Reply<'_>) -> Option<T>) -> Result<T, CallError> {
+    match Reply::parse(header, body)? {
+        Err(refusal) => Err(CallError::Refused { status: refusal.status(), sentence: refusal.sentence().to_owned() }),
+        Ok(reply) => take(reply)
+            .ok_or_else(|| CallError::Io(io::Error::new(io::ErrorKind::InvalidData, "an answer to another question"))),
     }
 }
 
@@ -220,25 +256,45 @@ struct Input {
     start: usize,
     end: usize,
     limit: Limit,
+    /// Requests whose answers have not been read, in the order in which they come.
+    unheard: VecDeque<(u64, Fate)>,
+    /// Answers to what was posted, until they are asked for.
+    early: HashMap<u64, (FrameHeader, Vec<u8>)>,
 }
 
 impl Input {
     fn new() -> Input {
-        Input { buffer: vec![0; INPUT_BYTES], start: 0, end: 0, limit: Limit::default() }
+        Input {
+            buffer: vec![0; INPUT_BYTES],
+            start: 0,
+            end: 0,
+            limit: Limit::default(),
+            unheard: VecDeque::new(),
+            early: HashMap::new(),
+        }
     }
 
-    /// The answers to what was only said: refused or done, it is over.
+    /// Reads the answers that have not been read, up to that to `last`; all of them without one.
     fn hear(
         &mut self,
-        said: Vec<u64>,
+        last: Option<u64>,
         stream: &UnixStream,
         reader: &mut impl Read,
         until: Instant,
     ) -> Result<(), CallError> {
-        for id in said {
+        while last.is_none_or(|last| !self.early.contains_key(&last))
+            && let Some((id, fate)) = self.unheard.front().copied()
+        {
             let frame = self.frame(stream, reader, until)?;
             expect(&frame.header, id)?;
-            drop(Reply::parse(&frame.header, frame.body)?);
+            match fate {
+                Fate::Said => drop(Reply::parse(&frame.header, frame.body)?),
+                Fate::Posted => {
+                    let answer = (frame.header, frame.body.to_vec());
+                    self.early.insert(id, answer);
+                }
+            }
+            self.unheard.pop_front();
         }
         Ok(())
     }

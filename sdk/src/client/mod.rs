@@ -36,7 +36,7 @@ use host_tier::{LentExtent, Staging};
 pub use admin::{Deleted, delete};
 pub use link::CallError;
 use link::Link;
-pub use places::{Place, Places};
+pub use places::{Committing, Place, Places};
 
 use crate::wire::{
     AcceptId, Acquire, BATCH_MAX, Batch, ClassId, Empty, Forgo, Hit, KeyParts, LeaseId, Lookup, MapExtent,

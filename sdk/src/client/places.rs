@@ -5,6 +5,7 @@ use std::sync::Arc;
 use cache_core::form::Lineage;
 use host_tier::Staging;
 
+use super::link::Posted;
 use super::{CallError, Client, Wanted, hashes, run_of};
 use crate::wire::{Abort, Batch, Commit, CommitCode, Reply, Request, ReservationId, Reserve, ReserveCode, Reserved};
 
@@ -16,6 +17,14 @@ pub struct Places {
     pub connection: u64,
     /// The answer for each block.
     pub answers: Vec<Place>,
+}
+
+/// A commit under way. Its answer is to be taken by [`Client::committed`]; dropped, nobody hears what became of it.
+#[derive(Debug)]
+pub struct Committing {
+    connection: u64,
+    reservations: usize,
+    posted: Posted,
 }
 
 /// The answer for one block.
@@ -67,17 +76,31 @@ impl Client {
 
     /// Says that reserved slot images are written. Errors: [`CallError::NotConnected`] when the connection that they were reserved on is gone.
     pub fn commit(&self, connection: u64, reservations: &[ReservationId]) -> Result<Vec<CommitCode>, CallError> {
+        self.committed(self.begin_commit(connection, reservations)?)
+    }
+
+    /// As [`Client::commit`], but does not wait: the daemon copies and verifies while the next images are written. [`Client::committed`] has the
+    /// answer. Errors: as for that.
+    pub fn begin_commit(&self, connection: u64, reservations: &[ReservationId]) -> Result<Committing, CallError> {
         let request = Request::Commit(Commit { reservations: Batch::new(reservations)? });
-        self.shared.call(|connected, until| {
-            if connected.number != connection {
-                return Err(CallError::NotConnected);
+        self.shared.call(|connected, until| match connected.number == connection {
+            true => {
+                let posted = connected.link.post(&request, until)?;
+                Ok(Committing { connection, reservations: reservations.len(), posted })
             }
-            connected.link.call(&request, until, |reply, _| match reply {
-                Reply::Commit(committed) if committed.answers.len() == reservations.len() => {
-                    Some(committed.answers.to_vec())
-                }
+            false => Err(CallError::NotConnected),
+        })
+    }
+
+    /// Waits for a commit. Errors: as for [`Client::commit`].
+    pub fn committed(&self, committing: Committing) -> Result<Vec<CommitCode>, CallError> {
+        let Committing { connection, reservations, posted } = committing;
+        self.shared.call(|connected, _| match connected.number == connection {
+            true => connected.link.answer(posted, |reply| match reply {
+                Reply::Commit(committed) if committed.answers.len() == reservations => Some(committed.answers.to_vec()),
                 _ => None,
-            })
+            }),
+            false => Err(CallError::NotConnected),
         })
     }
 

@@ -91,6 +91,17 @@ impl<'a> Bytes<'a> {
         Bytes::new(self.address, self.bytes as u64, offset, bytes, self.is_writable)
     }
 
+    /// Its first bytes, and those behind them. Panics when there are not so many.
+    pub(super) fn split(self, bytes: u64) -> (Bytes<'a>, Bytes<'a>) {
+        (self.part(0, bytes), self.part(bytes, self.bytes as u64 - bytes))
+    }
+
+    /// All of it, in pieces of at most `bytes` bytes.
+    pub(super) fn pieces(self, bytes: usize) -> impl Iterator<Item = Bytes<'a>> {
+        let length = self.bytes as u64;
+        (0..length).step_by(bytes).map(move |at| self.part(at, (bytes as u64).min(length - at)))
+    }
+
     pub(super) fn address(self) -> *mut u8 {
         self.address
     }
@@ -174,6 +185,12 @@ mod tests {
             Bytes::of_region(&to, 1, bytes as u64).copy_from(range);
             let mut read = vec![0; bytes];
             range.part(0, bytes as u64).read(&mut read);
+            let pieces = range.pieces(1000).flat_map(|piece| {
+                let mut read = vec![0; piece.bytes() as usize];
+                piece.read(&mut read);
+                read
+            });
+            assert!(pieces.eq(expected.iter().copied()));
             assert!(target[1..=bytes] == expected && read == expected);
             assert_eq!((target[0], target[bytes + 1]), (0xee, 0xee), "nothing beside it");
         }

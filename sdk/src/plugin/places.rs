@@ -5,10 +5,11 @@ use std::sync::Arc;
 use cache_core::chain::Link;
 use cache_core::hash::BlockHash;
 use cache_core::header::{SealedSection, SlotHeader};
-use cache_core::sum::section_sum;
+use cache_core::sum::SectionHasher;
 use host_tier::Staging;
 
 use super::memory::Bytes;
+use super::transfer::PIECE_BYTES;
 use super::{Before, LINEAGE, Plugin, PluginError, SharedPlugin, links};
 use crate::client::{Client, Place};
 use crate::wire::{BATCH_MAX, CommitCode, ReservationId};
@@ -132,12 +133,16 @@ impl Plugin {
     }
 
     /// Sums the sections of a filled image and writes its header.
-    pub(super) fn seal(&self, client: &Client, image: Bytes<'_>, link: &Link, scratch: &mut Vec<u8>) {
+    pub(super) fn seal(&self, client: &Client, image: Bytes<'_>, link: &Link, piece: &mut [u8]) {
         let (shape, key) = (client.shape(), self.key(link));
         let sum = |section: cache_core::payload::Section| {
-            scratch.resize(section.bytes as usize, 0);
-            image.part(section.offset, section.bytes).read(scratch);
-            section_sum(&key, LINEAGE, section.index, scratch)
+            let mut hasher = SectionHasher::new(&key, LINEAGE, section.index);
+            for source in image.part(section.offset, section.bytes).pieces(piece.len()) {
+                let piece = &mut piece[..source.bytes() as usize];
+                source.read(piece);
+                hasher.write(piece);
+            }
+            hasher.sum()
         };
         let sums: Vec<_> = shape.sections().map(sum).collect();
         self.write_header(client, image, link, &sums);
@@ -205,12 +210,12 @@ impl Reservations {
         let plugin = SharedPlugin::clone(&self.plugin);
         let client = plugin.client()?;
         let slot_bytes = client.shape().slot_bytes();
-        let mut scratch = Vec::new();
+        let mut piece = vec![0; PIECE_BYTES];
         let reserved: Vec<usize> =
             (0..self.places.len()).filter(|place| self.places[*place].state == PlaceState::Reserved).collect();
         for place in &reserved {
             let Reserved { link, offset, .. } = &self.places[*place];
-            plugin.seal(client, Bytes::of_staging(&self.staging, *offset, slot_bytes), link, &mut scratch);
+            plugin.seal(client, Bytes::of_staging(&self.staging, *offset, slot_bytes), link, &mut piece);
         }
         if !reserved.is_empty() {
             let ids: Vec<_> = reserved.iter().map(|place| self.places[*place].reservation).collect();

@@ -3,14 +3,14 @@
 use cache_core::chain::Link;
 use cache_core::hash::BlockHash;
 use cache_core::miss::MissReason;
-use cache_core::sum::section_sum;
+use cache_core::sum::SectionHasher;
 use host_tier::Staging;
 
 use super::leases::payload;
 use super::memory::Bytes;
 use super::{Before, Found, LINEAGE, Outcome, Plugin, PluginError, SKIP, Slabs, links};
-use crate::client::{Client, Lent, Place, Places};
-use crate::wire::BATCH_MAX;
+use crate::client::{Client, Committing, Lent, Place, Places};
+use crate::wire::{BATCH_MAX, ReservationId};
 
 impl Plugin {
     /// Copies the longest run that is there into slabs. `blocks`: for each stored block the numbers of the engine's blocks that
@@ -52,7 +52,8 @@ impl Plugin {
 
     /// Copies blocks from slabs to the daemon and returns what became of each. `blocks` as in [`Plugin::load`], without [`SKIP`].
     /// Returns when the daemon has
-    /// verified its copies. Errors: as for [`Plugin::load`]; blocks stored before a daemon went away stay stored.
+    /// verified its copies; while it is at some of them the next ones are written. Errors: as for [`Plugin::load`]; blocks stored before a daemon
+    /// went away stay stored.
     pub fn store(
         &self,
         hashes: &[BlockHash],
@@ -62,49 +63,30 @@ impl Plugin {
     ) -> Result<Vec<Outcome>, PluginError> {
         let (client, links) = (self.client()?, links(hashes, before)?);
         let chunk = slabs.check(&client.shape(), links.len(), blocks, false)?;
-        let mut outcomes: Vec<Option<Outcome>> = vec![None; links.len()];
-        let mut scratch = Vec::new();
-        // Each round settles its first block: a place, or full when nothing else is held.
-        while let Some(first) = outcomes.iter().position(Option::is_none) {
-            let most = client.places_max().map_or(BATCH_MAX, |most| (most as usize).clamp(1, BATCH_MAX));
-            let round = &links[first..links.len().min(first + most)];
-            let places = client.reserve(&self.wanted(round), LINEAGE)?;
-            if places.answers.first().is_none_or(|place| *place == Place::Full) {
-                outcomes.iter_mut().for_each(|outcome| *outcome = Some(outcome.unwrap_or(Outcome::Full)));
-                break;
+        let mut store = Storing { plugin: self, client, links: &links, outcomes: vec![None; links.len()] };
+        let mut piece = vec![0; PIECE_BYTES];
+        // Written and not handed over yet; handed over and not answered yet.
+        let (mut written, mut under_way) = (Group::default(), None);
+        loop {
+            store.settle(under_way.take()).inspect_err(|_| store.give_up(&written))?;
+            let next = store.reserve(written.held.len()).inspect_err(|_| store.give_up(&written))?;
+            let is_alone = written.held.is_empty();
+            under_way = store.hand_over(written).inspect_err(|_| store.give_up(&next))?;
+            if is_alone && next.held.is_empty() && (next.is_full || store.is_over()) {
+                // Nothing is held that could make room.
+                let full = |outcome: Option<Outcome>| outcome.unwrap_or(Outcome::Full);
+                return Ok(store.outcomes.into_iter().map(full).collect());
             }
-            let mut held = Vec::new();
-            for (index, place) in places.answers.iter().enumerate().take(round.len()) {
-                let at = first + index;
-                match place {
-                    Place::Reserved { reservation, offset } => {
-                        let source = &blocks[at * chunk..(at + 1) * chunk];
-                        let image = image(client, &places, *offset);
-                        self.write_block(client, image, &links[at], (slabs, source), &mut scratch);
-                        held.push((at, *reservation));
-                    }
-                    Place::Present => outcomes[at] = Some(outcomes[at].unwrap_or(Outcome::Present)),
-                    Place::PendingElsewhere => outcomes[at] = Some(Outcome::Pending),
-                    // Tried again when the places before it are free.
-                    Place::Full => {}
-                }
+            for (at, _, offset) in &next.held {
+                let places = next.places.as_ref().expect("what is held has its places");
+                let source = &blocks[at * chunk..(at + 1) * chunk];
+                self.write_block(client, image(client, places, *offset), &links[*at], (slabs, source), &mut piece);
             }
-            let ids: Vec<_> = held.iter().map(|(_, reservation)| *reservation).collect();
-            let codes = match ids.is_empty() {
-                true => Vec::new(),
-                // Where there was no time for it the connection goes on, and with it what it holds.
-                false => client.commit(places.connection, &ids).inspect_err(|_| {
-                    let _ = client.abort(places.connection, &ids);
-                })?,
-            };
-            for ((at, _), code) in held.iter().zip(codes) {
-                outcomes[*at] = Some(Outcome::of(code));
-            }
+            written = next;
         }
-        Ok(outcomes.into_iter().map(|outcome| outcome.expect("every round settles a block")).collect())
     }
 
-    /// Fills and seals a slot image. Each section goes through memory of our own, so that its sum is that of the bytes that were
+    /// Fills and seals a slot image. Bytes go through memory of our own, so that a section's sum is that of the bytes that were
     /// handed over.
     fn write_block(
         &self,
@@ -112,22 +94,127 @@ impl Plugin {
         image: Bytes<'_>,
         link: &Link,
         (slabs, blocks): (&Slabs, &[u32]),
-        scratch: &mut Vec<u8>,
+        piece: &mut [u8],
     ) {
         let key = self.key(link);
-        let piece_bytes = slabs.block_bytes() as usize;
         let sections = client.shape().sections().zip(0..);
         let sums: Vec<_> = sections
             .map(|(section, layer)| {
-                scratch.resize(section.bytes as usize, 0);
-                for (piece, block) in scratch.chunks_exact_mut(piece_bytes).zip(blocks) {
-                    slabs.block(layer, *block).read(piece);
+                let mut hasher = SectionHasher::new(&key, LINEAGE, section.index);
+                let mut target = image.part(section.offset, section.bytes);
+                for block in blocks {
+                    for source in slabs.block(layer, *block).pieces(piece.len()) {
+                        let piece = &mut piece[..source.bytes() as usize];
+                        source.read(piece);
+                        hasher.write(piece);
+                        let (part, rest) = target.split(source.bytes());
+                        part.write(piece);
+                        target = rest;
+                    }
                 }
-                image.part(section.offset, section.bytes).write(scratch);
-                section_sum(&key, LINEAGE, section.index, scratch)
+                hasher.sum()
             })
             .collect();
         self.write_header(client, image, link, &sums);
+    }
+}
+
+/// Bytes that are moved and summed at once: they stay in the processor's first cache meanwhile.
+pub(super) const PIECE_BYTES: usize = 16 << 10;
+/// Images that are handed over at once: so many bytes, or one. The daemon is at them while the next ones are written.
+const GROUP_BYTES: u64 = 4 << 20;
+
+/// Blocks on their way to the daemon.
+struct Storing<'a> {
+    plugin: &'a Plugin,
+    client: &'a Client,
+    links: &'a [Link],
+    /// Of each block, once it is known or the block has a place.
+    outcomes: Vec<Option<Outcome>>,
+}
+
+/// Places for some of them.
+#[derive(Default)]
+struct Group {
+    places: Option<Places>,
+    /// Number of the block, reservation, first byte of its image in the staging memory.
+    held: Vec<(usize, ReservationId, u64)>,
+    /// There was no room for the first one.
+    is_full: bool,
+}
+
+impl Group {
+    fn ids(&self) -> Vec<ReservationId> {
+        self.held.iter().map(|(_, reservation, _)| *reservation).collect()
+    }
+}
+
+impl Storing<'_> {
+    /// True when every block has its outcome, or a place.
+    fn is_over(&self) -> bool {
+        self.outcomes.iter().all(Option::is_some)
+    }
+
+    /// Places for the first blocks that have none, beside `held` others.
+    fn reserve(&mut self, held: usize) -> Result<Group, PluginError> {
+        let Some(first) = self.outcomes.iter().position(Option::is_none) else {
+            return Ok(Group::default());
+        };
+        let run = self.outcomes[first..].iter().take_while(|outcome| outcome.is_none()).count();
+        let room =
+            self.client.places_max().map_or(BATCH_MAX, |most| (most as usize).clamp(1, BATCH_MAX)).saturating_sub(held);
+        let group = (GROUP_BYTES / self.client.shape().slot_bytes()).max(1) as usize;
+        let links = &self.links[first..first + run.min(room).min(group)];
+        if links.is_empty() {
+            return Ok(Group::default());
+        }
+        let places = self.client.reserve(&self.plugin.wanted(links), LINEAGE)?;
+        let mut group =
+            Group { is_full: places.answers.first().is_none_or(|place| *place == Place::Full), ..Group::default() };
+        for (at, place) in (first..).zip(places.answers.iter().take(links.len())) {
+            self.outcomes[at] = match place {
+                // Until its commit is answered.
+                Place::Reserved { reservation, offset } => {
+                    group.held.push((at, *reservation, *offset));
+                    Some(Outcome::Unknown)
+                }
+                Place::Present => Some(Outcome::Present),
+                Place::PendingElsewhere => Some(Outcome::Pending),
+                // Tried again when the places before it are free.
+                Place::Full => None,
+            };
+        }
+        group.places = Some(places);
+        Ok(group)
+    }
+
+    /// Has the daemon take what was written.
+    fn hand_over(&self, written: Group) -> Result<Option<(Committing, Group)>, PluginError> {
+        let Some(places) = written.places.as_ref().filter(|_| !written.held.is_empty()) else {
+            return Ok(None);
+        };
+        // Where there was no time for it the connection goes on, and with it what it holds.
+        let begun = self.client.begin_commit(places.connection, &written.ids()).inspect_err(|_| self.give_up(&written));
+        Ok(Some((begun?, written)))
+    }
+
+    /// Waits for what was handed over.
+    fn settle(&mut self, under_way: Option<(Committing, Group)>) -> Result<(), PluginError> {
+        let Some((committing, group)) = under_way else {
+            return Ok(());
+        };
+        let codes = self.client.committed(committing).inspect_err(|_| self.give_up(&group))?;
+        for ((at, ..), code) in group.held.iter().zip(codes) {
+            self.outcomes[*at] = Some(Outcome::of(code));
+        }
+        Ok(())
+    }
+
+    fn give_up(&self, group: &Group) {
+        if let Some(places) = group.places.as_ref().filter(|_| !group.held.is_empty()) {
+            // What is gone with its connection need not be given back.
+            let _ = self.client.abort(places.connection, &group.ids());
+        }
     }
 }
 
