@@ -32,7 +32,7 @@ use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap, mprotect, munmap};
+use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap, mprotect, munmap};
 
 /// What a mapping may be used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +83,18 @@ impl Mapping {
         // SAFETY: the range is exactly this mapping; safe code never touches a read-only mapping (see `atomic`).
         unsafe { mprotect(self.address.as_ptr().cast(), self.bytes, MprotectFlags::empty())? };
         Ok(())
+    }
+
+    /// Has the kernel commit a range of whole pages of a writable mapping, so that whoever writes them does not wait for it. Changes no byte: pages that are
+    /// there stay as they are, whoever writes them meanwhile. Errors: the kernel's; `InvalidInput` before Linux 5.14, which does not know how.
+    pub(crate) fn populate(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        assert_eq!(self.access, Access::ReadWrite, "what is only read is not committed");
+        self.check(offset, bytes);
+        // SAFETY: inside the mapping (just checked), and this advice changes neither bytes nor protection.
+        unsafe {
+            let first = self.address.as_ptr().add(offset as usize).cast();
+            Ok(madvise(first, bytes as usize, Advice::LinuxPopulateWrite)?)
+        }
     }
 
     /// The 8 bytes at `offset`, shared; of a lent mapping they may only be loaded. Panics when they are misaligned or outside the mapping.

@@ -4,6 +4,7 @@
 //! verified, or while a [`Lease`] or [`Slot`] is dropped. Generation words change under `table` only, so their order is the table's.
 
 use std::fmt;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cache_core::buffer::Buffer;
@@ -84,10 +85,20 @@ struct Inner {
 
 struct Table {
     slots: SlotTable,
-    /// Slots whose pages have been touched. They stay committed when the slot is freed.
+    /// Slots whose pages have been touched, or are just being: those before this one, since a slot that was never used is taken only when no other is
+    /// free, the first one first. They stay committed when the slot is freed.
     touched: u64,
     touched_max: u64,
+    /// Where [`HostTier::touch_ahead`] stands: a slot below `touched`, and how many bytes of it are committed.
+    ahead: (SlotIndex, u64),
     counters: HostCounters,
+}
+
+impl Table {
+    /// Slots that may be touched.
+    fn reachable(&self) -> u64 {
+        self.touched_max.min(u64::from(self.slots.len()))
+    }
 }
 
 impl HostTier {
@@ -112,6 +123,7 @@ impl HostTier {
                     slots,
                     touched: 0,
                     touched_max: u64::MAX,
+                    ahead: (SlotIndex(0), layout.slot_bytes()),
                     counters: HostCounters::default(),
                 }),
                 completions: Mutex::new(Completions::new(OPERATIONS_MAX)),
@@ -245,6 +257,44 @@ impl HostTier {
         self.inner.table().touched_max = slots;
     }
 
+    /// Slots that are free and whose pages are all committed: the next blocks do not wait for memory.
+    pub fn touched_free(&self) -> u64 {
+        let table = self.inner.table();
+        let in_part = u64::from(table.ahead.1 < self.inner.layout.slot_bytes());
+        (table.touched - u64::from(table.slots.used())).saturating_sub(in_part)
+    }
+
+    /// True when [`HostTier::touch_ahead`] would find something to do.
+    pub fn has_untouched(&self) -> bool {
+        let table = self.inner.table();
+        table.ahead.1 < self.inner.layout.slot_bytes() || table.touched < table.reachable()
+    }
+
+    /// Commits pages of slots that were never used, in the order in which they will be, `bytes_max` bytes of one slot at most; within
+    /// [`HostTier::limit_touched`]. Returns how many bytes: 0 when nothing is left to be touched. `bytes_max` is whole pages. Errors: the kernel's; those
+    /// pages are then committed by whoever writes them first.
+    pub fn touch_ahead(&self, bytes_max: u64) -> io::Result<u64> {
+        let inner = &self.inner;
+        let place = {
+            let mut table = inner.table();
+            let slot_bytes = inner.layout.slot_bytes();
+            if table.ahead.1 == slot_bytes {
+                if table.touched >= table.reachable() {
+                    return Ok(0);
+                }
+                table.ahead = (SlotIndex(table.touched as u32), 0);
+                table.touched += 1;
+            }
+            let (slot, done) = table.ahead;
+            let bytes = bytes_max.min(slot_bytes - done);
+            table.ahead.1 += bytes;
+            inner.inside(slot, done, bytes as usize)
+        };
+        // Whoever has taken the slot by now may be writing it: its pages are committed once, and its bytes stay.
+        inner.extents[place.extent as usize].service().populate(place.offset, place.bytes)?;
+        Ok(place.bytes)
+    }
+
     /// Copies bytes out of a leased slot; returns whether the lease was still current afterwards. If not, the bytes mean nothing.
     pub fn read(&self, lease: &Lease, offset: u64, target: &mut [u8]) -> bool {
         self.inner.read(lease.slot(), lease.generation(), offset, target)
@@ -278,7 +328,7 @@ impl Inner {
     fn reserve(&self, key: Option<CopyKey>) -> Result<(SlotIndex, Generation), StoreError> {
         let mut table = self.table();
         let (slot, generation) = table.slots.reserve(key)?;
-        if generation::observe(self.word(slot)) == FIRST {
+        if u64::from(slot.0) >= table.touched {
             if table.touched >= table.touched_max {
                 table.slots.abandon(slot, generation);
                 return Err(StoreError::Full { slots: table.touched_max });
@@ -479,9 +529,6 @@ impl Inner {
         None
     }
 }
-
-/// The generation of a slot that was never used.
-const FIRST: Generation = Generation(1);
 
 impl SlotOwner for Inner {
     fn release(&self, slot: SlotIndex, generation: Generation) {

@@ -99,6 +99,48 @@ fn what_is_held_is_what_is_counted() {
     report();
 }
 
+#[test]
+fn slots_are_touched_ahead_in_the_order_in_which_they_are_used() {
+    let tier = HostTier::open(HostConfig::new(600 << 10, SHAPE)).unwrap();
+    let slot_bytes = tier.layout().slot_bytes();
+    let before = committed_bytes(&tier);
+    tier.limit_touched(3);
+    let part = 4096;
+    assert_eq!(tier.touch_ahead(part).unwrap(), part);
+    assert_eq!((committed_bytes(&tier) - before, tier.touched_free()), (part, 0), "a part of the first slot");
+    let mut touched = part;
+    while let bytes @ 1.. = tier.touch_ahead(1 << 20).unwrap() {
+        touched += bytes;
+    }
+    assert_eq!((touched, committed_bytes(&tier) - before), (3 * slot_bytes, 3 * slot_bytes), "as far as is allowed");
+    assert_eq!(tier.capacity().held_bytes, tier.layout().metadata_bytes() + 3 * slot_bytes);
+    for number in 0..3 {
+        assert_eq!(tier.touched_free(), 3 - u64::from(number));
+        let (sealed, image) = block(number);
+        let mut slot = tier.reserve(sealed.key).unwrap();
+        tier.write(&mut slot, 0, image.as_slice()).unwrap();
+        slot.commit(&sealed).unwrap();
+        assert_eq!(committed_bytes(&tier) - before, 3 * slot_bytes, "block {number} lies in memory that is there");
+    }
+    assert!(tier.reserve(block(3).0.key).is_err(), "what is allowed is used");
+    tier.limit_touched(u64::MAX);
+    drop(tier.reserve(block(3).0.key).unwrap());
+    assert_eq!(tier.touch_ahead(1 << 20).unwrap(), slot_bytes, "behind the one that was used meanwhile");
+    assert_eq!(tier.capacity().held_bytes, tier.layout().metadata_bytes() + 5 * slot_bytes);
+}
+
+#[test]
+fn a_slot_that_is_touched_while_it_is_written_keeps_its_bytes() {
+    let tier = HostTier::open(HostConfig::new(600 << 10, SHAPE)).unwrap();
+    assert_eq!(tier.touch_ahead(4096).unwrap(), 4096);
+    let (sealed, image) = block(1);
+    let mut slot = tier.reserve(sealed.key).unwrap();
+    tier.write(&mut slot, 0, image.as_slice()).unwrap();
+    assert_eq!(tier.touch_ahead(1 << 20).unwrap(), tier.layout().slot_bytes() - 4096, "the rest of that very slot");
+    slot.commit(&sealed).unwrap();
+    assert_eq!(tier.verify(&sealed.key), Some(true));
+}
+
 /// Bytes of a budget that hold no block of the default model.
 fn report() {
     let shape = BlockShape { layers: 30, kv_heads: 3, head_dim: 64, block_tokens: 64, form: Form::Raw16 };

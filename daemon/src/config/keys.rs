@@ -46,7 +46,7 @@ const LEVELS: [(&str, Level); 5] = [
 ];
 
 /// All settings, in the order in which they are printed.
-pub static KEYS: [Key; 20] = [
+pub static KEYS: [Key; 21] = [
     Key {
         name: "socket",
         what: "path of the Unix socket; its folder is made with mode 0750",
@@ -138,6 +138,16 @@ pub static KEYS: [Key; 20] = [
         default: "`16MiB`",
         set: |config, given| given.size().map(|bytes| config.client_staging_bytes = bytes),
         show: |config| size(config.client_staging_bytes),
+    },
+    Key {
+        name: "touch_ahead",
+        what: "memory for new blocks that is committed before they come, in the background, at most a quarter of `host_mem`; `off` for none",
+        default: "`256MiB`",
+        set: |config, given| {
+            config.touch_ahead_bytes = if given.is_off() { 0 } else { given.size()? };
+            Ok(())
+        },
+        show: |config| if config.touch_ahead_bytes == 0 { off() } else { size(config.touch_ahead_bytes) },
     },
     Key {
         name: "deadline_ms",

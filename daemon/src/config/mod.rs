@@ -94,6 +94,8 @@ pub struct Config {
     pub clients_max: u32,
     /// Bytes of staging memory of each client.
     pub client_staging_bytes: u64,
+    /// Bytes of free slots that are committed ahead of their use; 0 for none.
+    pub touch_ahead_bytes: u64,
     /// Deadline of a call that names none, in milliseconds.
     pub deadline_ms: u32,
     /// Life of a lease, in milliseconds.
@@ -139,6 +141,7 @@ impl Config {
             allow_uids: vec![machine.uid],
             clients_max: 256,
             client_staging_bytes: 16 << 20,
+            touch_ahead_bytes: 256 << 20,
             deadline_ms: 1000,
             lease_ttl_ms: 600_000,
             hello_timeout_ms: 5000,

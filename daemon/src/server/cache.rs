@@ -83,6 +83,8 @@ pub(crate) struct Cache {
 /// What the mutex guards.
 pub(crate) struct State {
     classes: Vec<Class>,
+    /// The class that was last opened, or written to.
+    recent: ClassId,
     pub(crate) pool: Pool,
     attic: Attic,
     pub(crate) pins: HashMap<CopyKey, Pin>,
@@ -214,6 +216,7 @@ impl Cache {
             started: Instant::now(),
             state: Mutex::new(State {
                 classes: Vec::new(),
+                recent: 0,
                 pool,
                 attic,
                 pins: HashMap::new(),
@@ -261,7 +264,21 @@ impl Cache {
         };
         state.attic.hand_over(&shape, class.host.extents());
         state.classes.push(class);
-        Ok(state.classes.len() as ClassId - 1)
+        state.recent = state.classes.len() as ClassId - 1;
+        Ok(state.recent)
+    }
+
+    /// The arena in which memory is to be committed ahead of its use, if that is due: that of the class which blocks come to, as long as fewer than
+    /// `ahead_bytes` of free slots are committed there, and no more than a quarter of the budget. Beside other classes a class gets no more ahead than it has in
+    /// use, since it keeps what it was granted.
+    pub(crate) fn touch_target(&self, ahead_bytes: u64) -> Option<HostTier> {
+        let state = &mut *self.state();
+        let is_alone = state.classes.len() == 1;
+        let class = state.classes.get_mut(state.recent as usize)?;
+        let used_bytes = u64::from(class.shard.device_used()) * class.shape.slot_bytes();
+        let most_bytes = if is_alone { ahead_bytes } else { ahead_bytes.min(used_bytes) };
+        let ahead_bytes = most_bytes.min(state.pool.budget_bytes / 4);
+        class.wants_touched(ahead_bytes, &mut state.pool).then(|| class.host.clone())
     }
 
     /// What the disk's index says of each key.

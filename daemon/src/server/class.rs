@@ -114,6 +114,24 @@ impl Class {
         Ok(Class { shape, host, shard, regions })
     }
 
+    /// Whether slots are to be touched ahead of their use: fewer than `ahead_bytes` of free ones have been. Grants one more where all have, out of what the
+    /// pool can do without: as much again stays for a class that comes later.
+    pub(crate) fn wants_touched(&mut self, ahead_bytes: u64, pool: &mut Pool) -> bool {
+        let slot_bytes = self.shape.slot_bytes();
+        if self.host.touched_free() * slot_bytes >= ahead_bytes {
+            return false;
+        }
+        let (granted, used) = (self.shard.budgets().device_slots, self.shard.device_used());
+        if self.host.has_untouched() || granted == self.host.layout().slots() {
+            return self.host.has_untouched();
+        }
+        if pool.left() < ahead_bytes + slot_bytes {
+            return false;
+        }
+        self.grow(granted - used + 1, pool);
+        self.host.has_untouched()
+    }
+
     /// True when fewer than `wanted` slots are free and the class could take more than it was granted.
     pub(crate) fn is_short_of(&self, wanted: u32) -> bool {
         let granted = self.shard.budgets().device_slots;
@@ -138,6 +156,7 @@ impl Class {
 #[cfg(test)]
 mod tests {
     use cache_core::form::Form;
+    use cache_core::store::Store;
 
     use super::*;
 
@@ -155,5 +174,31 @@ mod tests {
         pool.give_staging_back(staging);
         class.grow(u32::MAX, &mut pool);
         assert!(pool.take_staging(staging), "what was given back is for the next client");
+    }
+
+    #[test]
+    fn free_slots_are_touched_ahead_as_long_as_others_could_still_come() {
+        let ahead_bytes = 4 << 20;
+        let mut pool = Pool::new(32 << 20, 1 << 20);
+        let mut class = Class::open(SHAPE, &mut pool, false).unwrap();
+        let touch = |class: &mut Class, pool: &mut Pool| {
+            while class.wants_touched(ahead_bytes, pool) {
+                assert!(
+                    class.host.touch_ahead(64 << 10).unwrap() > 0,
+                    "there is something to do when there is said to be"
+                );
+            }
+            class.host.touched_free() * SHAPE.slot_bytes()
+        };
+        let ahead = touch(&mut class, &mut pool);
+        assert!((ahead_bytes..ahead_bytes + SHAPE.slot_bytes()).contains(&ahead), "{ahead} bytes");
+        assert!(class.host.capacity().held_bytes <= pool.granted_bytes, "what is touched was granted");
+        let mut taken = Vec::new();
+        while let Ok(slot) = class.host.reserve_open() {
+            taken.push(slot);
+            touch(&mut class, &mut pool);
+        }
+        let left = pool.left();
+        assert!((ahead_bytes..ahead_bytes + SHAPE.slot_bytes()).contains(&left), "{left} bytes are left for others");
     }
 }

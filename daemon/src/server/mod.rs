@@ -16,10 +16,11 @@
 //! | `paced` | answers on their way out, each by its time |
 //! | `requests` | what became of named requests, for `explain` |
 //! | `scrub` | blocks in memory checked again, at a pace |
+//! | `touch` | memory committed ahead of its use |
 //! | `told` | what operators are told: figures, and why blocks were not there |
 //!
 //! **Threads.** One for each connection, since its requests are answered in order and most take microseconds; one that takes in what the disk ends; one that
-//! keeps time (pins that expire) and scrubs; the HTTP endpoint has a runtime of its own. A thread that works for all and panics ends the daemon.
+//! keeps time (pins that expire) and scrubs; one that touches memory ahead of its use; the HTTP endpoint has a runtime of its own. A thread that works for all and panics ends the daemon.
 
 mod attic;
 mod cache;
@@ -37,6 +38,7 @@ mod scrub;
 mod session;
 mod staging;
 mod told;
+mod touch;
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -190,6 +192,12 @@ pub fn serve_with(config: Config, testing: Testing) -> Result<(), ServeError> {
     }
     let keeping = Arc::clone(&server);
     threads.push(server.spawn("keeper", move || keeping.keep())?);
+    if server.config.touch_ahead_bytes > 0 {
+        let touching = Arc::clone(&server);
+        threads.push(server.spawn("toucher", move || {
+            touch::touch(&touching.cache, touching.config.touch_ahead_bytes, &|| touching.is_ending());
+        })?);
+    }
     let accepting = Arc::clone(&server);
     let listener = Arc::new(listener);
     let accepted = Arc::clone(&listener);

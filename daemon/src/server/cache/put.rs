@@ -25,6 +25,7 @@ impl Cache {
             state.class_mut(class).shard.refused_by_quota(&key);
             return Reserved::Quota;
         }
+        state.recent = class;
         state.grow(class, 1);
         let ticket = Ticket(state.number());
         let answers = self.drive(&mut state, class, Event::Room { ticket, owner, keys: &[Some(key)], held: 0 });
