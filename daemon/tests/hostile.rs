@@ -99,6 +99,7 @@ fn requests(parts: KeyParts) -> Vec<Vec<u8>> {
         Request::Report(report),
         Request::Tag(Tag { request: Text::new("x").unwrap() }),
         Request::Forgo(Forgo { parts, run }),
+        Request::Stage(Stage { least_bytes: u64::MAX }),
     ];
     let encode = |request: &Request<'_>| {
         let mut out = Vec::new();
@@ -117,7 +118,7 @@ fn bodies_that_are_none_are_refused_and_the_connection_goes_on() {
     let honest = Honest::beside(&daemon.socket);
     let (mut raw, ..) = Raw::open(&daemon.socket);
     let parts = raw.open_namespace(&manifest(), tenant("a"));
-    let mut bad: Vec<Vec<u8>> = [0, 21, 999, u16::MAX].map(|kind| frame(kind, 5, &[])).to_vec();
+    let mut bad: Vec<Vec<u8>> = [0, 22, 999, u16::MAX].map(|kind| frame(kind, 5, &[])).to_vec();
     for request in requests(parts) {
         let (kind, body) = (u16::from_le_bytes([request[4], request[5]]), &request[FrameHeader::BYTES..]);
         bad.push(frame(kind, 5, &[body, &[0]].concat()));

@@ -63,6 +63,12 @@ impl Staging {
         self.mapping.address()
     }
 
+    /// Commits a range of whole pages, and maps them here, so that whoever writes them does not wait for it. Changes no byte. Panics when it leaves the memory.
+    /// Errors: the kernel's; those pages are then committed by whoever writes them first.
+    pub fn touch(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        self.mapping.populate(offset, bytes)
+    }
+
     /// Copies bytes in, 8 at a time: `offset` and length are multiples of 8. Panics when they leave the memory.
     pub fn write(&self, offset: u64, bytes: &[u8]) {
         self.mapping.store(offset, bytes);

@@ -69,10 +69,11 @@ fn numbers_that_stand_for_something_never_change() {
         "report",
         "tag",
         "forgo",
+        "stage",
     ];
     assert_eq!(kinds, (1..).zip(expected).collect::<Vec<_>>());
     assert_eq!(Kind::of_number(5), Ok(Kind::Acquire));
-    assert_eq!([0, 22].map(Kind::of_number), [0, 22].map(|found| Err(WireError::Kind { found })));
+    assert_eq!([0, 23].map(Kind::of_number), [0, 23].map(|found| Err(WireError::Kind { found })));
 
     let statuses = [
         Status::BadFrame,

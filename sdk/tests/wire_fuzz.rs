@@ -112,7 +112,7 @@ fn arbitrary_bytes_are_frames_or_errors() {
 
 #[test]
 fn arbitrary_bodies_of_every_kind_are_messages_or_errors() {
-    let generator = (0..=21u16, produce::<bool>(), 0..=15u32, bytes(300));
+    let generator = (0..=22u16, produce::<bool>(), 0..=15u32, bytes(300));
     check!().with_iterations(ITERATIONS).with_generator(generator).for_each(|(kind, is_reply, status, body)| {
         let status = if *is_reply { *status } else { 0 };
         let body_bytes = body.len() as u32;
@@ -149,7 +149,7 @@ fn spoilt_frames_are_frames_or_errors() {
 #[test]
 fn spliced_bodies_are_messages_or_errors() {
     let bodies: Vec<Vec<u8>> = sample().frames().iter().map(|frame| frame[FrameHeader::BYTES..].to_vec()).collect();
-    let generator = (0..=21u16, produce::<bool>(), produce::<[u8; 2]>(), produce::<[u16; 2]>());
+    let generator = (0..=22u16, produce::<bool>(), produce::<[u8; 2]>(), produce::<[u16; 2]>());
     check!().with_iterations(ITERATIONS).with_generator(generator).for_each(|(kind, is_reply, which, cuts)| {
         let [front, back] = which.map(|which| bodies[usize::from(which) % bodies.len()].as_slice());
         let cut = |body: &[u8], at: u16| usize::from(at) % (body.len() + 1);

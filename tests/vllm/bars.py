@@ -55,7 +55,7 @@ def main() -> int:
     os.environ.setdefault("LMCACHE_TRACK_USAGE", "false")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
     files = Path("/dev/shm") / f"kvtier-bars-files-{os.getpid()}"
-    daemon = Daemon(folder / "daemon", host="1GiB", disk=False, staging="64MiB").start()
+    daemon = Daemon(folder / "daemon", host="1GiB", disk=False).start()
     lmcache = Lmcache(folder)
     turns = {name: [str(folder / f"turn-{name}-{number}") for number in range(rounds)] for name in ("kvtier", "files", "lmcache")}
     of = {

@@ -17,7 +17,7 @@ ENGINE_SECONDS = 300
 class Daemon:
     """`python -m kvtier serve` on a socket and a disk folder of its own."""
 
-    def __init__(self, folder: Path, *, host: str = "256MiB", disk: bool = True, staging: str = "16MiB") -> None:
+    def __init__(self, folder: Path, *, host: str = "256MiB", disk: bool = True) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.socket = folder / "run" / "kvtier.sock"
         self.disk = folder / "disk"
@@ -25,13 +25,12 @@ class Daemon:
         self.arguments = ["--socket", str(self.socket), "--host-mem", host, "--http", "off"]
         if disk:
             self.arguments += ["--disk", str(self.disk), "--disk-size", "512MiB"]
-        self.environment = {**os.environ, "KVTIER_CLIENT_STAGING": staging}
         self.process: subprocess.Popen | None = None
 
     def start(self) -> "Daemon":
         """Starts it and waits until it takes connections."""
         with open(self.log, "a") as log:
-            self.process = subprocess.Popen([sys.executable, "-m", "kvtier", "serve", *self.arguments], stdout=log, stderr=log, env=self.environment)
+            self.process = subprocess.Popen([sys.executable, "-m", "kvtier", "serve", *self.arguments], stdout=log, stderr=log)
         end = time.monotonic() + READY_SECONDS
         while not self.answers():
             if self.process.poll() is not None or time.monotonic() > end:

@@ -133,9 +133,9 @@ pub static KEYS: [Key; 21] = [
     },
     Key {
         name: "client_staging",
-        what: "memory of each client for blocks on their way in, taken out of `host_mem`; an eighth of that, or room for four clients \
-               if it is more (at most a quarter), is kept free for it",
-        default: "`16MiB`",
+        what: "memory that a client may have for blocks on their way in, taken out of `host_mem` when it first stores one; an eighth of that, or as much \
+               as one client may have if it is more (at most a quarter), is kept free for it",
+        default: "`64MiB`",
         set: |config, given| given.size().map(|bytes| config.client_staging_bytes = bytes),
         show: |config| size(config.client_staging_bytes),
     },

@@ -92,7 +92,7 @@ pub struct Config {
     pub allow_uids: Vec<u32>,
     /// Connections at once, at most.
     pub clients_max: u32,
-    /// Bytes of staging memory of each client.
+    /// Bytes of staging memory that a client may have.
     pub client_staging_bytes: u64,
     /// Bytes of free slots that are committed ahead of their use; 0 for none.
     pub touch_ahead_bytes: u64,
@@ -140,7 +140,7 @@ impl Config {
             disk_io: IoChoice::Auto,
             allow_uids: vec![machine.uid],
             clients_max: 256,
-            client_staging_bytes: 16 << 20,
+            client_staging_bytes: 64 << 20,
             touch_ahead_bytes: 256 << 20,
             deadline_ms: 1000,
             lease_ttl_ms: 600_000,

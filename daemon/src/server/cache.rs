@@ -485,6 +485,11 @@ impl Cache {
         self.state().pool.take_staging(bytes)
     }
 
+    /// Takes a share of it for blocks; `None` when there is not even `least`.
+    pub(crate) fn share_staging(&self, least_bytes: u64, most_bytes: u64) -> Option<u64> {
+        self.state().pool.share_staging(least_bytes, most_bytes)
+    }
+
     /// Gives it back.
     pub(crate) fn give_staging_back(&self, bytes: u64) {
         self.state().pool.give_staging_back(bytes);

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use cache_core::buffer::PAGE_BYTES;
 use cache_core::manager::{Budgets, Census, Shard};
 use cache_core::payload::BlockShape;
 use disk_tier::io::Region;
@@ -44,10 +45,20 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    /// Sets an eighth aside, or what four clients with `staging_bytes` each take if that is more, but no more than a quarter.
+    /// Sets an eighth aside, or `staging_bytes`, what one client may have, if that is more, but no more than a quarter.
     pub(crate) fn new(budget_bytes: u64, staging_bytes: u64) -> Pool {
-        let aside_bytes = (budget_bytes / 8).max(4 * staging_bytes).min(budget_bytes / 4);
+        let aside_bytes = (budget_bytes / 8).max(staging_bytes).min(budget_bytes / 4);
         Pool { budget_bytes, granted_bytes: 0, staging_bytes: 0, aside_bytes, attic_bytes: 0 }
+    }
+
+    /// Takes staging memory for a client that has blocks of `least` bytes to hand over: `most` bytes, unless that is more than half of what there
+    /// is; then a quarter of that, in whole pages, since others may come after it. `None` when there is not even `least`. Both are whole pages.
+    pub(crate) fn share_staging(&mut self, least_bytes: u64, most_bytes: u64) -> Option<u64> {
+        let free = self.budget_bytes - self.granted_bytes;
+        let share =
+            if most_bytes <= free / 2 { most_bytes } else { (free / 4 / PAGE_BYTES * PAGE_BYTES).min(most_bytes) };
+        let bytes = share.max(least_bytes);
+        self.take_staging(bytes).then_some(bytes)
     }
 
     /// Takes staging memory; false when it is not there.
@@ -174,6 +185,17 @@ mod tests {
         pool.give_staging_back(staging);
         class.grow(u32::MAX, &mut pool);
         assert!(pool.take_staging(staging), "what was given back is for the next client");
+    }
+
+    #[test]
+    fn staging_memory_is_shared_before_it_runs_out() {
+        let (budget, most, least) = (64 << 20, 16 << 20, 1 << 20);
+        let mut pool = Pool::new(budget, most);
+        let shares: Vec<u64> = std::iter::from_fn(|| pool.share_staging(least, most)).collect();
+        assert_eq!(shares[..2], [most, most], "as long as as much is left for others");
+        assert!(shares.windows(2).all(|pair| pair[1] <= pair[0]) && shares.len() > 8, "{shares:?}");
+        assert!(shares.iter().all(|bytes| (least..=most).contains(bytes) && bytes.is_multiple_of(PAGE_BYTES)));
+        assert!(pool.granted_bytes <= budget && budget - pool.granted_bytes < least, "the budget is a hard limit");
     }
 
     #[test]

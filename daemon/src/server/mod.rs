@@ -49,6 +49,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use cache_core::buffer::PAGE_BYTES;
 use cache_core::hash::{Namespace, TenantId};
 use cache_core::key::CopyKey;
 use cache_core::manifest::Manifest;
@@ -72,6 +73,8 @@ use crate::testing::{Planted, Point, Testing};
 
 /// How long an orderly end may take.
 pub const DRAIN_MAX: Duration = Duration::from_secs(10);
+/// Staging memory with which a connection begins, in bytes.
+const FIRST_STAGING_BYTES: u64 = 256 << 10;
 /// The smallest usual record on the disk: its index is made for as many as fit the budget.
 const RECORD_BYTES: u64 = 256 << 10;
 
@@ -450,13 +453,25 @@ impl Server {
         Duration::from_millis(u64::from(if asked_ms == 0 { self.config.deadline_ms } else { asked_ms }))
     }
 
-    /// Takes a connection's staging memory out of the host budget. Errors: that it does not hold it.
+    /// Staging memory that a connection may have, in bytes.
+    pub(crate) fn staging_max(&self) -> u64 {
+        staging_bytes(&self.config)
+    }
+
+    /// Takes the staging memory with which a connection begins out of the host budget: most look blocks up and store none. Errors: that it does not
+    /// hold it.
     pub(crate) fn take_staging(&self) -> Result<u64, String> {
-        let bytes = staging_bytes(&self.config);
+        let bytes = FIRST_STAGING_BYTES.min(self.staging_max());
         match self.cache.take_staging(bytes) {
             true => Ok(bytes),
-            false => Err(format!("host_mem has no {bytes} bytes left for this client's staging memory")),
+            false => Err(no_staging(bytes)),
         }
+    }
+
+    /// Takes staging memory for images of `least_bytes` each. Errors: that the host budget does not hold it.
+    pub(crate) fn share_staging(&self, least_bytes: u64) -> Result<u64, String> {
+        let least_bytes = least_bytes.next_multiple_of(PAGE_BYTES);
+        self.cache.share_staging(least_bytes, self.staging_max()).ok_or_else(|| no_staging(least_bytes))
     }
 
     pub(crate) fn give_staging_back(&self, bytes: u64) {
@@ -469,9 +484,10 @@ impl Server {
     }
 
     /// What a connection holds now.
-    pub(crate) fn report_holdings(&self, session: u64, leases: usize, reservations: usize) {
+    pub(crate) fn report_holdings(&self, session: u64, leases: usize, reservations: usize, staging_bytes: u64) {
         if let Some(client) = lock(&self.connected).get_mut(&session) {
             (client.leases, client.reservations) = (leases as u64, reservations as u64);
+            client.staging_bytes = staging_bytes;
         }
     }
 
@@ -568,9 +584,13 @@ fn store_bytes(config: &Config) -> u64 {
     if left < DiskTier::minimum_bytes() { config.disk_size_bytes } else { left }
 }
 
-/// Staging memory of a client, whole pages.
+/// Staging memory that a client may have, whole pages.
 fn staging_bytes(config: &Config) -> u64 {
-    config.client_staging_bytes.next_multiple_of(4096)
+    config.client_staging_bytes.next_multiple_of(PAGE_BYTES)
+}
+
+fn no_staging(bytes: u64) -> String {
+    format!("host_mem has no {bytes} bytes left for this client's staging memory")
 }
 
 /// The namespaces that the store's list names; their tenants' quotas count from the start.

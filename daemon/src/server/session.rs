@@ -29,8 +29,8 @@ use kvtier_sdk::wire::{
     AbortReply, AcceptId, AcquireReply, AwaitReply, BODY_BYTES_BEFORE_HELLO, BODY_BYTES_MAX, Batch, CommitCode,
     CommitReply, DeleteTenantReply, Empty, Explain, Frame, FrameHeader, Hello, HelloReply, Hit, Json, KeyParts, Kind,
     LeaseId, LookupReply, MapExtentReply, OpenNamespace, OpenNamespaceReply, PinReply, PrefetchReply, Refusal,
-    ReleaseReply, Reply, Request, ReservationId, ReserveCode, ReserveReply, Reserved, Run, Status, TierCode,
-    UnpinReply, VERSION, WireError, Zero,
+    ReleaseReply, Reply, Request, ReservationId, ReserveCode, ReserveReply, Reserved, Run, StageReply, Status,
+    TierCode, UnpinReply, VERSION, WireError, Zero,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -95,7 +95,9 @@ impl Drop for Session {
         let leases = self.holdings.leases() as u64;
         self.server.cache.hang_up(&mut self.holdings, Owner(self.id));
         self.server.counters.reclaimed(Reclaim::HangUp, leases);
-        self.server.left(self.id, self.staging.take().map_or(0, |staging| staging.memory().bytes()));
+        let staging_bytes = self.staging_bytes();
+        self.staging = None;
+        self.server.left(self.id, staging_bytes);
     }
 }
 
@@ -146,7 +148,9 @@ impl Session {
                     silent_since = Instant::now();
                     let is_over = self.answer(&header, body, &mut out);
                     // At once: the next request may ask for it.
-                    self.server.report_holdings(self.id, self.holdings.leases(), self.holdings.reservations());
+                    let staging_bytes = self.staging_bytes();
+                    let (leases, reservations) = (self.holdings.leases(), self.holdings.reservations());
+                    self.server.report_holdings(self.id, leases, reservations, staging_bytes);
                     is_over
                 }
                 Err(Look::Over) => return Ok(()),
@@ -220,8 +224,12 @@ impl Session {
             pid: u32::try_from(self.peer.pid).unwrap_or(0),
             leases: self.holdings.leases() as u64,
             reservations: self.holdings.reservations() as u64,
-            staging_bytes: self.staging.as_ref().map_or(0, |staging| staging.memory().bytes()),
+            staging_bytes: self.staging_bytes(),
         }
+    }
+
+    fn staging_bytes(&self) -> u64 {
+        self.staging.as_ref().map_or(0, |staging| staging.memory().bytes())
     }
 
     /// Performs one request; true when the connection is to end.
@@ -409,6 +417,7 @@ impl Session {
                 }
                 Reply::Forgo(Empty)
             }
+            Request::Stage(stage) => Reply::Stage(self.stage(stage.least_bytes)?),
             other => unreachable!("{:?} was performed before", other.kind()),
         };
         Ok(reply.encode_frame(id, out)?)

@@ -58,6 +58,11 @@ def chain(namespace, block_tokens, tokens):
     return blocks
 
 
+def mapped(fd, length, prot=mmap.PROT_READ | mmap.PROT_WRITE):
+    with open(fd, "rb", buffering=0):
+        return mmap.mmap(fd, length, prot=prot)
+
+
 class Client:
     def __init__(self, path, name, shape, deadline_ms=30000):
         """`shape`: (layers, KV heads, head size, tokens of a block)."""
@@ -69,8 +74,7 @@ class Client:
         self.socket.connect(path)
         reply, fd = self.call(1, struct.pack("<HHI", 1, 1, 0) + text(name))
         self.version, _, _, self.daemon, self.session, staging, _, _ = struct.unpack("<HHI16sQQII", reply)
-        self.staging = mmap.mmap(fd, staging)
-        os.close(fd)
+        self.staging = mapped(fd, staging)
 
     def receive(self, length):
         data, fds = b"", array.array("i")
@@ -106,8 +110,7 @@ class Client:
             reply, fd = self.call(3, struct.pack("<II", self.number, index))
             length, words, _, images, first, slots = struct.unpack("<QQQQII", reply)
             assert os.fstat(fd).st_size == length and images + slots * self.slot_bytes <= length
-            self.extents[index] = (mmap.mmap(fd, length, prot=mmap.PROT_READ), words, images, first)
-            os.close(fd)
+            self.extents[index] = (mapped(fd, length, mmap.PROT_READ), words, images, first)
         return self.extents[index]
 
     def lookup(self, blocks):
@@ -192,3 +195,6 @@ class Client:
 
     def forgo(self, blocks):
         self.call(21, self.parts + run(blocks))
+
+    def stage(self, least):
+        self.staging = mapped((answer := self.call(22, struct.pack("<Q", least)))[1], struct.unpack("<Q", answer[0])[0])

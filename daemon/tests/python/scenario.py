@@ -17,6 +17,7 @@ BLOCKS = 12
 RESERVED, PRESENT, PENDING = 1, 2, 3
 INSERTED, FAILED_CHECK, UNKNOWN = 1, 3, 4
 NEVER_STORED, NAMESPACE, LEASE_LOST = 1, 3, 6
+BAD_FRAME = 1
 HOST = 2
 
 
@@ -57,11 +58,18 @@ def main():
     # What the other side wrote is read here, in place.
     assert client.lookup(blocks) == ([HOST] * theirs, NEVER_STORED)
     check(client, known)
+    client.stage(client.slot_bytes)
+    assert len(client.staging) == 512 << 10, "all that a client may have"
     store(client, new[:-2])
     assert client.reserve(new[:1])[0][2] == PRESENT
     # A spoilt image is refused.
     reservation, offset, code = client.reserve(new[-2:-1])[0]
     assert code == RESERVED and other.reserve(new[-2:-1])[0][2] == PENDING
+    try:
+        client.stage(client.slot_bytes)
+        raise AssertionError("memory in which a block is written was replaced")
+    except Refused as refused:
+        assert refused.args[0] == BAD_FRAME
     client.write(offset, new[-2], layers(client, new[-1]))
     client.staging[offset + client.head_bytes] ^= 1
     assert client.commit([reservation]) == [FAILED_CHECK] and client.commit([reservation]) == [UNKNOWN]

@@ -178,6 +178,11 @@ impl Client {
         Ok(outcomes.into_iter().map(plugin::Outcome::name).collect())
     }
 
+    /// Gets ready to store, so that the first stores need not.
+    fn prepare(&self, py: Python<'_>) -> PyResult<()> {
+        self.with(py, |plugin| plugin.prepare())
+    }
+
     /// Leases the longest run, to be read in place.
     #[pyo3(signature = (hashes, *, parent = None, depth = 0))]
     fn acquire(

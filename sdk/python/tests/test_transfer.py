@@ -68,6 +68,23 @@ class Transfer(Case):
             self.assertEqual((len(loaded), loaded.miss), (count, None))
         self.assertEqual(target.layers, source.layers)
 
+    def test_blocks_of_which_the_staging_memory_holds_one_or_two(self) -> None:
+        for chunk, images in ((40, 2), (75, 1)):
+            daemon = self.serve()
+            hashes, source, target = chain("large", 5), Engine(5 * chunk), Engine(5 * chunk)
+            source.fill(5)
+            rows = [list(range(at * chunk, (at + 1) * chunk)) for at in range(5)]
+            with self.client(chunk=chunk) as client:
+                client.prepare()
+                self.assertEqual((256 << 10) // client.slot_bytes, images)
+                self.assertEqual(client.store(hashes[1:2], source.slabs, rows[1:2], parent=hashes[0], depth=1), ["inserted"])
+                outcomes = client.store(hashes, source.slabs, rows)
+                self.assertEqual(outcomes, ["inserted", "present", "inserted", "inserted", "inserted"])
+                self.assertEqual(len(client.load(hashes, target.slabs, rows)), 5)
+                self.assertEqual(client.stats()["reservations"], 0)
+            self.assertEqual(target.layers, source.layers)
+            daemon.end()
+
     def test_a_full_daemon_says_so(self) -> None:
         self.serve()
         count = 3_000

@@ -89,6 +89,8 @@ struct Connected {
     number: u64,
     link: Link,
     staging: Arc<Staging>,
+    /// Memory for this client's blocks was asked for.
+    is_staged: bool,
     classes: HashMap<Namespace, ClassId>,
     extents: HashMap<u32, Arc<LentExtent>>,
 }
@@ -484,6 +486,7 @@ impl Shared {
             number,
             link,
             staging: Arc::new(staging),
+            is_staged: false,
             classes: HashMap::new(),
             extents: HashMap::new(),
         });

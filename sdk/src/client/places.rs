@@ -1,13 +1,20 @@
 //! Writing: places in staging memory, reserved, then committed or given up.
 
 use std::sync::Arc;
+use std::time::Instant;
 
-use cache_core::form::Lineage;
+use cache_core::form::{Lineage, Provenance};
+use cache_core::hash::Namespace;
 use host_tier::Staging;
 
 use super::link::Posted;
-use super::{CallError, Client, Wanted, hashes, run_of};
-use crate::wire::{Abort, Batch, Commit, CommitCode, Reply, Request, ReservationId, Reserve, ReserveCode, Reserved};
+use super::{CallError, Client, Connected, Shared, Wanted, hashes, run_of, wrong};
+use crate::wire::{
+    Abort, Batch, Commit, CommitCode, Reply, Request, ReservationId, Reserve, ReserveCode, Reserved, Stage,
+};
+
+/// Staging memory that is committed before the first store, at least: two groups of blocks as a plugin hands them over.
+const READY_BYTES: u64 = 8 << 20;
 
 /// Places in staging memory that were reserved for blocks, in the order asked for.
 pub struct Places {
@@ -45,11 +52,53 @@ pub enum Place {
     Full,
 }
 
+impl Shared {
+    /// Sees to it that a connection's staging memory is for blocks of this shape. A connection begins with little, since not every client stores; it asks
+    /// for more before it reserves for the first time, and whenever what it has does not hold one block. Where there is no more, it goes on with that.
+    fn stage(&self, connected: &mut Connected, until: Instant) -> Result<(), CallError> {
+        let least_bytes = self.shape.slot_bytes();
+        if connected.is_staged && connected.staging.bytes() >= least_bytes {
+            return Ok(());
+        }
+        let asked =
+            connected.link.call(&Request::Stage(Stage { least_bytes }), until, |reply, descriptor| match reply {
+                Reply::Stage(staged) => Some((staged.bytes, descriptor)),
+                _ => None,
+            });
+        match asked {
+            Ok((bytes, Some(descriptor))) => {
+                let staging = Staging::map(descriptor, bytes).map_err(|error| wrong(&error.to_string()))?;
+                connected.staging = Arc::new(staging);
+            }
+            Ok((_, None)) => return Err(wrong("no descriptor came with the staging memory")),
+            Err(error @ CallError::Refused { .. }) if error.is_harmless() => {}
+            Err(error) => return Err(error),
+        }
+        connected.is_staged = true;
+        Ok(())
+    }
+}
+
 impl Client {
+    /// Gets ready to store blocks of a namespace: has the daemon make room for its shape, and commits the staging memory through which the first ones go.
+    /// Without it the first stores do both, and take longer.
+    pub fn prepare(&self, namespace: Namespace) -> Result<(), CallError> {
+        let nothing = Wanted { namespace, provenance: Provenance::EXACT, links: &[] };
+        let staging = self.shared.in_namespace(&nothing, |connected, _, until| {
+            self.shared.stage(connected, until)?;
+            Ok(Arc::clone(&connected.staging))
+        })?;
+        let first = (2 * self.shared.shape.slot_bytes()).max(READY_BYTES).min(staging.bytes());
+        // Memory that is short now is committed when it is written.
+        let _ = staging.touch(0, first);
+        Ok(())
+    }
+
     /// Reserves places in staging memory.
     pub fn reserve(&self, wanted: &Wanted<'_>, lineage: Lineage) -> Result<Places, CallError> {
         let hashes = hashes(wanted);
         self.shared.in_namespace(wanted, |connected, parts, until| {
+            self.shared.stage(connected, until)?;
             let request = Request::Reserve(Reserve { parts, lineage, run: run_of(wanted, &hashes)? });
             let answers = connected.link.call(&request, until, |reply, _| match reply {
                 Reply::Reserve(reserved) => Some(reserved.answers.to_vec()),

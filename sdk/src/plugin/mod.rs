@@ -130,6 +130,12 @@ impl Plugin {
         Ok(accepted)
     }
 
+    /// Gets ready to store: the daemon makes room for blocks of this shape, and the memory through which they go is committed. The first stores do it
+    /// otherwise, and take longer.
+    pub fn prepare(&self) -> Result<(), PluginError> {
+        Ok(self.client()?.prepare(self.namespace)?)
+    }
+
     /// The daemon's statistics as JSON.
     pub fn stats(&self) -> Result<String, PluginError> {
         Ok(self.client()?.stats()?)

@@ -8,7 +8,9 @@ use super::blocks::{
 use super::body::{Body, Empty, Input, Json};
 use super::error::{Status, WireError};
 use super::frame::{FrameHeader, append_frame};
-use super::session::{Hello, HelloReply, MapExtent, MapExtentReply, OpenNamespace, OpenNamespaceReply, Tag};
+use super::session::{
+    Hello, HelloReply, MapExtent, MapExtentReply, OpenNamespace, OpenNamespaceReply, Stage, StageReply, Tag,
+};
 
 /// The longest sentence of a refusal, in bytes.
 pub const SENTENCE_BYTES_MAX: usize = 512;
@@ -136,6 +138,8 @@ messages! {
     Tag: Tag<'a> => Empty,
     21 "forgo" /// Blocks are computed although they are there.
     Forgo: Forgo<'a> => Empty,
+    22 "stage" /// Asks for more staging memory.
+    Stage: Stage => StageReply,
 }
 
 impl Kind {

@@ -29,5 +29,5 @@ pub use manifest::{GROUPS_MAX, LAYERS_MAX, MANIFEST_TEXT_MAX, SLOT_BYTES_MAX};
 pub use message::{Kind, Refusal, Reply, Request, SENTENCE_BYTES_MAX};
 pub use session::{
     ClassId, ExtentPlace, Hello, HelloReply, MapExtent, MapExtentReply, NAME_BYTES_MAX, OpenNamespace,
-    OpenNamespaceReply, Tag, VERSION,
+    OpenNamespaceReply, Stage, StageReply, Tag, VERSION,
 };

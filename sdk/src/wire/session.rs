@@ -201,6 +201,24 @@ impl Body<'_> for MapExtentReply {
 }
 
 body! {
+    /// Asks for the staging memory that blocks need, in the place of what came with [`Hello`].
+    #[derive(Copy)]
+    pub struct Stage {
+        /// What it must hold: one slot image. There is more where the daemon can do without.
+        pub least_bytes: u64,
+    }
+}
+
+body! {
+    /// Reply to [`Stage`]. The staging memory's descriptor comes with it.
+    #[derive(Copy)]
+    pub struct StageReply {
+        /// Its length.
+        pub bytes: u64,
+    }
+}
+
+body! {
     /// Says which request of the client's own the calls that follow belong to, for [`Explain`](super::Explain).
     pub struct Tag<'a> {
         /// Its name; empty for none.

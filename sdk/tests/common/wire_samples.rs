@@ -185,6 +185,7 @@ impl Parts {
             }),
             Request::Tag(Tag { request: name }),
             Request::Forgo(Forgo { parts: self.key_parts(), run: self.run() }),
+            Request::Stage(Stage { least_bytes: self.numbers[3] }),
         ]
     }
 
@@ -237,6 +238,7 @@ impl Parts {
             Reply::Report(Empty),
             Reply::Tag(Empty),
             Reply::Forgo(Empty),
+            Reply::Stage(StageReply { bytes: self.numbers[4] }),
         ]
     }
 

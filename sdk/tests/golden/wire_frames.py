@@ -92,6 +92,7 @@ REQUESTS = [
     (19, "Report", u32(A, B) + u64(F) + u32(PROVENANCE)),
     (20, "Tag", text(NAME)),
     (21, "Forgo", parts + run),
+    (22, "Stage", u64(D)),
 ]
 REPLIES = [
     (1, "Hello", u16(C, 0) + u32(A) + IDS[:16] + u64(D, E) + u32(B, F)),
@@ -115,6 +116,7 @@ REPLIES = [
     (19, "Report", b""),
     (20, "Tag", b""),
     (21, "Forgo", b""),
+    (22, "Stage", u64(E)),
 ]
 
 

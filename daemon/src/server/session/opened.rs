@@ -18,21 +18,7 @@ impl Session {
             return refused(Status::Draining, "the daemon is about to end");
         }
         let bytes = self.server.take_staging().or_else(|missing| refused(Status::Full, missing))?;
-        let staging = StagingArea::new(bytes);
-        let descriptor = match &staging {
-            Ok(area) => area.memory().duplicate().map_err(|error| sentence(&error)),
-            Err(error) => Err(sentence(error)),
-        };
-        match (staging, descriptor) {
-            (Ok(staging), Ok(descriptor)) => {
-                self.descriptor = Some(descriptor);
-                self.staging = Some(staging);
-            }
-            (_, descriptor) => {
-                self.server.give_staging_back(bytes);
-                return refused(Status::Full, descriptor.err().unwrap_or_default());
-            }
-        }
+        self.set_staging(bytes)?;
         self.name = hello.client.as_str().to_owned();
         self.server.introduced(self.id, self.describe());
         tracing::info!(session = self.id, pid = self.peer.pid, client = self.name, "connected");
@@ -48,17 +34,63 @@ impl Session {
         })
     }
 
+    /// Makes staging memory of `bytes` bytes, which were taken for it, and gives up what there was.
+    fn set_staging(&mut self, bytes: u64) -> Result<(), Refused> {
+        let made = StagingArea::new(bytes).map_err(|error| sentence(&error));
+        let made = made.and_then(|area| match area.memory().duplicate() {
+            Ok(descriptor) => Ok((area, descriptor)),
+            Err(error) => Err(sentence(&error)),
+        });
+        let (area, descriptor) = made.or_else(|reason| {
+            self.server.give_staging_back(bytes);
+            refused(Status::Full, reason)
+        })?;
+        self.descriptor = Some(descriptor);
+        let before = self.staging_bytes();
+        self.staging = Some(area);
+        self.server.give_staging_back(before);
+        Ok(())
+    }
+
+    /// More staging memory, for images of `least_bytes` each.
+    pub(super) fn stage(&mut self, least_bytes: u64) -> Result<StageReply, Refused> {
+        if self.holdings.reservations() > 0 {
+            return refused(Status::BadFrame, "replace staging memory in which blocks are being written");
+        }
+        if self.server.is_ending() {
+            return refused(Status::Draining, "the daemon is about to end");
+        }
+        self.fits_staging(least_bytes)?;
+        let bytes = self.server.share_staging(least_bytes).or_else(|missing| refused(Status::Full, missing))?;
+        if bytes <= self.staging_bytes() {
+            // What there is is as good, and the client has it mapped.
+            self.server.give_staging_back(bytes);
+            let memory = self.staging.as_ref().expect("it was introduced").memory();
+            let descriptor = memory.duplicate().or_else(|error| refused(Status::Internal, sentence(&error)))?;
+            self.descriptor = Some(descriptor);
+        } else {
+            self.set_staging(bytes)?;
+        }
+        Ok(StageReply { bytes: self.staging_bytes() })
+    }
+
+    /// That a client's staging memory can be made to hold an image. Errors: what to do.
+    fn fits_staging(&self, slot_bytes: u64) -> Result<(), Refused> {
+        let most = self.server.staging_max();
+        if slot_bytes <= most {
+            return Ok(());
+        }
+        let text =
+            format!("a block has {slot_bytes} bytes and the staging memory {most} at most: raise client_staging");
+        refused(Status::TooLarge, text)
+    }
+
     pub(super) fn open(&mut self, open: OpenNamespace) -> Result<OpenNamespaceReply, Refused> {
         if self.opened.len() >= OPENED_MAX {
             return refused(Status::Full, format!("a connection opens at most {OPENED_MAX} namespaces"));
         }
         let slot_bytes = open.shape.slot_bytes();
-        let staging_bytes = self.staging.as_ref().map_or(0, |staging| staging.memory().bytes());
-        if slot_bytes > staging_bytes {
-            let text =
-                format!("a block has {slot_bytes} bytes and the staging memory {staging_bytes}: raise client_staging");
-            return refused(Status::TooLarge, text);
-        }
+        self.fits_staging(slot_bytes)?;
         let class = self.server.cache.class_of(open.shape).or_else(|error| refused(Status::Full, sentence(&error)))?;
         let namespace = self.server.knows(open.manifest, open.tenant);
         self.opened.insert((namespace, class), open.shape);

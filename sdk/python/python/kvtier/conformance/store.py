@@ -224,6 +224,9 @@ class Client:
         self._answer(hashes)
         return Reservations(self, hashes, parent, depth)
 
+    def prepare(self) -> None:
+        self._answer(())
+
     def acquire(self, hashes: Sequence[bytes], *, parent: bytes | None = None, depth: int = 0) -> Leases:
         found = self.lookup(hashes)
         return Leases(b"".join(self._blocks[key].layers) for key in hashes[: len(found.tiers)])

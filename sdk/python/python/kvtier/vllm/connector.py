@@ -32,6 +32,8 @@ from .worker import Worker
 
 logger = logging.getLogger("vllm.kvtier")
 
+READS, WRITES = ("kv_both", "kv_consumer"), ("kv_both", "kv_producer")
+
 SOURCES = {"host": CacheHitSource.HOST, "disk": CacheHitSource.DISK}
 
 
@@ -81,8 +83,8 @@ class KvtierConnector(KVConnectorBase_V1, SupportsHMA):
             self._scheduler = Scheduler(
                 self._chunks,
                 load_async=self._settings.load_async,
-                reads=transfer.kv_role in ("kv_both", "kv_consumer"),
-                writes=transfer.kv_role in ("kv_both", "kv_producer"),
+                reads=transfer.kv_role in READS,
+                writes=transfer.kv_role in WRITES,
             )
             if getattr(transfer, "kv_load_failure_policy", "fail") != "recompute":
                 logger.warning(
@@ -239,6 +241,8 @@ class KvtierConnector(KVConnectorBase_V1, SupportsHMA):
         slabs = kvtier.Slabs(list(memory.slabs), block_bytes=memory.block_bytes, stride=memory.stride)
         store = Store(whose, self._settings, "vllm worker", slabs)
         self._stores = [store]
+        if self._vllm_config.kv_transfer_config.kv_role in WRITES:
+            store.prepare()
         between = None
         if self._settings.load_async:
             between = Store(whose, self._settings, "vllm worker, between steps", slabs)

@@ -46,6 +46,13 @@ class Store:
         self._told = float("-inf")
         self._was_full = False
 
+    def prepare(self) -> None:
+        """Has the memory through which blocks are stored committed before the first step waits for it."""
+        try:
+            self.client.prepare()
+        except kvtier.Error as error:
+            self._tell("get ready to store", error)
+
     def find(self, span: Span, request: str) -> list[str]:
         """The tier of each block that is there, from the first one on."""
         try:
