@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use cache_core::hash::BlockHash;
 use kvtier_sdk::client::ClientSettings;
-use kvtier_sdk::plugin::{self, Before, Plugin, PluginError, SKIP, SharedPlugin};
+use kvtier_sdk::plugin::{self, Before, Plugin, PluginError, SharedPlugin};
 use kvtier_sdk::socket;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -15,7 +15,7 @@ use crate::error::{raise, usage};
 use crate::identity::{Manifest, Opaque};
 use crate::leases::Leases;
 use crate::places::Reservations;
-use crate::slabs::Slabs;
+use crate::slabs::{Slabs, blocks_of};
 
 /// What was found, or loaded, of a run of blocks.
 #[pyclass(frozen, module = "kvtier")]
@@ -66,6 +66,11 @@ pub(crate) struct Client {
 }
 
 impl Client {
+    /// The engine's blocks in a stored one.
+    fn chunk(&self, slabs: &Slabs) -> usize {
+        (self.layer_bytes / slabs.slabs().block_bytes()) as usize
+    }
+
     /// Does something with the plugin, without the interpreter's lock.
     fn with<T: Send>(
         &self,
@@ -157,7 +162,7 @@ impl Client {
         depth: u32,
     ) -> PyResult<Found> {
         let (hashes, before) = run(hashes, parent, depth)?;
-        let blocks = self.blocks(py, blocks, hashes.len(), slabs)?;
+        let blocks = blocks_of(py, blocks, hashes.len(), self.chunk(slabs))?;
         self.with(py, |plugin| plugin.load(&hashes, before, slabs.slabs(), &blocks)).map(Found::from)
     }
 
@@ -173,7 +178,7 @@ impl Client {
         depth: u32,
     ) -> PyResult<Vec<&'static str>> {
         let (hashes, before) = run(hashes, parent, depth)?;
-        let blocks = self.blocks(py, blocks, hashes.len(), slabs)?;
+        let blocks = blocks_of(py, blocks, hashes.len(), self.chunk(slabs))?;
         let outcomes = self.with(py, |plugin| plugin.store(&hashes, before, slabs.slabs(), &blocks))?;
         Ok(outcomes.into_iter().map(plugin::Outcome::name).collect())
     }
@@ -242,32 +247,6 @@ impl Client {
     #[pyo3(signature = (*_raised))]
     fn __exit__(&self, py: Python<'_>, _raised: &Bound<'_, pyo3::types::PyTuple>) {
         self.close(py);
-    }
-}
-
-impl Client {
-    /// The engine's blocks for so many stored ones, one after the other; -1 stands for none.
-    fn blocks(&self, py: Python<'_>, blocks: &Bound<'_, PyAny>, stored: usize, slabs: &Slabs) -> PyResult<Vec<u32>> {
-        let chunk = (self.layer_bytes / slabs.slabs().block_bytes()) as usize;
-        let mut all = Vec::with_capacity(stored * chunk);
-        let mut count = 0;
-        for one in blocks.try_iter()? {
-            let before = all.len();
-            for block in one?.try_iter()? {
-                let block: i64 = block?.extract()?;
-                let number =
-                    if block == -1 { Some(SKIP) } else { u32::try_from(block).ok().filter(|number| *number != SKIP) };
-                all.push(number.ok_or_else(|| usage(py, &format!("block {block}")))?);
-            }
-            if all.len() - before != chunk {
-                return Err(usage(py, &format!("{} blocks for a stored one of {chunk}", all.len() - before)));
-            }
-            count += 1;
-        }
-        if count != stored {
-            return Err(usage(py, &format!("blocks for {count} of {stored} stored ones")));
-        }
-        Ok(all)
     }
 }
 

@@ -2,17 +2,19 @@
 #![expect(unsafe_code, reason = "the buffer protocol")]
 
 use std::ffi::c_int;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kvtier_sdk::plugin::{self, Leased, PluginError};
 use pyo3::exceptions::{PyIndexError, PyNotImplementedError};
 use pyo3::prelude::*;
-use pyo3::types::{PyIterator, PyList, PyTuple};
+use pyo3::types::{PyIterator, PyList, PyRange, PyRangeMethods, PyTuple};
 use pyo3::{Bound, PyAny, ffi};
 
 use crate::buffer::{self, Memory};
 use crate::dlpack;
-use crate::error::raise;
+use crate::error::{raise, usage};
+use crate::slabs::{Slabs, blocks_of};
 
 /// One block that is leased.
 #[pyclass(frozen, module = "kvtier")]
@@ -151,6 +153,36 @@ impl Leases {
         iterator(py, &self.leases)
     }
 
+    /// Copies layers of the blocks into an engine's; how many of the blocks, from the first one on, are whole in these.
+    #[pyo3(signature = (slabs, blocks, *, layers = None))]
+    fn load(
+        &self,
+        py: Python<'_>,
+        slabs: &Slabs,
+        blocks: &Bound<'_, PyAny>,
+        layers: Option<&Bound<'_, PyRange>>,
+    ) -> PyResult<usize> {
+        let leased = self.leases.iter().map(|lease| lease.get().leased(py)).collect::<PyResult<Vec<_>>>()?;
+        let Some(first) = leased.first() else {
+            return Ok(0);
+        };
+        let layers = layers.map_or(Ok(0..first.layers()), |layers| run_of(py, layers))?;
+        let chunk = (first.layer_bytes() / slabs.slabs().block_bytes()) as usize;
+        let blocks = blocks_of(py, blocks, leased.len(), chunk)?;
+        if chunk == 0 {
+            return Err(usage(py, "slabs whose blocks are longer than stored ones"));
+        }
+        let load = || -> Result<usize, PluginError> {
+            for (whole, (leased, blocks)) in leased.iter().zip(blocks.chunks(chunk)).enumerate() {
+                if !leased.load(slabs.slabs(), blocks, layers.clone())? {
+                    return Ok(whole);
+                }
+            }
+            Ok(leased.len())
+        };
+        py.detach(load).map_err(|error| raise(py, &error))
+    }
+
     /// Gives all of them back.
     fn release(&self) {
         self.leases.iter().for_each(|lease| lease.get().give_back());
@@ -164,6 +196,14 @@ impl Leases {
     fn __exit__(&self, _raised: &Bound<'_, PyTuple>) {
         self.release();
     }
+}
+
+/// Layers that follow each other.
+fn run_of(py: Python<'_>, layers: &Bound<'_, PyRange>) -> PyResult<Range<u32>> {
+    let (start, stop, step) = (layers.start()?, layers.stop()?, layers.step()?);
+    let layer = |number: isize| u32::try_from(number).ok();
+    let run = layer(start).zip(layer(stop)).map(|(start, stop)| start..stop).filter(|_| step == 1);
+    run.ok_or_else(|| usage(py, "layers that do not follow each other"))
 }
 
 /// An item, counted from the end where the index is negative.

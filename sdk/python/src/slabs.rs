@@ -1,7 +1,7 @@
 //! `Slabs`: where an engine keeps keys and values.
 #![expect(unsafe_code, reason = "memory of other objects")]
 
-use kvtier_sdk::plugin::{self, Region};
+use kvtier_sdk::plugin::{self, Region, SKIP};
 use pyo3::buffer::PyUntypedBuffer;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
@@ -82,6 +82,29 @@ impl Slabs {
     pub(crate) fn slabs(&self) -> &plugin::Slabs {
         &self.slabs
     }
+}
+
+/// The engine's blocks for so many stored ones of `chunk` each, one after the other; -1 stands for none.
+pub(crate) fn blocks_of(py: Python<'_>, blocks: &Bound<'_, PyAny>, stored: usize, chunk: usize) -> PyResult<Vec<u32>> {
+    let mut all = Vec::with_capacity(stored * chunk);
+    let mut count = 0;
+    for one in blocks.try_iter()? {
+        let before = all.len();
+        for block in one?.try_iter()? {
+            let block: i64 = block?.extract()?;
+            let number =
+                if block == -1 { Some(SKIP) } else { u32::try_from(block).ok().filter(|number| *number != SKIP) };
+            all.push(number.ok_or_else(|| usage(py, &format!("block {block}")))?);
+        }
+        if all.len() - before != chunk {
+            return Err(usage(py, &format!("{} blocks for a stored one of {chunk}", all.len() - before)));
+        }
+        count += 1;
+    }
+    if count != stored {
+        return Err(usage(py, &format!("blocks for {count} of {stored} stored ones")));
+    }
+    Ok(all)
 }
 
 fn memory_of(layer: &Bound<'_, PyAny>) -> PyResult<(Memory, Keeper)> {

@@ -1,10 +1,11 @@
 """Whole blocks between an engine's slabs and the daemon."""
 
+import os
 import unittest
 
 import kvtier
 import rig
-from rig import BLOCK_BYTES, LAYERS, Case, Engine, chain
+from rig import BLOCK_BYTES, LAYERS, Case, Engine, chain, delete_namespace
 
 
 class Transfer(Case):
@@ -84,6 +85,33 @@ class Transfer(Case):
                 self.assertEqual(client.stats()["reservations"], 0)
             self.assertEqual(target.layers, source.layers)
             daemon.end()
+
+    def test_layers_are_loaded_one_by_one(self) -> None:
+        self.serve()
+        hashes, source, target = chain("a", 3), Engine(8), Engine(8)
+        source.fill(6)
+        with self.client(chunk=2) as client:
+            client.store(hashes, source.slabs, [[0, 1], [2, 3], [4, 5]])
+            with client.acquire([*hashes, b"\0" * 32]) as leases:
+                blocks = [[7, 6], [5, -1], [-1, 4]]
+                for layer in range(LAYERS):
+                    self.assertEqual(leases.load(target.slabs, blocks, layers=range(layer, layer + 1)), 3)
+                    for into, out_of in [(7, 0), (6, 1), (5, 2), (4, 5)]:
+                        self.assertEqual(target.block(layer, into), source.block(layer, out_of))
+                        for later in range(layer + 1, LAYERS):
+                            self.assertEqual(target.block(later, into), bytes(BLOCK_BYTES), "no layer comes before its turn")
+                for untouched in [0, 1, 2, 3]:
+                    self.assertEqual(target.blocks(untouched), [bytes(BLOCK_BYTES)] * LAYERS)
+                self.assertEqual(leases.load(target.slabs, [[0, 1], [2, 3], [4, 5]]), 3, "all layers")
+                self.assertEqual(target.layers[0][: 6 * BLOCK_BYTES], source.layers[0][: 6 * BLOCK_BYTES])
+                for wrong in (range(0, LAYERS + 1), range(2, 1), range(0, 3, 2), range(-1, 1)):
+                    self.raises("usage", leases.load, target.slabs, blocks, layers=wrong)
+                for wrong_blocks in ([[0, 1]], [[0, 1], [2], [4, 5]], [[0, 1], [2, 8], [4, 5]]):
+                    self.raises("usage", leases.load, target.slabs, wrong_blocks)
+                # A block that is deleted on the way: those before it count, it and those behind it do not.
+                delete_namespace(os.path.join(self.folder, "kvtier.sock"), client.namespace)
+                self.assertEqual(leases.load(target.slabs, blocks, layers=range(0, 1)), 0)
+            self.raises("closed", leases.load, target.slabs, blocks)
 
     def test_a_full_daemon_says_so(self) -> None:
         self.serve()

@@ -5,6 +5,7 @@ use cache_core::form::Accept;
 use cache_core::hash::BlockHash;
 use cache_core::header::{SlotHeader, encoded_bytes};
 use cache_core::miss::MissReason;
+use cache_core::payload::BlockShape;
 use cache_core::units::Tier;
 
 use super::memory::Bytes;
@@ -96,7 +97,11 @@ impl Plugin {
 }
 
 impl Leased {
-    fn lent(&self) -> &Lent {
+    pub(super) fn shape(&self) -> BlockShape {
+        self.plugin.shape()
+    }
+
+    pub(super) fn lent(&self) -> &Lent {
         self.lent.as_ref().expect("it is there until this is dropped")
     }
 
@@ -114,14 +119,14 @@ impl Leased {
     /// the reader, and are the block only if
     /// [`Leased::is_current`] says so afterwards.
     pub fn payload(&self) -> (*const u8, u64) {
-        let shape = self.plugin.shape();
+        let shape = self.shape();
         let payload = payload(self.lent(), shape.header_bytes(), shape.payload_bytes());
         (payload.address().cast_const(), payload.bytes())
     }
 
     /// Copies bytes of the payload; false when they mean nothing. Panics when they leave it.
     pub fn read(&self, offset: u64, target: &mut [u8]) -> bool {
-        let shape = self.plugin.shape();
+        let shape = self.shape();
         payload(self.lent(), shape.header_bytes(), shape.payload_bytes())
             .part(offset, target.len() as u64)
             .read(target);
@@ -130,12 +135,12 @@ impl Leased {
 
     /// Bytes of one layer.
     pub fn layer_bytes(&self) -> u64 {
-        self.plugin.shape().code_section(0).bytes
+        self.shape().code_section(0).bytes
     }
 
     /// Layers.
     pub fn layers(&self) -> u32 {
-        self.plugin.shape().layers
+        self.shape().layers
     }
 }
 

@@ -1,12 +1,15 @@
 //! Load and store: whole blocks between an engine's slabs and the daemon.
 
+use std::ops::Range;
+
 use cache_core::chain::Link;
 use cache_core::hash::BlockHash;
 use cache_core::miss::MissReason;
+use cache_core::payload::BlockShape;
 use cache_core::sum::SectionHasher;
 use host_tier::Staging;
 
-use super::leases::payload;
+use super::leases::{Leased, payload};
 use super::memory::Bytes;
 use super::{Before, Found, LINEAGE, Outcome, Plugin, PluginError, SKIP, Slabs, links};
 use crate::client::{Client, Committing, Lent, Place, Places};
@@ -35,8 +38,9 @@ impl Plugin {
                 }
                 leased => leased?,
             };
-            let current =
-                lent.iter().zip(blocks.chunks(chunk)).take_while(|(lent, blocks)| fill(client, lent, slabs, blocks));
+            let shape = client.shape();
+            let is_filled = |lent: &Lent, blocks| fill(&shape, lent, slabs, blocks, 0..shape.layers);
+            let current = lent.iter().zip(blocks.chunks(chunk)).take_while(|(lent, blocks)| is_filled(lent, blocks));
             let good: Vec<_> = current.map(|(lent, _)| lent.tier()).collect();
             loaded.miss = if good.len() < lent.len() { Some(MissReason::LeaseLost) } else { miss };
             loaded.tiers.extend(good);
@@ -223,13 +227,26 @@ fn image<'a>(client: &Client, places: &'a Places, offset: u64) -> Bytes<'a> {
     Bytes::of_staging(staging, offset, client.shape().slot_bytes())
 }
 
-/// Copies a lent block into an engine's blocks; false when the bytes mean nothing.
-fn fill(client: &Client, lent: &Lent, slabs: &Slabs, blocks: &[u32]) -> bool {
-    let shape = client.shape();
+impl Leased {
+    /// Copies some of its layers into an engine's blocks; `blocks` as in [`Plugin::load`], for this one. False when they mean nothing: the block has
+    /// failed, whatever came before. True: these layers, and all that were copied before them, are the block's. Errors: [`PluginError::Usage`].
+    pub fn load(&self, slabs: &Slabs, blocks: &[u32], layers: Range<u32>) -> Result<bool, PluginError> {
+        let shape = self.shape();
+        slabs.check(&shape, 1, blocks, true)?;
+        if layers.start > layers.end || layers.end > shape.layers {
+            let reason = format!("layers {} to {} of {}", layers.start, layers.end, shape.layers);
+            return Err(PluginError::usage(reason));
+        }
+        Ok(fill(&shape, self.lent(), slabs, blocks, layers))
+    }
+}
+
+/// Copies layers of a lent block into an engine's blocks; false when the bytes mean nothing.
+fn fill(shape: &BlockShape, lent: &Lent, slabs: &Slabs, blocks: &[u32], layers: Range<u32>) -> bool {
     let payload = payload(lent, shape.header_bytes(), shape.payload_bytes());
     let piece_bytes = slabs.block_bytes();
     let layer_bytes = shape.code_section(0).bytes;
-    for layer in 0..shape.layers {
+    for layer in layers {
         for (piece, block) in blocks.iter().enumerate().filter(|(_, block)| **block != SKIP) {
             let offset = u64::from(layer) * layer_bytes + piece as u64 * piece_bytes;
             slabs.block(layer, *block).copy_from(payload.part(offset, piece_bytes));

@@ -52,8 +52,6 @@ class Memory:
 class Rank:
     """One rank's store: kit client, as `kvtier.vllm.store.Store` is to a daemon."""
 
-    loads_layers = True
-
     def __init__(self, memory, daemon, factor=1, rank=0):
         manifest = kit.Manifest(weights=bytes(32), layers=LAYERS, tensor_parallel=(rank, 2))
         with kit.install(daemon):
@@ -63,8 +61,17 @@ class Rank:
     def find(self, span, name):
         return self.client.lookup(span.keys).tiers
 
-    def load(self, name, span, rows, layers=None):
-        return len(self.client.load(span.keys, self.slabs, rows, layers=layers).tiers)
+    def load(self, name, span, rows):
+        return len(self.client.load(span.keys, self.slabs, rows).tiers)
+
+    def lease(self, name, span):
+        return self.client.acquire(span.keys)
+
+    def load_layer(self, leases, rows, layer):
+        return leases.load(self.slabs, rows[: len(leases)], layers=range(layer, layer + 1))
+
+    def release(self, leases):
+        leases.release()
 
     def save(self, span, rows):
         return self.client.store(span.keys, self.slabs, rows, parent=span.parent, depth=span.first).count("inserted")

@@ -1,10 +1,11 @@
 """The connector's two sides over a store in memory: what is loaded, what is saved, and what never is."""
 
+import threading
 import unittest
 
 from kvtier.vllm.store import name_outside
 
-from .rig import BLOCK_TOKENS, Engine, request, step
+from .rig import BLOCK_BYTES, BLOCK_TOKENS, Engine, request, step
 
 PROMPT = list(range(65))
 VALUES = list(range(1, 17))
@@ -196,6 +197,63 @@ class Saves(unittest.TestCase):
         engine.scheduler.finished("r")
         self.assertEqual(engine.scheduler.build(step()).loads, [], "cancelled before its step was built")
         self.assertEqual((engine.scheduler._running, engine.scheduler._matches, engine.scheduler._asked), ({}, {}, set()))
+
+
+class Stepped:
+    """A rank's store whose layers arrive one by one, each when it is let in."""
+
+    def __init__(self, rank):
+        self.rank, self.layers, self.loaded = rank, threading.Semaphore(0), []
+
+    def __getattr__(self, name):
+        return getattr(self.rank, name)
+
+    def load_layer(self, leases, rows, layer):
+        self.layers.acquire()
+        self.loaded.append(layer)
+        return self.rank.load_layer(leases, rows, layer)
+
+
+class LayersOneByOne(unittest.TestCase):
+    def begin(self):
+        engine = Engine(factor=4, layerwise=True)
+        engine.fill_store(PROMPT, VALUES)
+        stepped = Stepped(engine.ranks[0])
+        engine.workers[0].store = stepped
+        wanted = request("r", PROMPT)
+        tokens, _ = engine.scheduler.matched(wanted, 0)
+        table = list(range(1, 20))
+        engine.scheduler.allocated(wanted, table, tokens)
+        worker = engine.workers[0]
+        worker.bind(engine.scheduler.build(step(new=[("r", table, 64)], scheduled={"r": 1})))
+        worker.begin()
+        return engine, worker, stepped, table
+
+    def test_attention_waits_for_its_layer_and_for_no_other(self):
+        engine, worker, stepped, table = self.begin()
+        for number, name in enumerate(engine.memories[0].layout.names):
+            stepped.layers.release()
+            worker.wait_layer(name)
+            self.assertEqual(stepped.loaded, list(range(number + 1)), "no layer behind it has come")
+            layer = engine.memories[0].layers[number]
+            for block, value in zip(table, VALUES):
+                self.assertEqual(layer[block * BLOCK_BYTES], (value + 16 * number) % 256)
+        worker.end()
+        self.assertEqual(worker.bad_blocks(), set())
+        engine.close()
+
+    def test_a_block_that_is_lost_behind_the_first_layers_fails_in_this_step(self):
+        engine, worker, stepped, table = self.begin()
+        stepped.layers.release()
+        worker.wait_layer(engine.memories[0].layout.names[0])
+        engine.daemon.faults.torn = 1.0
+        for name in engine.memories[0].layout.names[1:]:
+            stepped.layers.release()
+            worker.wait_layer(name)
+        worker.end()
+        self.assertEqual(worker.bad_blocks(), set(table[:16]))
+        self.assertEqual(stepped.loaded, [0, 1], "a load that has failed is not gone on with")
+        engine.close()
 
 
 class Names(unittest.TestCase):

@@ -183,7 +183,6 @@ class Client:
         *,
         parent: bytes | None = None,
         depth: int = 0,
-        layers: range | None = None,
     ) -> Found:
         self._answer(hashes)
         faults, tiers = self.daemon.faults, []
@@ -192,24 +191,28 @@ class Client:
             if entry is None or faults.happens(faults.lost):
                 self.daemon.failed_loads += 1
                 return Found(tiers, "evicted")
-            torn = faults.happens(faults.torn)
-            for layer in layers or range(len(slabs)):
-                section = entry.layers[layer]
-                for part, block in enumerate(row):
-                    if block == -1:
-                        continue
-                    data = section[part * slabs.block_bytes : (part + 1) * slabs.block_bytes]
-                    if torn:
-                        # Half of what should be there, then nothing more.
-                        whole = slabs.read(layer, [block])
-                        slabs.write(layer, block, data[: len(data) // 2] + bytes(255 - byte for byte in whole[len(data) // 2 :]))
-                    else:
-                        slabs.write(layer, block, data)
-                if torn:
-                    self.daemon.failed_loads += 1
-                    return Found(tiers, "failed_check")
+            if not self._copy(entry, slabs, row, range(len(slabs))):
+                return Found(tiers, "failed_check")
             tiers.append(entry.tier)
         return Found(tiers, None)
+
+    def _copy(self, entry: Entry, slabs: Slabs, row: Sequence[int], layers: range) -> bool:
+        """Copies layers of a block; false when it was lost on the way: then half of what should be there is, and nothing more."""
+        torn = self.daemon.faults.happens(self.daemon.faults.torn)
+        for layer in layers:
+            section = entry.layers[layer]
+            for part, block in enumerate(row):
+                if block == -1:
+                    continue
+                data = section[part * slabs.block_bytes : (part + 1) * slabs.block_bytes]
+                if torn:
+                    whole = slabs.read(layer, [block])
+                    data = data[: len(data) // 2] + bytes(255 - byte for byte in whole[len(data) // 2 :])
+                slabs.write(layer, block, data)
+            if torn:
+                self.daemon.failed_loads += 1
+                return False
+        return True
 
     def store(
         self, hashes: Sequence[bytes], slabs: Slabs, blocks: Sequence[Sequence[int]], *, parent: bytes | None = None, depth: int = 0
@@ -228,8 +231,15 @@ class Client:
         self._answer(())
 
     def acquire(self, hashes: Sequence[bytes], *, parent: bytes | None = None, depth: int = 0) -> Leases:
-        found = self.lookup(hashes)
-        return Leases(b"".join(self._blocks[key].layers) for key in hashes[: len(found.tiers)])
+        found, faults = self.lookup(hashes), self.daemon.faults
+        lost = next((at for at in range(len(found.tiers)) if faults.happens(faults.lost)), None)
+        if lost is not None:
+            self.daemon.failed_loads += 1
+            return Leases(self, [self._blocks[key] for key in hashes[:lost]], "evicted")
+        return Leases(self, [self._blocks[key] for key in hashes[: len(found.tiers)]], found.miss)
+
+    def give_back(self) -> None:
+        self._answer([])
 
     def tag(self, request: str) -> None:
         self._answer([])
@@ -250,14 +260,32 @@ class Client:
             raise ValueError("a hash is 32 bytes")
 
 
-class Leases(list[bytes]):
+class Leases(Sequence[bytes]):
     """Leased blocks, as their bytes."""
+
+    def __init__(self, client: Client, entries: list[Entry], miss: str | None) -> None:
+        self._client, self._entries, self.miss = client, entries, miss
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, at: Any) -> Any:
+        return b"".join(self._entries[at].layers)
+
+    def load(self, slabs: Slabs, blocks: Sequence[Sequence[int]], *, layers: range | None = None) -> int:
+        for whole, (entry, row) in enumerate(zip(self._entries, blocks, strict=True)):
+            if not self._client._copy(entry, slabs, row, range(len(slabs)) if layers is None else layers):
+                return whole
+        return len(self._entries)
+
+    def release(self) -> None:
+        self._entries = []
 
     def __enter__(self) -> Leases:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.clear()
+        self.release()
 
 
 class Place:

@@ -1,7 +1,8 @@
 """Loads and saves that go layer by layer, while the forward pass computes.
 
-Loads run on a thread, some layers at a time; attention waits for its layer only. Saves copy a layer out as soon as it has been computed, into
-places that were reserved for whole blocks; nothing is visible before the step has ended.
+Loads run on a thread: blocks are leased once, then copied layer after layer in the order of the forward pass, and attention waits for its layer only. What a
+layer was copied from is looked at again after the copy, so that what attention reads is the block's; a block that is lost on the way fails as a whole, in this step.
+Saves copy a layer out as soon as it has been computed, into places that were reserved for whole blocks; nothing is visible before the step has ended.
 """
 
 from __future__ import annotations
@@ -14,9 +15,6 @@ from typing import Any
 from .layout import Layout
 from .orders import Load, Save
 
-STEPS = 8
-"""A load is cut into so many runs of layers: each one asks the store again."""
-
 
 class LayerLoads:
     """The loads of one step."""
@@ -25,8 +23,6 @@ class LayerLoads:
         self._store = store
         self._loads = loads
         self._whole = [len(load.rows) for load in loads]
-        run = -(-layers // STEPS) if store.loads_layers else layers
-        self._runs = [range(first, min(first + run, layers)) for first in range(0, layers, run)]
         self._done = [threading.Event() for _ in range(layers)]
         self._thread = threading.Thread(target=self._work, name="kvtier-layers")
         self._thread.start()
@@ -41,20 +37,22 @@ class LayerLoads:
         return list(zip(self._loads, self._whole))
 
     def _work(self) -> None:
+        leased: list[Any] = []
         try:
-            for layers in self._runs:
-                for number, load in enumerate(self._loads):
+            leased = [self._store.lease(load.request, load.span) for load in self._loads]
+            for layer, done in enumerate(self._done):
+                for number, (load, leases) in enumerate(zip(self._loads, leased)):
                     if self._whole[number]:
-                        found = self._store.load(load.request, load.span, load.rows, layers if len(self._runs) > 1 else None)
-                        self._whole[number] = min(self._whole[number], found)
-                for layer in layers:
-                    self._done[layer].set()
+                        self._whole[number] = min(self._whole[number], self._store.load_layer(leases, load.rows, layer))
+                done.set()
         except BaseException:
             self._whole = [0] * len(self._loads)
             raise
         finally:
             for event in self._done:
                 event.set()
+            for leases in leased:
+                self._store.release(leases)
 
 
 class LayerSaves:

@@ -41,8 +41,6 @@ class Store:
             deadline_ms=settings.deadline_ms,
         )
         self.slabs = slabs
-        self.loads_layers = "layers" in (getattr(kvtier.Client.load, "__text_signature__", None) or "layers")
-        """Whether single layers can be loaded; else a load is one piece, on its own thread all the same."""
         self._told = float("-inf")
         self._was_full = False
 
@@ -71,18 +69,48 @@ class Store:
         with self.client.acquire(span.keys[number : number + 1], parent=parent, depth=span.first + number):
             pass
 
-    def load(self, request: str, span: Span, rows: Sequence[Sequence[int]], layers: range | None = None) -> int:
+    def load(self, request: str, span: Span, rows: Sequence[Sequence[int]]) -> int:
         """Copies blocks into the slabs; how many of them, from the first one on, are whole and verified. All others may be half written."""
-        some = {} if layers is None else {"layers": layers}
         try:
             self.client.tag(name_outside(request))
-            loaded = self.client.load(span.keys, self.slabs, rows, parent=span.parent, depth=span.first, **some)
+            loaded = self.client.load(span.keys, self.slabs, rows, parent=span.parent, depth=span.first)
         except kvtier.Error as error:
             self._tell("load blocks", error)
             return 0
         if loaded.miss is not None:
             logger.info("kvtier: %d of %d blocks loaded; the next one: %s", len(loaded.tiers), len(span.keys), loaded.miss)
         return len(loaded.tiers)
+
+    def lease(self, request: str, span: Span) -> Any:
+        """Blocks that stay where they are while they are loaded layer by layer, until they are given to `release`; as many as there are."""
+        try:
+            self.client.tag(name_outside(request))
+            leases = self.client.acquire(span.keys, parent=span.parent, depth=span.first)
+        except kvtier.Error as error:
+            self._tell("load blocks", error)
+            return ()
+        if leases.miss is not None:
+            logger.info("kvtier: %d of %d blocks found to load; the next one: %s", len(leases), len(span.keys), leases.miss)
+        return leases
+
+    def load_layer(self, leases: Any, rows: Sequence[Sequence[int]], layer: int) -> int:
+        """Copies one layer of leased blocks into the slabs; how many of them, from the first one on, are whole in it."""
+        if not leases:
+            return 0
+        try:
+            return int(leases.load(self.slabs, rows[: len(leases)], layers=range(layer, layer + 1)))
+        except kvtier.Error as error:
+            self._tell("load blocks", error)
+            return 0
+
+    def release(self, leases: Any) -> None:
+        """Gives them back."""
+        try:
+            if leases:
+                leases.release()
+                self.client.give_back()
+        except kvtier.Error as error:
+            self._tell("give blocks back", error)
 
     def save(self, span: Span, rows: Sequence[Sequence[int]]) -> int:
         """Offers blocks; how many of them the store took."""
