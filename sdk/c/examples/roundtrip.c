@@ -126,9 +126,13 @@ int main(int argc, char **argv) {
     check(kvtier_slabs_new(addresses, lengths, LAYERS, BLOCK_BYTES, 0, true, &slabs), "slabs");
 
     uint64_t op = 0;
+    check(kvtier_submit_prepare(client, &op), "prepare");
+    kvtier_result *result = wait_for(client, op, "prepare");
+    kvtier_result_free(result);
+
     const uint32_t from[BLOCKS] = {0, 1, 2}, to[BLOCKS] = {5, 4, 7};
     check(kvtier_submit_store(client, &run, slabs, from, BLOCKS, &op), "store");
-    kvtier_result *result = wait_for(client, op, "store");
+    result = wait_for(client, op, "store");
     for (size_t at = 0; at < kvtier_result_count(result); at++) {
         if (kvtier_result_outcome(result, at) != KVTIER_INSERTED) {
             fail("store", "not inserted");
@@ -137,9 +141,10 @@ int main(int argc, char **argv) {
     printf("stored: %zu blocks\n", kvtier_result_count(result));
     kvtier_result_free(result);
 
-    /* One more than there are: the run ends before it, and the result says why. */
+    /* One more than there are: the run ends before it, and the result says why. The daemon remembers it under the name of the engine's request. */
     const uint32_t and_one[BLOCKS + 1] = {to[0], to[1], to[2], 6};
     run.count = BLOCKS + 1;
+    run.request = "request-1";
     check(kvtier_submit_load(client, &run, slabs, and_one, BLOCKS + 1, &op), "load");
     result = wait_for(client, op, "load");
     for (size_t at = 0; at < BLOCKS; at++) {
@@ -152,13 +157,24 @@ int main(int argc, char **argv) {
     }
     printf("loaded: %zu blocks, then %s\n", kvtier_result_count(result), kvtier_miss_name(kvtier_result_miss(result)));
     kvtier_result_free(result);
+    run.request = NULL;
+    check(kvtier_submit_explain(client, "request-1", &op), "explain");
+    result = wait_for(client, op, "explain");
+    printf("explained: %s\n", strstr(kvtier_result_text(result), "never_stored") != NULL ? "never_stored" : kvtier_result_text(result));
+    kvtier_result_free(result);
 
     run.count = 1;
     in_place(client, &run, pool);
     kvtier_run next = {.size = sizeof next, .hashes = hashes[BLOCKS], .count = 1, .parent = hashes[BLOCKS - 1], .depth = BLOCKS};
     write_in_place(client, &next);
 
+    /* Ahead of a load: what the disk alone has is on its way when this returns. */
     run.count = BLOCKS + 1;
+    check(kvtier_submit_prefetch(client, &run, &op), "prefetch");
+    result = wait_for(client, op, "prefetch");
+    printf("in memory or on their way: %zu blocks\n", kvtier_result_count(result));
+    kvtier_result_free(result);
+
     check(kvtier_submit_lookup(client, &run, &op), "lookup");
     result = wait_for(client, op, "lookup");
     printf("found: %zu blocks\n", kvtier_result_count(result));

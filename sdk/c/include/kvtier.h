@@ -197,6 +197,9 @@ typedef struct kvtier_run {
   const uint8_t *parent;
   // Blocks before the first one.
   uint32_t depth;
+  // The engine's own request that the call is for, at most 64 bytes, to be asked for by `kvtier_submit_explain`; null: none. Names are shown to
+  // whoever may ask the daemon.
+  const char *request;
 } kvtier_run;
 
 #ifdef __cplusplus
@@ -332,7 +335,8 @@ kvtier_code kvtier_result_code(const struct kvtier_result *result);
 // `result` is null or a result that was not freed.
 const char *kvtier_result_message(const struct kvtier_result *result);
 
-// Of a lookup, load or acquire: blocks of the longest run that was there. Of a store, reserve or commit: blocks that it was about.
+// Of a lookup, load or acquire: blocks of the longest run that was there. Of a prefetch: those that are in memory or on their way. Of a store,
+// reserve or commit: blocks that it was about.
 //
 // # Safety
 // `result` is null or a result that was not freed.
@@ -356,7 +360,7 @@ uint32_t kvtier_result_miss(const struct kvtier_result *result);
 // `result` is null or a result that was not freed.
 kvtier_outcome kvtier_result_outcome(const struct kvtier_result *result, size_t block);
 
-// Of stats: the daemon's statistics as JSON in UTF-8; else empty. Good until the result is freed.
+// Of stats: the daemon's statistics, of explain: what it tells of the request, as JSON in UTF-8; else empty. Good until the result is freed.
 //
 // # Safety
 // `result` is null or a result that was not freed.
@@ -407,6 +411,15 @@ void kvtier_slabs_free(struct kvtier_slabs *slabs);
 // # Safety
 // `client` was not closed; `run` has the size that it says, and its hashes; `op` may be written.
 kvtier_code kvtier_submit_lookup(const struct kvtier_client *client, const struct kvtier_run *run, uint64_t *op);
+
+// Has the daemon bring the longest run of blocks into its memory, without waiting for it: the result's count is of those that are there or on their
+// way.
+//
+// # Safety
+// `client` was not closed; `run` has the size that it says, and its hashes; `op` may be written.
+kvtier_code kvtier_submit_prefetch(const struct kvtier_client *client,
+                                   const struct kvtier_run *run,
+                                   uint64_t *op);
 
 // Leases the longest run of blocks, to be read in place. Waits for what has to come from the disk, as far as the deadline allows.
 //
@@ -463,6 +476,20 @@ kvtier_code kvtier_submit_store(const struct kvtier_client *client,
 // # Safety
 // `client` was not closed; `op` may be written.
 kvtier_code kvtier_submit_stats(const struct kvtier_client *client, uint64_t *op);
+
+// Asks why the blocks of a request, named in the runs of its calls, were there or not.
+//
+// # Safety
+// `client` was not closed; `request` is a C string; `op` may be written.
+kvtier_code kvtier_submit_explain(const struct kvtier_client *client, const char *request, uint64_t *op);
+
+// Gets ready to store: the daemon makes room for blocks of this shape, and the memory through which they go is committed. The first stores do it
+// otherwise, and take longer.
+//
+// # Safety
+// `client` was not closed; `op` may be written.
+kvtier_code kvtier_submit_prepare(const struct kvtier_client *client,
+                                  uint64_t *op);
 
 #ifdef __cplusplus
 }  // extern "C"

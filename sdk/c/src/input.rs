@@ -84,6 +84,9 @@ pub struct kvtier_run {
     pub parent: *const u8,
     /// Blocks before the first one.
     pub depth: u32,
+    /// The engine's own request that the call is for, at most 64 bytes, to be asked for by `kvtier_submit_explain`; null: none. Names are shown to
+    /// whoever may ask the daemon.
+    pub request: *const c_char,
 }
 
 /// A struct that callers fill. All zero is a value of it, and the default.
@@ -191,11 +194,36 @@ pub(crate) unsafe fn identity(given: &kvtier_identity) -> Result<Identity, Failu
     })
 }
 
-/// The hashes of a run, and what stands before it.
+/// A run as the SDK has it.
+pub(crate) struct Run {
+    pub(crate) hashes: Vec<BlockHash>,
+    pub(crate) before: Before,
+    pub(crate) request: Option<String>,
+}
+
+/// The longest name of a request, in bytes.
+const REQUEST_BYTES_MAX: usize = 64;
+
+/// The name of a request; `None` for null.
 ///
 /// # Safety
-/// `given` is as for [`read`]; `hashes` has 32 bytes for each of `count`, and `parent` is null or has 32.
-pub(crate) unsafe fn run(given: *const kvtier_run) -> Result<(Vec<BlockHash>, Before), Failure> {
+/// `given` is null or a C string.
+pub(crate) unsafe fn request(given: *const c_char) -> Result<Option<String>, Failure> {
+    // SAFETY: the caller's promise.
+    let name = unsafe { text(given, "request") }?;
+    match name.as_ref().is_some_and(|name| name.len() > REQUEST_BYTES_MAX || name.contains(char::is_control)) {
+        true => Err(Failure::usage(
+            "failed to use what was given: request is longer than 64 bytes, or has control characters",
+        )),
+        false => Ok(name),
+    }
+}
+
+/// The hashes of a run, what stands before it, and whose it is.
+///
+/// # Safety
+/// `given` is as for [`read`]; `hashes` has 32 bytes for each of `count`, `parent` is null or has 32, and `request` is null or a C string.
+pub(crate) unsafe fn run(given: *const kvtier_run) -> Result<Run, Failure> {
     // SAFETY: the caller's promise.
     let run = unsafe { read(given)? };
     if run.count > 1 << 20 || (run.hashes.is_null() && run.count > 0) {
@@ -209,7 +237,9 @@ pub(crate) unsafe fn run(given: *const kvtier_run) -> Result<(Vec<BlockHash>, Be
         // SAFETY: the caller's promise.
         false => Some(BlockHash(unsafe { run.parent.cast::<[u8; 32]>().read_unaligned() })),
     };
-    Ok((hashes, Before { parent, depth: run.depth }))
+    // SAFETY: the caller's promise.
+    let request = unsafe { request(run.request) }?;
+    Ok(Run { hashes, before: Before { parent, depth: run.depth }, request })
 }
 
 #[cfg(test)]
@@ -217,7 +247,8 @@ mod tests {
     use super::*;
 
     fn run_of(size: usize) -> kvtier_run {
-        kvtier_run { size, hashes: std::ptr::null(), count: 0, parent: std::ptr::null(), depth: 7 }
+        let (hashes, parent, request) = (std::ptr::null(), std::ptr::null(), std::ptr::null());
+        kvtier_run { size, hashes, count: 0, parent, depth: 7, request }
     }
 
     /// As a program that was compiled with a header of a later version has it.

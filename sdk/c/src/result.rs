@@ -13,8 +13,9 @@ use crate::worker::SharedWorker;
 /// What a call that was done gives.
 pub(crate) enum Done {
     /// Only that it was done.
-    #[cfg_attr(not(test), expect(dead_code, reason = "what the worker's tests do"))]
     Nothing,
+    /// So many blocks.
+    Count(u32),
     Found(Found),
     Leases(Leases),
     Places(Reservations, SharedWorker),
@@ -27,6 +28,7 @@ pub struct kvtier_result {
     op: u64,
     code: kvtier_code,
     message: CString,
+    count: usize,
     tiers: Vec<kvtier_tier>,
     miss: u32,
     outcomes: Vec<kvtier_outcome>,
@@ -41,6 +43,7 @@ impl kvtier_result {
             op,
             code: kvtier_code::KVTIER_OK,
             message: CString::default(),
+            count: 0,
             tiers: Vec::new(),
             miss: 0,
             outcomes: Vec::new(),
@@ -50,6 +53,7 @@ impl kvtier_result {
         };
         match done {
             Ok(Done::Nothing) => {}
+            Ok(Done::Count(count)) => result.count = count as usize,
             Ok(Done::Found(found)) => {
                 result.tiers = found.tiers.into_iter().map(tier_of).collect();
                 result.miss = miss_of(found.miss);
@@ -120,14 +124,15 @@ pub unsafe extern "C" fn kvtier_result_message(result: *const kvtier_result) -> 
     unsafe { of(result, c"".as_ptr(), |result| result.message.as_ptr()) }
 }
 
-/// Of a lookup, load or acquire: blocks of the longest run that was there. Of a store, reserve or commit: blocks that it was about.
+/// Of a lookup, load or acquire: blocks of the longest run that was there. Of a prefetch: those that are in memory or on their way. Of a store,
+/// reserve or commit: blocks that it was about.
 ///
 /// # Safety
 /// `result` is null or a result that was not freed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvtier_result_count(result: *const kvtier_result) -> usize {
     // SAFETY: the caller's promise.
-    unsafe { of(result, 0, |result| result.tiers.len().max(result.outcomes.len())) }
+    unsafe { of(result, 0, |result| result.count.max(result.tiers.len()).max(result.outcomes.len())) }
 }
 
 /// Of a lookup, load or acquire: where a block of the run was found.
@@ -162,7 +167,7 @@ pub unsafe extern "C" fn kvtier_result_outcome(result: *const kvtier_result, blo
     unsafe { of(result, none, |result| result.outcomes.get(block).copied().unwrap_or(none)) }
 }
 
-/// Of stats: the daemon's statistics as JSON in UTF-8; else empty. Good until the result is freed.
+/// Of stats: the daemon's statistics, of explain: what it tells of the request, as JSON in UTF-8; else empty. Good until the result is freed.
 ///
 /// # Safety
 /// `result` is null or a result that was not freed.

@@ -2,6 +2,7 @@
 //!
 //! What is passed is copied before a function returns, but for the memory of slabs and places, which is used until the call has ended.
 
+use std::ffi::c_char;
 use std::sync::Arc;
 
 use kvtier_sdk::plugin::SharedPlugin;
@@ -9,7 +10,7 @@ use kvtier_sdk::plugin::SharedPlugin;
 use crate::client::{client, give, kvtier_client};
 use crate::codes::kvtier_code;
 use crate::guard::{Failure, guard};
-use crate::input::{self, kvtier_run};
+use crate::input::{self, Run, kvtier_run};
 use crate::places::{kvtier_places, lock, places};
 use crate::result::Done;
 use crate::slabs::kvtier_slabs;
@@ -28,6 +29,27 @@ unsafe fn submit(client: *const kvtier_client, op: *mut u64, work: Work) -> Resu
     }
 }
 
+/// Lets a call in that is for a request of the engine's.
+///
+/// # Safety
+/// As for [`submit`].
+unsafe fn for_request(
+    client: *const kvtier_client,
+    op: *mut u64,
+    request: Option<String>,
+    work: impl FnOnce(&SharedPlugin) -> Result<Done, Failure> + Send + 'static,
+) -> Result<(), Failure> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let worker = Arc::clone(&self::client(client)?.worker);
+        let tagged = move |plugin: &SharedPlugin| {
+            worker.tag(plugin, request.as_deref())?;
+            work(plugin)
+        };
+        submit(client, op, Box::new(tagged))
+    }
+}
+
 /// Asks where the longest run of blocks is. Touches nothing.
 ///
 /// # Safety
@@ -41,8 +63,28 @@ pub unsafe extern "C" fn kvtier_submit_lookup(
     guard(|| {
         // SAFETY: the caller's promise.
         unsafe {
-            let (hashes, before) = input::run(run)?;
-            submit(client, op, Box::new(move |plugin| Ok(Done::Found(plugin.lookup(&hashes, before)?))))
+            let Run { hashes, before, request } = input::run(run)?;
+            for_request(client, op, request, move |plugin| Ok(Done::Found(plugin.lookup(&hashes, before)?)))
+        }
+    })
+}
+
+/// Has the daemon bring the longest run of blocks into its memory, without waiting for it: the result's count is of those that are there or on their
+/// way.
+///
+/// # Safety
+/// `client` was not closed; `run` has the size that it says, and its hashes; `op` may be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvtier_submit_prefetch(
+    client: *const kvtier_client,
+    run: *const kvtier_run,
+    op: *mut u64,
+) -> kvtier_code {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let Run { hashes, before, request } = input::run(run)?;
+            for_request(client, op, request, move |plugin| Ok(Done::Count(plugin.prefetch(&hashes, before)?)))
         }
     })
 }
@@ -60,8 +102,8 @@ pub unsafe extern "C" fn kvtier_submit_acquire(
     guard(|| {
         // SAFETY: the caller's promise.
         unsafe {
-            let (hashes, before) = input::run(run)?;
-            submit(client, op, Box::new(move |plugin| Ok(Done::Leases(plugin.acquire(&hashes, before)?))))
+            let Run { hashes, before, request } = input::run(run)?;
+            for_request(client, op, request, move |plugin| Ok(Done::Leases(plugin.acquire(&hashes, before)?)))
         }
     })
 }
@@ -79,10 +121,10 @@ pub unsafe extern "C" fn kvtier_submit_reserve(
     guard(|| {
         // SAFETY: the caller's promise.
         unsafe {
-            let (hashes, before) = input::run(run)?;
+            let Run { hashes, before, request } = input::run(run)?;
             let worker = Arc::clone(&self::client(client)?.worker);
             let reserve = move |plugin: &SharedPlugin| Ok(Done::Places(plugin.reserve(&hashes, before)?, worker));
-            submit(client, op, Box::new(reserve))
+            for_request(client, op, request, reserve)
         }
     })
 }
@@ -126,10 +168,10 @@ pub unsafe extern "C" fn kvtier_submit_load(
     guard(|| {
         // SAFETY: the caller's promise.
         unsafe {
-            let (hashes, before) = input::run(run)?;
+            let Run { hashes, before, request } = input::run(run)?;
             let (slabs, blocks) = (slabs_of(slabs)?, blocks_of(blocks, block_count)?);
             let load = move |plugin: &SharedPlugin| Ok(Done::Found(plugin.load(&hashes, before, &slabs, &blocks)?));
-            submit(client, op, Box::new(load))
+            for_request(client, op, request, load)
         }
     })
 }
@@ -150,11 +192,11 @@ pub unsafe extern "C" fn kvtier_submit_store(
     guard(|| {
         // SAFETY: the caller's promise.
         unsafe {
-            let (hashes, before) = input::run(run)?;
+            let Run { hashes, before, request } = input::run(run)?;
             let (slabs, blocks) = (slabs_of(slabs)?, blocks_of(blocks, block_count)?);
             let store =
                 move |plugin: &SharedPlugin| Ok(Done::Outcomes(plugin.store(&hashes, before, &slabs, &blocks)?));
-            submit(client, op, Box::new(store))
+            for_request(client, op, request, store)
         }
     })
 }
@@ -167,6 +209,41 @@ pub unsafe extern "C" fn kvtier_submit_store(
 pub unsafe extern "C" fn kvtier_submit_stats(client: *const kvtier_client, op: *mut u64) -> kvtier_code {
     // SAFETY: the caller's promise.
     guard(|| unsafe { submit(client, op, Box::new(|plugin| Ok(Done::Text(plugin.stats()?)))) })
+}
+
+/// Asks why the blocks of a request, named in the runs of its calls, were there or not.
+///
+/// # Safety
+/// `client` was not closed; `request` is a C string; `op` may be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvtier_submit_explain(
+    client: *const kvtier_client,
+    request: *const c_char,
+    op: *mut u64,
+) -> kvtier_code {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let name = input::request(request)?;
+            let name = name.ok_or_else(|| Failure::usage("failed to use what was given: the request is null"))?;
+            submit(client, op, Box::new(move |plugin| Ok(Done::Text(plugin.explain(&name)?))))
+        }
+    })
+}
+
+/// Gets ready to store: the daemon makes room for blocks of this shape, and the memory through which they go is committed. The first stores do it
+/// otherwise, and take longer.
+///
+/// # Safety
+/// `client` was not closed; `op` may be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvtier_submit_prepare(client: *const kvtier_client, op: *mut u64) -> kvtier_code {
+    let prepare = |plugin: &SharedPlugin| {
+        plugin.prepare()?;
+        Ok(Done::Nothing)
+    };
+    // SAFETY: the caller's promise.
+    guard(|| unsafe { submit(client, op, Box::new(prepare)) })
 }
 
 /// # Safety

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use kvtier_sdk::plugin::SharedPlugin;
@@ -39,6 +40,8 @@ pub(crate) struct Worker {
     wake: Condvar,
     event: OwnedFd,
     queue_max: usize,
+    /// The last call was for a request with a name.
+    is_tagged: AtomicBool,
 }
 
 impl Worker {
@@ -46,7 +49,13 @@ impl Worker {
         use rustix::event::{EventfdFlags, eventfd};
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|error| Failure::new(kvtier_code::KVTIER_IO, format!("failed to make an eventfd: {error}")))?;
-        Ok(Worker { state: Mutex::default(), wake: Condvar::new(), event, queue_max })
+        Ok(Worker {
+            state: Mutex::default(),
+            wake: Condvar::new(),
+            event,
+            queue_max,
+            is_tagged: AtomicBool::new(false),
+        })
     }
 
     pub(crate) fn event(&self) -> &OwnedFd {
@@ -80,6 +89,15 @@ impl Worker {
             let _ = rustix::io::read(&self.event, &mut count);
         }
         results
+    }
+
+    /// Tells the daemon which request of the engine's the next call is for, on the worker's thread. It is told each time: a daemon that is new knows of none.
+    pub(crate) fn tag(&self, plugin: &SharedPlugin, request: Option<&str>) -> Result<(), Failure> {
+        let was_tagged = self.is_tagged.swap(request.is_some(), Ordering::Relaxed);
+        if was_tagged || request.is_some() {
+            plugin.tag(request.unwrap_or_default())?;
+        }
+        Ok(())
     }
 
     /// Drops something on the worker's thread, since that may have to speak with the daemon.

@@ -109,7 +109,8 @@ impl Daemon {
     }
 }
 
-const TOLD: &str = "stored: 3 blocks\nloaded: 3 blocks, then never_stored\nread in place: 1 blocks\nwritten in place: 1 block\nfound: 4 blocks\n";
+const TOLD: &str = "stored: 3 blocks\nloaded: 3 blocks, then never_stored\nexplained: never_stored\nread in place: 1 blocks\n\
+                    written in place: 1 block\nin memory or on their way: 4 blocks\nfound: 4 blocks\n";
 
 /// One daemon, and so one test, since a daemon of this process ends with the process.
 #[test]

@@ -2,6 +2,7 @@
 #include <kvtier.h>
 
 #include <poll.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -53,6 +54,8 @@ static void nulls(void) {
     CHECK(kvtier_submit_stats(NULL, &op) == KVTIER_USAGE && op == 0);
     CHECK(kvtier_submit_lookup(NULL, NULL, &op) == KVTIER_USAGE);
     CHECK(kvtier_submit_commit(NULL, NULL, &op) == KVTIER_USAGE);
+    CHECK(kvtier_submit_prefetch(NULL, NULL, &op) == KVTIER_USAGE && kvtier_submit_prepare(NULL, &op) == KVTIER_USAGE);
+    CHECK(kvtier_submit_explain(NULL, "request", &op) == KVTIER_USAGE);
     CHECK(kvtier_result_code(NULL) == KVTIER_USAGE && kvtier_result_op(NULL) == 0 && kvtier_result_count(NULL) == 0);
     CHECK(kvtier_result_take_leases(NULL) == NULL && kvtier_result_take_places(NULL) == NULL);
     CHECK(kvtier_eventfd(NULL) == -1 && !kvtier_is_connected(NULL) && !kvtier_lease_is_current(NULL, 0));
@@ -149,6 +152,45 @@ static void lifetimes(const char *socket) {
     kvtier_places_free(places);
 }
 
+static void requests(const char *socket) {
+    kvtier_client *client = open_client(socket, 0);
+    uint8_t hash[32] = {0x77};
+    char name[66];
+    memset(name, 'n', sizeof name);
+    name[65] = 0;
+    uint64_t op = 0;
+    CHECK(kvtier_submit_explain(client, NULL, &op) == KVTIER_USAGE && kvtier_submit_explain(client, name, &op) == KVTIER_USAGE);
+    kvtier_run run = {.size = sizeof run, .hashes = hash, .count = 1, .request = name};
+    CHECK(kvtier_submit_acquire(client, &run, &op) == KVTIER_USAGE && op == 0);
+    run.request = "one\ntwo";
+    CHECK(kvtier_submit_acquire(client, &run, &op) == KVTIER_USAGE);
+    /* A caller from before the field: it is not read. */
+    run.request = name;
+    run.size = offsetof(kvtier_run, request);
+    CHECK(kvtier_submit_acquire(client, &run, &op) == KVTIER_OK);
+    kvtier_result_free(next(client));
+    /* Only the call that names a request is remembered under its name. */
+    run.size = sizeof run;
+    run.request = "named";
+    CHECK(kvtier_submit_acquire(client, &run, &op) == KVTIER_OK);
+    kvtier_result_free(next(client));
+    run.request = NULL;
+    run.parent = hash;
+    run.depth = 40;
+    CHECK(kvtier_submit_acquire(client, &run, &op) == KVTIER_OK);
+    kvtier_result_free(next(client));
+    CHECK(kvtier_submit_explain(client, "named", &op) == KVTIER_OK);
+    kvtier_result *result = next(client);
+    CHECK(kvtier_result_code(result) == KVTIER_OK && strstr(kvtier_result_text(result), "never_stored") != NULL);
+    CHECK(strstr(kvtier_result_text(result), "\"position\":40") == NULL);
+    kvtier_result_free(result);
+    CHECK(kvtier_submit_explain(client, "unheard of", &op) == KVTIER_OK);
+    result = next(client);
+    CHECK(kvtier_result_code(result) == KVTIER_REFUSED);
+    kvtier_result_free(result);
+    kvtier_close(client);
+}
+
 static void forks(const char *socket) {
     kvtier_client *client = open_client(socket, 0);
     pid_t child = fork();
@@ -188,6 +230,7 @@ int main(int argc, char **argv) {
     versions(argv[1]);
     queues(argv[1]);
     lifetimes(argv[1]);
+    requests(argv[1]);
     forks(argv[1]);
     no_daemon();
     return 0;
