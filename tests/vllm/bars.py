@@ -1,6 +1,9 @@
 """What a hit costs inside vLLM: `python bars.py FOLDER [ROUNDS]`. A toy network with Llama-3-8B's KV (128 KiB a token), a prompt of which 2,048 tokens come from
 outside: seconds to the first token, less those of vLLM's own prefix hit in the same process, from kvtier, from LMCache's daemon and from plain files in memory.
 
+Stores: our connector's and the files' rates are of the time for which `wait_for_save` holds the step, until others can find all of it; LMCache's is what its daemon
+says of the same tokens, from the moment when their slots were reserved until they are committed, which leaves the reservation out.
+
 The three engines live at the same time and take turns. Bars: at most half of LMCache's time, at most that of the files; stores at least five times as fast as LMCache.
 """
 
