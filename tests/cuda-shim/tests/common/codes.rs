@@ -12,7 +12,7 @@ use gpu_tier::cuda::CudaDevice;
 use gpu_tier::cuda::codec::{DONE, ESCAPES, HEADER, NON_FINITE, Slice, Sx12Layer};
 use gpu_tier::device::{Device, DeviceBuffer, DeviceRange, Stream};
 
-/// Values that were encoded and compared, by form, and layers of `sx12` that fit or stay raw.
+/// Values whose codes were compared, by form, and layers of `sx12` that fit or stay raw.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Compared {
     pub i8h: u64,
@@ -64,9 +64,8 @@ pub fn check(device: &CudaDevice, seed: u64, values: u64) -> Compared {
     let mut case = 0;
     while out.sx12 < values || case < 2 * KINDS {
         let (elements, verdict) = layer(device, made_up(seed, case), &format!("seed {seed:#x}, case {case}"));
-        out.sx12 += elements;
         match verdict {
-            DONE => out.layers_fit += 1,
+            DONE => (out.layers_fit, out.sx12) = (out.layers_fit + 1, out.sx12 + elements),
             ESCAPES => out.layers_stay += 1,
             other => panic!("verdict {other}"),
         }
@@ -80,7 +79,7 @@ pub fn check(device: &CudaDevice, seed: u64, values: u64) -> Compared {
 struct OnDevice<'d> {
     device: &'d CudaDevice,
     memory: DeviceBuffer,
-    /// Values encoded: `i8h`, `kc4vt4`.
+    /// Values encoded, of grids that fit: `i8h`, `kc4vt4`.
     encoded: [AtomicU64; 2],
 }
 
@@ -124,7 +123,6 @@ impl OnDevice<'_> {
     }
 
     fn encode(&self, slice: Slice, values: &[u16], scales: &mut [u8], codes: &mut [u8]) -> Result<(), StaysRaw> {
-        self.encoded[usize::from(slice.form == Codes::Rows4)].fetch_add(values.len() as u64, Ordering::Relaxed);
         self.put(slice.values, &values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>());
         self.device.encode_slices(Stream::Compute, &[slice]).unwrap();
         match self.verdict(&slice) {
@@ -135,6 +133,7 @@ impl OnDevice<'_> {
         }
         self.get(slice.scales, scales);
         self.get(slice.codes, codes);
+        self.encoded[usize::from(slice.form == Codes::Rows4)].fetch_add(values.len() as u64, Ordering::Relaxed);
         Ok(())
     }
 
