@@ -8,7 +8,7 @@ use cache_core::hash::{BlockHash, Namespace};
 use cache_core::miss::MissReason;
 use cache_core::payload::BlockShape;
 use kvtier_daemon::config::{Config, Verify};
-use kvtier_sdk::wire::{Forgo, KeyParts, Reply, Report, Request, Run};
+use kvtier_sdk::wire::{CommitCode, Forgo, KeyParts, Reply, Report, Request, Run};
 use rig::raw::Raw;
 use rig::*;
 use serde_json::Value;
@@ -126,20 +126,37 @@ fn evicted_from_memory_and_how_long_ago() {
 
 #[test]
 fn evicted_from_the_disk() {
-    let mut bench = Bench::new(LARGE, true, small);
+    // A block that is dropped while the scrubber looks at it leaves its slot at rest, and the next one is turned away.
+    let mut bench = Bench::new(LARGE, true, |config| {
+        small(config);
+        config.scrub_bytes_s = 0;
+    });
     let links = chain(LARGE, bench.parts.namespace, 60);
     let client = bench.daemon.client_of(LARGE);
     client.name(&manifest_of(LARGE), tenant("a"));
-    for link in &links {
+    // Each is on the disk before the next one comes: none is turned away.
+    for (link, written) in links.iter().zip(1..) {
         let alone = Link { parent: None, depth: 0, ..*link };
-        let written = bench.daemon.stats()["tiers"]["disk"]["written_bytes"].as_u64().unwrap();
-        put(&client, bench.parts.namespace, &[alone]);
-        bench.daemon.settles("a write", |stats| stats["tiers"]["disk"]["written_bytes"].as_u64().unwrap() > written);
+        assert_eq!(put(&client, bench.parts.namespace, &[alone]), [Put::Committed(CommitCode::Inserted)]);
+        bench.daemon.settles("a write", |stats| {
+            stats["tiers"]["disk"]["blocks"].as_u64().unwrap() + stats["evictions"]["disk"].as_u64().unwrap() == written
+        });
     }
-    bench.daemon.settles("reclaim", |stats| stats["evictions"]["disk"].as_u64() > Some(0));
-    let block = bench.misses("evicted", &[links[0].hash], 0, MissReason::Evicted);
-    assert_eq!(block["evicted_from"], "disk", "{block}");
-    assert_eq!(bench.raw.explain(bench.parts, links[0].hash)["evicted_from"], "disk");
+    let mut gone = 0;
+    for (at, link) in links.iter().enumerate() {
+        let told = bench.raw.explain(bench.parts, link.hash);
+        if told["tier"].is_null() {
+            assert_eq!(
+                (&told["reason"], &told["evicted_from"]),
+                (&"evicted".into(), &"disk".into()),
+                "block {at}: {told}"
+            );
+            let block = bench.misses(&format!("evicted-{at}"), &[link.hash], 0, MissReason::Evicted);
+            assert_eq!(block["evicted_from"], "disk", "{block}");
+            gone += 1;
+        }
+    }
+    assert!(gone > 20, "{gone} blocks are gone");
     bench.daemon.end();
 }
 
