@@ -438,8 +438,7 @@ impl Cache {
 
     /// Ends leases that are older than `age`; returns how many. Their holder may still be reading.
     pub(crate) fn expire(&self, holdings: &mut Holdings, age: Duration) -> u64 {
-        let over: Vec<Held> =
-            holdings.leases.extract_if(|_, held| held.since.elapsed() >= age).map(|(_, held)| held).collect();
+        let over = holdings.take_over(Instant::now(), age);
         let expired = over.len() as u64;
         if expired > 0 {
             self.take_back(over);
@@ -602,10 +601,9 @@ fn lease(
     let since = Instant::now();
     for (lease, (entry, tier)) in leases.into_iter().zip(hits) {
         let place = lease.place();
-        let (slot, generation, number) = (lease.slot().0, lease.generation().0, holdings.number());
-        holdings.leases.insert(number, Held { class, entry: *entry, lease, since });
+        let (slot, generation) = (lease.slot().0, lease.generation().0);
         leased.push(Leased {
-            lease: number,
+            lease: holdings.lease(Held { class, entry: *entry, lease, since }),
             key: *key(*entry),
             extent: place.extent,
             slot,

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use cache_core::chain::Link;
 use cache_core::form::{Accept, FormMapId};
 use cache_core::hash::Namespace;
+use cache_core::key::CopyKey;
 use cache_core::manager::Owner;
 use cache_core::miss::MissReason;
 use cache_core::payload::BlockShape;
@@ -146,6 +147,7 @@ impl Session {
             let is_over = match incoming.next(limit) {
                 Ok(Frame { header, body }) => {
                     silent_since = Instant::now();
+                    self.end_leases();
                     let is_over = self.answer(&header, body, &mut out);
                     // At once: the next request may ask for it.
                     let staging_bytes = self.staging_bytes();
@@ -193,8 +195,7 @@ impl Session {
 
     /// What is due while no frame comes.
     fn keep_time(&mut self, hello_until: Instant, silent_since: Instant) -> Result<(), Rejection> {
-        let expired = self.server.cache.expire(&mut self.holdings, self.server.lease_ttl());
-        self.server.counters.reclaimed(Reclaim::Expired, expired);
+        self.end_leases();
         let is_idle = self.holdings.leases() == 0 && self.holdings.reservations() == 0;
         let idle_max = self.server.idle_timeout().filter(|_| is_idle);
         if self.staging.is_none() && Instant::now() >= hello_until {
@@ -204,6 +205,14 @@ impl Session {
             return Err(Rejection::Idle);
         }
         Ok(())
+    }
+
+    /// Ends leases whose time is over, however much their holder has to say.
+    fn end_leases(&mut self) {
+        let expired = self.server.cache.expire(&mut self.holdings, self.server.lease_ttl());
+        if expired > 0 {
+            self.server.counters.reclaimed(Reclaim::Expired, expired);
+        }
     }
 
     fn write(&mut self, out: &[u8]) -> Result<(), Rejection> {
@@ -314,11 +323,7 @@ impl Session {
             }
             Request::Await(wanted) => {
                 let class = self.class(&wanted.parts)?;
-                let miss = {
-                    let is_over = is_over(&self.server, &self.stream);
-                    let patience = Patience { until, is_over: &is_over };
-                    self.server.cache.await_block(class, &wanted.parts.key(wanted.hash), patience)
-                };
+                let miss = self.await_block(class, &wanted.parts.key(wanted.hash), until);
                 Reply::Await(AwaitReply { miss }).encode_frame(id, out)?;
                 Operation::Await
             }

@@ -1,7 +1,7 @@
 //! What one connection holds, and what it is answered.
 
 use std::collections::HashMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use cache_core::hash::Namespace;
 use cache_core::hasher::DigestMap;
@@ -12,12 +12,19 @@ use cache_core::units::Tier;
 
 use crate::server::class::ClassId;
 
+/// All leases of a connection are looked at so many times at most in the time that one may last: one that is over ends that much later.
+const LOOKS: u32 = 64;
+
 /// What one connection holds.
 #[derive(Default)]
 pub(crate) struct Holdings {
     pub(super) leases: DigestMap<u64, Held>,
     pub(super) reservations: HashMap<u64, Reservation>,
     next: u64,
+    /// No lease is older.
+    oldest: Option<Instant>,
+    /// When all leases were looked at.
+    looked: Option<Instant>,
 }
 
 pub(super) struct Held {
@@ -46,6 +53,33 @@ impl Holdings {
     pub(super) fn number(&mut self) -> u64 {
         self.next += 1;
         self.next
+    }
+
+    /// Takes a lease in; returns its number.
+    pub(super) fn lease(&mut self, held: Held) -> u64 {
+        if self.leases.is_empty() {
+            self.oldest = Some(held.since);
+        }
+        let number = self.number();
+        self.leases.insert(number, held);
+        number
+    }
+
+    /// When a lease may be over that is older than `age` by then; `None` while there are none. Looks at none of them.
+    pub(crate) fn due(&self, age: Duration) -> Option<Instant> {
+        let oldest = self.oldest.filter(|_| !self.leases.is_empty())?;
+        Some((oldest + age).max(self.looked.map_or(oldest, |looked| looked + age / LOOKS)))
+    }
+
+    /// Takes the leases out that are older than `age`, once that is due.
+    pub(super) fn take_over(&mut self, now: Instant, age: Duration) -> Vec<Held> {
+        if self.due(age).is_none_or(|due| now < due) {
+            return Vec::new();
+        }
+        let over = self.leases.extract_if(|_, held| held.since + age <= now).map(|(_, held)| held).collect();
+        self.oldest = self.leases.values().map(|held| held.since).min();
+        self.looked = Some(now);
+        over
     }
 }
 

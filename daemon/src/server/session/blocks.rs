@@ -37,6 +37,23 @@ impl Session {
         Ok(Reply::Acquire(AcquireReply { miss, hits: Batch::new(&hits)? }).encode_frame(id, out)?)
     }
 
+    /// Waits for a block that somebody writes, which may take hours: leases end meanwhile.
+    pub(super) fn await_block(&mut self, class: ClassId, key: &CopyKey, until: Instant) -> Option<MissReason> {
+        loop {
+            let due = self.holdings.due(self.server.lease_ttl());
+            let (miss, has_ended) = {
+                let is_over = is_over(&self.server, &self.stream);
+                let patience = Patience { until: due.map_or(until, |due| due.min(until)), is_over: &is_over };
+                let miss = self.server.cache.await_block(class, key, patience);
+                (miss, miss != Some(MissReason::Deadline) || Instant::now() >= until || is_over())
+            };
+            if has_ended {
+                return miss;
+            }
+            self.end_leases();
+        }
+    }
+
     /// Brings back what the daemon before this one has left of a run.
     pub(super) fn bring_back(&self, asked: &Asked<'_>, until: Instant) {
         let is_over = is_over(&self.server, &self.stream);
