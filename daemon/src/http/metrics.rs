@@ -46,7 +46,8 @@ fn about(text: &mut Text, snapshot: &Snapshot) {
 
 fn lookups(text: &mut Text, snapshot: &Snapshot) {
     let (requested, hits) = (&snapshot.requested, &snapshot.hits);
-    text.single("kvtier_lookup_requested_tokens_total", "counter", "Tokens that lookups asked for", requested.tokens);
+    let asked = "Tokens that clients asked to lease";
+    text.single("kvtier_lookup_requested_tokens_total", "counter", asked, requested.tokens);
     let tiers = [("host", &hits.host), ("disk", &hits.disk)];
     text.family("kvtier_lookup_hit_tokens_total", "counter", "Tokens found, by tier");
     for (tier, amount) in tiers {

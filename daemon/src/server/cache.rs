@@ -550,7 +550,7 @@ impl Cache {
     }
 
     /// Takes in what the disk ends, until `is_over`.
-    pub(crate) fn collect_disk(&self, is_over: &dyn Fn() -> bool) {
+    pub(crate) fn collect_disk(&self, counters: &Counters, is_over: &dyn Fn() -> bool) {
         let Some(disk) = &self.disk else {
             return;
         };
@@ -564,7 +564,9 @@ impl Cache {
             let brought: Vec<Brought> = ended.drain(..).map(Brought::new).collect();
             let now = self.now();
             let mut state = self.state();
-            brought.into_iter().for_each(|brought| brought.feed(disk, &mut state, now));
+            for (operation, time) in brought.into_iter().filter_map(|brought| brought.feed(disk, &mut state, now)) {
+                counters.took(operation, time);
+            }
             drop(state);
             self.ended.notify_all();
         }

@@ -7,6 +7,7 @@
 //! [`Shard::lending`]: cache_core::manager::Shard::lending
 
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use cache_core::form::Lineage;
 use cache_core::key::CopyKey;
@@ -19,6 +20,7 @@ use disk_tier::{DiskDone, DiskEnd, DiskOk, DiskTier, Refusal, WriteRequest};
 
 use crate::server::cache::State;
 use crate::server::class::ClassId;
+use crate::stats::Operation;
 
 /// A write under way.
 pub(crate) struct Write {
@@ -26,6 +28,8 @@ pub(crate) struct Write {
     pub(crate) key: CopyKey,
     /// The reader that keeps the block in its slot for the write's sake.
     pub(crate) reader: Option<EntryId>,
+    /// When it was given to the disk.
+    since: Instant,
 }
 
 impl Write {
@@ -39,6 +43,8 @@ impl Write {
 pub(crate) struct Load {
     class: ClassId,
     entry: EntryId,
+    /// When the disk was asked for it.
+    since: Instant,
 }
 
 /// What a load's memory is guarded by.
@@ -132,8 +138,9 @@ impl<'a> Driver<'a> {
             bytes: place.bytes,
             guard: Box::new(Filling { slot, sealed }),
         };
+        let since = Instant::now();
         let op = disk.read(key, class.shape, memory);
-        self.state.loads.insert(op, Load { class: self.class, entry });
+        self.state.loads.insert(op, Load { class: self.class, entry, since });
         Ok(())
     }
 
@@ -146,24 +153,25 @@ impl<'a> Driver<'a> {
         let place = lease.place();
         let region = class.regions[place.extent as usize].clone();
         let memory = Memory::Lent { region, offset: place.offset, bytes: place.bytes, guard: Box::new(lease) };
+        let since = Instant::now();
         let op = disk.submit_write(WriteRequest { key, shape: None, memory, is_live: false });
-        self.state.writes.insert(op, Write { class: self.class, key, reader });
+        self.state.writes.insert(op, Write { class: self.class, key, reader, since });
         Some(op)
     }
 }
 
 /// Starts the writes again that came while the disk's index was still being read.
 pub(crate) fn resume(disk: &DiskTier, state: &mut State, now: Now) {
-    for Write { class, key, reader } in std::mem::take(&mut state.deferred) {
-        if Driver::new(Some(disk), state, class, now).write(key, reader).is_none() {
-            end_write(disk, state, now, Write { class, key, reader }, CopyEnd::Full);
+    for write in std::mem::take(&mut state.deferred) {
+        if Driver::new(Some(disk), state, write.class, now).write(write.key, write.reader).is_none() {
+            end_write(disk, state, now, write, CopyEnd::Full);
         }
     }
 }
 
 /// Tells the shard how a write has ended, and lets go of what kept its block.
 fn end_write(disk: &DiskTier, state: &mut State, now: Now, write: Write, end: CopyEnd) {
-    let Write { class, key, reader } = write;
+    let Write { class, key, reader, .. } = write;
     Driver::new(Some(disk), state, class, now).run(Event::Stored { key, spill: false, end });
     if let Some(entry) = reader {
         Driver::new(Some(disk), state, class, now).run(Event::Release { entries: &[entry] });
@@ -194,8 +202,8 @@ impl Brought {
         Brought { done, committed: Some(committed) }
     }
 
-    /// Feeds it in.
-    pub(crate) fn feed(self, disk: &DiskTier, state: &mut State, now: Now) {
+    /// Feeds it in. Returns how long it took when a block has moved.
+    pub(crate) fn feed(self, disk: &DiskTier, state: &mut State, now: Now) -> Option<(Operation, Duration)> {
         let Brought { done, committed } = self;
         if let Some(load) = state.loads.remove(&done.op) {
             let end = committed.unwrap_or(match done.result {
@@ -213,13 +221,15 @@ impl Brought {
                 loaded.bytes += shape.slot_bytes();
             }
             Driver::new(Some(disk), state, load.class, now).run(Event::Onboarded { entry: load.entry, end });
+            (end == CopyEnd::Done).then(|| (Operation::Load, load.since.elapsed()))
         } else if let Some(write) = state.writes.remove(&done.op) {
             // Half of a class's slots at most are kept from going for a write that waits: an index that takes long must not leave the arena full.
             let may_wait = state.deferred.len() < state.class(write.class).host.layout().slots() as usize / 2;
             if may_wait && matches!(done.result, Err(DiskEnd::Refused(Refusal::Recovering))) {
                 state.deferred.push(write);
-                return;
+                return None;
             }
+            let took = matches!(done.result, Ok(DiskOk::Written)).then(|| (Operation::Write, write.since.elapsed()));
             // Held while the shard hears of the record, which it may then want pinned.
             let pin = if done.result.is_ok() { disk.pin(&write.key) } else { None };
             let end = match done.result {
@@ -229,6 +239,9 @@ impl Brought {
             };
             drop(done.memory);
             end_write(disk, state, now, write, end);
+            took
+        } else {
+            None
         }
     }
 }

@@ -187,7 +187,7 @@ pub fn serve_with(config: Config, testing: Testing) -> Result<(), ServeError> {
     if server.cache.disk().is_some() {
         let collecting = Arc::clone(&server);
         threads.push(server.spawn("disk-ends", move || {
-            collecting.cache.collect_disk(&|| {
+            collecting.cache.collect_disk(&collecting.counters, &|| {
                 collecting.planted.strike(Point::DiskEnds);
                 collecting.is_closed()
             });

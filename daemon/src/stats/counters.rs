@@ -242,7 +242,7 @@ impl Disk {
 }
 
 impl Counters {
-    /// A lookup or acquire asked for so much.
+    /// A client asked to lease so much.
     pub fn requested(&self, amount: Amount) {
         self.requested.add(amount);
     }

@@ -56,11 +56,11 @@ pub struct Snapshot {
     pub state: State,
     /// Each tier's use.
     pub tiers: Tiers,
-    /// What lookups asked for.
+    /// What clients asked to lease. Looking without leasing counts as no request: who looks asks again, to lease the same blocks or to store them.
     pub requested: Amount,
     /// What was found, by tier.
     pub hits: TierAmounts,
-    /// Blocks that were not there, by reason. A lookup stops at its first miss, so that block has the reason of all that follow.
+    /// Blocks that were not there, by reason. A request stops at its first miss, so that block has the reason of all that follow.
     pub misses: ByName,
     /// Blocks offered.
     pub stores: Stores,
