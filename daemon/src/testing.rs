@@ -24,6 +24,8 @@ pub enum Point {
     Http = 8,
     /// One connection's thread, with a request read and not yet performed.
     Session = 16,
+    /// One connection's thread, with a block reserved and its image not yet copied out of staging memory.
+    Commit = 64,
     /// No panic: the end of a connection is not noticed, and what it held stays.
     HangUp = 32,
 }

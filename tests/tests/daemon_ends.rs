@@ -15,7 +15,7 @@ use kvtier_daemon::config::{Config, Machine};
 use kvtier_daemon::testing::{Planted, Point, Testing, serve_with};
 use kvtier_daemon::{ServeError, server::DRAIN_MAX};
 use kvtier_sdk::client::Client;
-use kvtier_sdk::wire::{AcceptId, Acquire, Await, Empty, Explain, Reply, Request, Tag, Text};
+use kvtier_sdk::wire::{AcceptId, Acquire, Await, Batch, Commit, Empty, Explain, Reply, Request, Tag, Text};
 use kvtier_tests::daemons::blocks::{Look, chain, client, get, look, put, wanted};
 use kvtier_tests::daemons::figures::{held, stats};
 use kvtier_tests::daemons::gate::Gate;
@@ -228,6 +228,28 @@ fn a_panic_in_a_connection_frees_what_it_held_and_nobody_else_notices() {
     wait_until("what it held is free", || held(&other, daemon.pid()) == before);
     assert_eq!(put(&other, &links[4..]).unwrap(), 4);
     lent.iter().zip(&links).for_each(|(lent, link)| assert_eq!(look(lent, link), Look::Right));
+    daemon.signal(TERM);
+    assert_eq!(daemon.wait().code(), Some(0));
+}
+
+#[test]
+fn a_panic_amid_a_commit_gives_the_block_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = Settings::new(CHILD, folder.path());
+    let mut daemon = settings.start();
+    let other = client(&settings.socket, "other", PATIENCE);
+    let links = chain(1, 1);
+    let mut raw = Raw::introduced(&settings.socket);
+    let parts = raw.open();
+    daemon.panic_in(Point::Commit);
+    // Until it strikes, an image that nobody has written fails its check.
+    wait_until("the connection ends", || {
+        let reserved = [raw.reserve(parts, &links)[0].0];
+        let commit = Request::Commit(Commit { reservations: Batch::new(&reserved).unwrap() });
+        !raw.is_answered(&commit)
+    });
+    wait_until("it is nobody's", || stats(&other)["clients"]["count"] == 1);
+    assert_eq!(put(&other, &links).unwrap(), 1, "nobody is at it any more");
     daemon.signal(TERM);
     assert_eq!(daemon.wait().code(), Some(0));
 }

@@ -47,6 +47,7 @@ use crate::server::class::{Class, ClassId, Pool};
 use crate::server::driver::{self, Brought, Driver, Load, Write};
 use crate::server::quota::{Left, Quotas};
 use crate::stats::{Amount, Counters, Reclaim};
+use crate::testing::{Planted, Point};
 
 /// How often the disk's thread looks whether it is to end, in milliseconds.
 const LOOK_MILLIS: u64 = 100;
@@ -74,6 +75,7 @@ impl Patience<'_> {
 
 pub(crate) struct Cache {
     disk: Option<DiskTier>,
+    planted: Planted,
     started: Instant,
     state: Mutex<State>,
     /// Something has ended that somebody may wait for: a load, a commit, an abort.
@@ -210,9 +212,10 @@ fn named(tier: Tier) -> Tier {
 
 impl Cache {
     /// `pool` without what the attic takes.
-    pub(crate) fn new(pool: Pool, attic: Attic, disk: Option<DiskTier>) -> Cache {
+    pub(crate) fn new(pool: Pool, attic: Attic, disk: Option<DiskTier>, planted: Planted) -> Cache {
         Cache {
             disk,
+            planted,
             started: Instant::now(),
             state: Mutex::new(State {
                 classes: Vec::new(),

@@ -323,7 +323,7 @@ impl Server {
         // The other half is for what comes, and for clients.
         let (attic, attic_bytes) = Attic::adopt(manager, id, host_tier::take_inherited(), config.host_mem_bytes / 2);
         pool.take_attic(attic_bytes);
-        let cache = Cache::new(pool, attic, disk);
+        let cache = Cache::new(pool, attic, disk, planted.clone());
         let namespaces = namespaces_of(&config, &cache)?;
         Ok(Arc::new(Server {
             cache,

@@ -44,6 +44,7 @@ mod tests {
     use super::*;
     use crate::server::attic::Attic;
     use crate::server::class::Pool;
+    use crate::testing::Planted;
 
     const ONE: BlockShape = BlockShape { layers: 2, kv_heads: 1, head_dim: 16, block_tokens: 16, form: Form::Raw16 };
     const OTHER: BlockShape = BlockShape { layers: 4, ..ONE };
@@ -51,7 +52,7 @@ mod tests {
     #[test]
     fn of_several_shapes_none_is_touched_for_before_its_blocks_come() {
         let (attic, _) = Attic::adopt(None, [0; 16], Vec::new(), 0);
-        let cache = Cache::new(Pool::new(64 << 20, 1 << 20), attic, None);
+        let cache = Cache::new(Pool::new(64 << 20, 1 << 20), attic, None, Planted::default());
         let ahead_bytes = 1 << 20;
         assert!(cache.touch_target(ahead_bytes).is_none(), "there is no shape");
         cache.class_of(ONE).unwrap();

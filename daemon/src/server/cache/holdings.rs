@@ -34,6 +34,7 @@ pub(super) struct Held {
     pub(super) since: Instant,
 }
 
+#[derive(Clone, Copy)]
 pub(super) struct Reservation {
     pub(super) class: ClassId,
     pub(super) sealed: Sealed,

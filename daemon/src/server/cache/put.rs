@@ -49,17 +49,20 @@ impl Cache {
         staging: &Staging,
         reservation: u64,
     ) -> (Committed, Option<u64>) {
-        let Some(Reservation { class, sealed, offset }) = holdings.reservations.remove(&reservation) else {
+        // Until the shard hears of the end it is the connection's, which gives it up if this thread panics.
+        let Some(Reservation { class, sealed, offset }) = holdings.reservations.get(&reservation).copied() else {
             return (Committed::Unknown, None);
         };
         let host = self.state().class(class).host.clone();
+        self.planted.strike(Point::Commit);
         let filled = host
             .reserve(sealed.key)
             .and_then(|slot| host.commit_from(slot, staging, offset, &sealed).map_err(|(_, error)| error));
         let opened_for = Some(sealed.key);
+        let mut state = self.state();
+        holdings.reservations.remove(&reservation);
         let answer = match filled {
             Ok(()) => {
-                let mut state = self.state();
                 let Sealed { key, link, .. } = sealed;
                 let event = Event::Commit { owner, opened_for, key, link, held: false };
                 let answers = self.drive(&mut state, class, event);
@@ -79,7 +82,6 @@ impl Cache {
                 }
             }
             Err(error) => {
-                let mut state = self.state();
                 self.drive(&mut state, class, Event::Abandon { owner, keys: &[opened_for], held: 0 });
                 state.settle(class, &sealed.key);
                 match error {
@@ -89,6 +91,7 @@ impl Cache {
                 }
             }
         };
+        drop(state);
         self.ended.notify_all();
         (answer, Some(offset))
     }
