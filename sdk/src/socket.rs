@@ -1,5 +1,7 @@
 //! Descriptors on the daemon's socket: frames that carry one memory descriptor (`SCM_RIGHTS`), and who is at the other end.
 
+mod credentials;
+
 use std::io::{self, IoSlice, IoSliceMut, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,14 +13,7 @@ use rustix::net::{
     SendFlags, SocketAddrUnix, SocketFlags, SocketType, recvmsg, sendmsg, socket_with,
 };
 
-/// Who is at the other end of a connection, as the kernel noted when it was made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Peer {
-    /// User.
-    pub uid: u32,
-    /// Process, in this process's PID namespace; 0 when it is in one that is not seen from here.
-    pub pid: i32,
-}
+pub use credentials::{Peer, peer};
 
 /// Names the socket, for daemons and their clients.
 pub const VARIABLE: &str = "KVTIER_SOCKET";
@@ -51,12 +46,6 @@ pub fn connect(path: &Path) -> io::Result<UnixStream> {
     let stream = UnixStream::from(socket);
     stream.set_nonblocking(false)?;
     Ok(stream)
-}
-
-/// Looks up the peer's credentials (`SO_PEERCRED`).
-pub fn peer(stream: &UnixStream) -> io::Result<Peer> {
-    let credentials = rustix::net::sockopt::socket_peercred(stream)?;
-    Ok(Peer { uid: credentials.uid.as_raw(), pid: credentials.pid.as_raw_nonzero().get() })
 }
 
 /// Writes bytes whose first one carries a descriptor.
@@ -151,14 +140,5 @@ mod tests {
         let (accepted, _) = listener.accept().unwrap();
         connect(&path).unwrap();
         drop(accepted);
-    }
-
-    #[test]
-    fn the_peer_of_a_pair_is_this_process() {
-        let (here, _there) = UnixStream::pair().unwrap();
-        assert_eq!(
-            peer(&here).unwrap(),
-            Peer { uid: rustix::process::getuid().as_raw(), pid: std::process::id() as i32 }
-        );
     }
 }

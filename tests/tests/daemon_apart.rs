@@ -1,5 +1,5 @@
 //! A client in namespaces of its own (user, mount, IPC, PID), whose file system has the socket's folder and nothing else in common with the daemon's: no
-//! host IPC, no shared `/dev/shm`, no path to the daemon's memory.
+//! host IPC, no shared `/dev/shm`, no path to the daemon's memory. And a daemon in namespaces from which its clients cannot be named.
 
 use std::path::Path;
 use std::process::Command;
@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use kvtier_tests::daemons::blocks::{Look, chain, client, get, look, put};
 use kvtier_tests::daemons::figures::stats;
-use kvtier_tests::daemons::process::{Settings, wait_until};
+use kvtier_tests::daemons::process::{Daemon, PATIENCE, Settings, wait_until};
+use serde_json::Value;
 
 const CHILD: &str = env!("CARGO_BIN_EXE_daemon_child");
 
@@ -43,6 +44,15 @@ fn may_unshare() -> bool {
     command.output().is_ok_and(|output| output.status.success())
 }
 
+/// A daemon in new namespaces of these kinds, with its statistics.
+fn started_apart(settings: &Settings, namespaces: &[&str]) -> Daemon {
+    let mut command = Command::new("unshare");
+    command.args(namespaces).arg(CHILD).args(settings.words());
+    let daemon = Daemon::spawn(command);
+    wait_until("the socket appears", || settings.socket.exists());
+    daemon
+}
+
 #[test]
 fn a_client_in_namespaces_of_its_own_shares_blocks_with_one_outside() {
     if !may_unshare() {
@@ -67,5 +77,50 @@ fn a_client_in_namespaces_of_its_own_shares_blocks_with_one_outside() {
     lent.iter().zip(&theirs).for_each(|(lent, link)| assert_eq!(look(lent, link), Look::Right));
     drop(lent);
     wait_until("it has gone", || stats(&outside)["clients"]["count"] == 1);
+    drop(daemon);
+}
+
+/// The kernel notes process 0 then: the client is served, and nobody knows its number.
+#[test]
+fn a_client_that_the_daemons_pid_namespace_does_not_see_is_served() {
+    if !may_unshare() {
+        println!("skipped: no namespaces of one's own here");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let settings = Settings::new(CHILD, folder.path());
+    let daemon = started_apart(&settings, &["--user", "--map-root-user", "--pid", "--fork"]);
+    let outside = client(&settings.socket, "outside", PATIENCE);
+    let links = chain(1, 8);
+    assert_eq!(put(&outside, &links).unwrap(), 8);
+    let (lent, _) = get(&outside, &links).unwrap();
+    assert_eq!(lent.len(), 8);
+    lent.iter().zip(&links).for_each(|(lent, link)| assert_eq!(look(lent, link), Look::Right));
+    let told = &stats(&outside)["clients"]["connected"][0];
+    assert_eq!((&told["name"], &told["pid"]), (&"outside".into(), &0.into()), "{told}");
+    drop(daemon);
+}
+
+/// Without a map every user has the same id there, the daemon's own too: nobody can be told from anybody, so nobody is let in.
+#[test]
+fn a_user_whom_the_daemons_user_namespace_does_not_map_is_refused() {
+    if !may_unshare() {
+        println!("skipped: no namespaces of one's own here");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let settings = Settings { http: true, ..Settings::new(CHILD, folder.path()) };
+    let mut daemon = started_apart(&settings, &["--user"]);
+    let http = daemon.http();
+    let outside = client(&settings.socket, "outside", PATIENCE);
+    let agent: ureq::Agent = ureq::Agent::config_builder().proxy(None).build().into();
+    let clients = || {
+        let mut answer = agent.get(format!("http://{http}/stats")).call().unwrap();
+        let stats: Value = serde_json::from_str(&answer.body_mut().read_to_string().unwrap()).unwrap();
+        stats["clients"].clone()
+    };
+    wait_until("it tries to connect", || clients()["rejected"]["user"].as_u64() > Some(0));
+    assert!(!outside.is_connected());
+    assert_eq!(clients()["count"], 0);
     drop(daemon);
 }

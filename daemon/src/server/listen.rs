@@ -13,7 +13,7 @@ use kvtier_sdk::socket::peer;
 use rustix::fs::{FlockOperation, flock};
 
 use crate::server::session::Session;
-use crate::server::{ServeError, Server};
+use crate::server::{ServeError, Server, users};
 use crate::stats::Rejection;
 use crate::testing::Point;
 
@@ -27,6 +27,8 @@ pub(crate) struct Listener {
     /// Where it is bound before it is shown.
     hidden: PathBuf,
     listener: UnixListener,
+    /// The users whose processes may connect.
+    allowed: Vec<u32>,
     /// Held as long as the daemon lives: two daemons cannot have one socket.
     _claim: File,
     sessions: AtomicU64,
@@ -34,7 +36,7 @@ pub(crate) struct Listener {
 
 impl Listener {
     /// Takes the path for this daemon, and listens where nobody looks yet. Errors: [`ServeError::Socket`].
-    pub(crate) fn claim(socket: &Path) -> Result<Listener, ServeError> {
+    pub(crate) fn claim(socket: &Path, allow_uids: &[u32]) -> Result<Listener, ServeError> {
         let failed = |reason: String| ServeError::Socket { socket: socket.to_owned(), reason };
         let folder = socket.parent().ok_or_else(|| failed("the path has no folder".to_owned()))?;
         if !folder.is_dir() {
@@ -71,7 +73,13 @@ impl Listener {
         let listener = UnixListener::bind(&hidden).map_err(bound)?;
         listener.set_nonblocking(true).map_err(bound)?;
         fs::set_permissions(&hidden, fs::Permissions::from_mode(0o660)).map_err(bound)?;
-        Ok(Listener { socket: socket.to_owned(), hidden, listener, _claim: claim, sessions: AtomicU64::new(0) })
+        let anybody = users::anybody();
+        if let Some(uid) = anybody.filter(|uid| allow_uids.contains(uid)) {
+            tracing::warn!(uid, "allow_uids names the id of every user who is not mapped here: it lets nobody in");
+        }
+        let allowed = allow_uids.iter().copied().filter(|uid| Some(*uid) != anybody).collect();
+        let socket = socket.to_owned();
+        Ok(Listener { socket, hidden, listener, allowed, _claim: claim, sessions: AtomicU64::new(0) })
     }
 
     /// Lets clients find it.
@@ -110,7 +118,7 @@ impl Listener {
         let Ok(peer) = peer(&stream) else {
             return;
         };
-        if !server.config().allow_uids.contains(&peer.uid) {
+        if !self.allowed.contains(&peer.uid) {
             server.counters.rejected(Rejection::User);
             tracing::warn!(uid = peer.uid, pid = peer.pid, "a user who is not in allow_uids tried to connect");
             return;

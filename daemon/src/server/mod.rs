@@ -18,6 +18,7 @@
 //! | `scrub` | blocks in memory checked again, at a pace |
 //! | `touch` | memory committed ahead of its use |
 //! | `told` | what operators are told: figures, and why blocks were not there |
+//! | `users` | who a user id stands for |
 //!
 //! **Threads.** One for each connection, since its requests are answered in order and most take microseconds; one that takes in what the disk ends; one that
 //! keeps time (pins that expire) and scrubs; one that touches memory ahead of its use; the HTTP endpoint has a runtime of its own. A thread that works for all and panics ends the daemon.
@@ -39,6 +40,7 @@ mod session;
 mod staging;
 mod told;
 mod touch;
+mod users;
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -177,7 +179,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
 pub fn serve_with(config: Config, testing: Testing) -> Result<(), ServeError> {
     let (sender, receiver) = mpsc::channel();
     // Before anything is opened: of two daemons on one socket or store the second one touches nothing.
-    let listener = Listener::claim(&config.socket)?;
+    let listener = Listener::claim(&config.socket, &config.allow_uids)?;
     let endpoint = config.http.map(Endpoint::bind).transpose()?;
     let manager = Manager::here().map(Arc::new);
     let server = Server::open(config, testing, manager.clone(), sender)?;

@@ -220,7 +220,7 @@ pub struct Clients {
 pub struct Client {
     /// As it calls itself.
     pub name: String,
-    /// Its process, as the kernel told when it connected.
+    /// Its process, as the kernel told when it connected; 0 for one that the daemon's PID namespace does not see.
     pub pid: u32,
     /// Leases that it holds.
     pub leases: u64,
