@@ -230,9 +230,10 @@ pub trait KvCache: Send + Sync {
     /// True when what was read from `place` was the block; called after the copy or kernel has completed. False counts a lost lease
     /// and drops that copy.
     fn check(&self, sequence: SequenceId, block: u32, place: &BlockPlace) -> bool;
-    /// Seals an open block that has become full (sums over its sections) and makes it visible. `link` continues the sequence: its depth is
-    /// `block` and its parent the block before. Errors: [`CacheError::Unknown`] for another link.
-    fn commit(&self, sequence: SequenceId, block: u32, link: Link) -> Result<Committed, CacheError>;
+    /// Seals open blocks that have become full (sums over their sections) and makes them visible: `first` and those behind it, as many as `links`; a daemon
+    /// gets them together. `links` continue the sequence: the first one's depth is `first` and its parent the block before. Returns what became of each.
+    /// Errors: [`CacheError::Unknown`] for another link; the blocks before it are visible all the same.
+    fn commit(&self, sequence: SequenceId, first: u32, links: &[Link]) -> Result<Vec<Committed>, CacheError>;
     /// Takes blocks off the sequence's end so that it has `blocks` blocks: open ones are freed, others released.
     fn truncate(&self, sequence: SequenceId, blocks: u32) -> Result<(), CacheError>;
     /// Copies the sequence's blocks nearer to the device while there is room that no live block needs: from the disk into the host arena,

@@ -139,7 +139,7 @@ fn foreign_link(open: Open<'_>) {
     let (sequence, _) = rig.run(home, &links[..1]);
     assert_eq!(rig.reserve(sequence, Some(links[1])), Grant::Granted);
     for wrong in [links[2], other[1], Link { depth: 2, ..links[1] }, Link { parent: None, ..links[1] }] {
-        assert!(rig.cache.commit(sequence, 1, wrong).is_err(), "{wrong:?}");
+        assert!(rig.cache.commit(sequence, 1, &[wrong]).is_err(), "{wrong:?}");
     }
     rig.fill(sequence, 1, links[1]);
     rig.verify(sequence, &links[..2]);
@@ -223,7 +223,7 @@ fn unknown(open: Open<'_>) {
     let home = rig.namespace("home");
     let sequence = rig.cache.open(home);
     let link = chain(home, 1, 1)[0];
-    assert!(matches!(rig.cache.commit(sequence, 0, link), Err(CacheError::Unknown { .. })));
+    assert!(matches!(rig.cache.commit(sequence, 0, &[link]), Err(CacheError::Unknown { .. })));
     assert!(matches!(rig.cache.reopen(sequence, 0), Err(CacheError::Unknown { .. })));
     rig.cache.close(sequence);
     rig.cache.close(sequence);

@@ -68,7 +68,7 @@ fn a_skipped_block_names_the_parent_of_the_next() {
     assert_eq!(rig.reserve(sequence, Some(links[1])), Grant::Granted);
     let stranger = Link { parent: Some(links[2].hash), ..links[1] };
     rig.write(sequence, 1, links[1]);
-    assert!(matches!(rig.cache.commit(sequence, 1, stranger), Err(CacheError::Unknown { .. })));
+    assert!(matches!(rig.cache.commit(sequence, 1, &[stranger]), Err(CacheError::Unknown { .. })));
     rig.fill(sequence, 1, links[1]);
     let reader = rig.cache.open(HOME);
     rig.cache.skip(reader, None).unwrap();

@@ -73,7 +73,7 @@ impl Engine {
             return Ok(abandoned?);
         }
         if block < sequence.tables.committed {
-            self.cache.commit(id, block, sequence.links()[block as usize])?;
+            self.cache.commit(id, block, &sequence.links()[block as usize..=block as usize])?;
         }
         Ok(())
     }

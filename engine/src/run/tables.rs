@@ -345,10 +345,13 @@ impl Tables {
             return Ok(());
         };
         while table.settled < end {
-            if caches.publishes && !table.stays_raw.contains(&table.settled) {
-                closed.cache.commit(table.id, table.settled, links[table.settled as usize])?;
+            let stays_raw = |block: &u32| table.stays_raw.contains(block);
+            let first = (table.settled..end).find(|block| !stays_raw(block)).unwrap_or(end);
+            let next = (first..end).find(stays_raw).unwrap_or(end);
+            if caches.publishes && first < next {
+                closed.cache.commit(table.id, first, &links[first as usize..next as usize])?;
             }
-            table.settled += 1;
+            table.settled = next;
         }
         Ok(())
     }
@@ -360,9 +363,10 @@ impl Tables {
         links: &[Link],
         positions: &Range<u32>,
     ) -> Result<(), CacheError> {
-        while caches.publishes && (self.committed + 1) * caches.block_tokens <= positions.end {
-            caches.lossless.commit(self.lossless, self.committed, links[self.committed as usize])?;
-            self.committed += 1;
+        let full = positions.end / caches.block_tokens;
+        if caches.publishes && self.committed < full {
+            caches.lossless.commit(self.lossless, self.committed, &links[self.committed as usize..full as usize])?;
+            self.committed = full;
         }
         let Some(table) = &self.closed else {
             return Ok(());

@@ -110,7 +110,7 @@ impl Rig {
     /// Writes the pattern of `link` into an open block, as kernels would, and commits it.
     pub fn fill(&self, sequence: SequenceId, block: u32, link: Link) -> Committed {
         self.write(sequence, block, link);
-        self.cache.commit(sequence, block, link).unwrap()
+        self.cache.commit(sequence, block, &[link]).unwrap().remove(0)
     }
 
     /// Writes the pattern of `link` into an open block.

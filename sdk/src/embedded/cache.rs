@@ -195,6 +195,48 @@ impl Embedded {
     fn key_of(&self, sequence: &Sequence, link: &Link) -> Option<CopyKey> {
         publishes(&self.shape).then(|| sequence.key(self.shape.form_map(), link))
     }
+
+    /// Seals one block and makes it visible; what is below does not hear of it yet.
+    fn commit_one(
+        &self,
+        state: &mut State,
+        sequence: SequenceId,
+        block: u32,
+        link: Link,
+    ) -> Result<Committed, CacheError> {
+        let namespace = state.sequence(sequence)?.namespace;
+        let Block::Open { opened_for, held, .. } = *state.sequence(sequence)?.block(block)? else {
+            return Err(CacheError::Unknown { what: format!("open block {block} of sequence {}", sequence.0) });
+        };
+        let Some(key) = self.key_of(state.sequence(sequence)?, &link) else {
+            state.sequence_mut(sequence)?.make_private(block);
+            return Ok(Committed::Inserted);
+        };
+        let before = state.sequence(sequence)?.hash_before(block);
+        let reopened_for_another = held.is_some() && opened_for != Some(key);
+        if reopened_for_another || link.depth != block || before.is_some_and(|hash| link.parent != hash) {
+            return Err(CacheError::Unknown { what: format!("{link:?} as block {block} of sequence {}", sequence.0) });
+        }
+        let sealed = Sealed { key, lineage: Lineage::of(key.form), link };
+        let event = Event::Commit { owner: owner(sequence), opened_for, key, link, held: held.is_some() };
+        let (Some(Answer::Committed(entry, how)), _) = self.drive(state, namespace, event) else {
+            unreachable!("a commit is answered at once");
+        };
+        let slot = state.sequence_mut(sequence)?.hold(block, entry, key);
+        if how == Committed::Present {
+            return Ok(how);
+        }
+        match self.tiers.device.commit_open(slot, &sealed) {
+            Ok(()) => Ok(how),
+            Err((slot, error)) => {
+                // Freed before the shard hears that the copy is gone.
+                drop(slot);
+                let lost = Event::Lost { entry, tier: Tier::Device, reason: MissReason::FailedCheck };
+                self.tell(state, namespace, lost);
+                Err(CacheError::DeviceTier(error))
+            }
+        }
+    }
 }
 
 /// raw32 is never published.
@@ -414,48 +456,15 @@ impl KvCache for Embedded {
         false
     }
 
-    fn commit(&self, sequence: SequenceId, block: u32, link: Link) -> Result<Committed, CacheError> {
+    fn commit(&self, sequence: SequenceId, first: u32, links: &[Link]) -> Result<Vec<Committed>, CacheError> {
         let mut state = self.state();
         let namespace = state.sequence(sequence)?.namespace;
-        let Block::Open { opened_for, held, .. } = *state.sequence(sequence)?.block(block)? else {
-            return Err(CacheError::Unknown { what: format!("open block {block} of sequence {}", sequence.0) });
-        };
-        let Some(key) = self.key_of(state.sequence(sequence)?, &link) else {
-            state.sequence_mut(sequence)?.make_private(block);
-            return Ok(Committed::Inserted);
-        };
-        let before = state.sequence(sequence)?.hash_before(block);
-        let reopened_for_another = held.is_some() && opened_for != Some(key);
-        if reopened_for_another || link.depth != block || before.is_some_and(|hash| link.parent != hash) {
-            return Err(CacheError::Unknown { what: format!("{link:?} as block {block} of sequence {}", sequence.0) });
+        let committed =
+            (first..).zip(links).map(|(block, link)| self.commit_one(&mut state, sequence, block, *link)).collect();
+        if self.tiers.disk.is_some() || self.tiers.parent.is_some() {
+            Driver::new(self, &mut state, namespace).tend_below();
         }
-        let sealed = Sealed { key, lineage: Lineage::of(key.form), link };
-        let event = Event::Commit { owner: owner(sequence), opened_for, key, link, held: held.is_some() };
-        let (Some(Answer::Committed(entry, how)), _) = self.drive(&mut state, namespace, event) else {
-            unreachable!("a commit is answered at once");
-        };
-        let slot = state.sequence_mut(sequence)?.hold(block, entry, key);
-        if how == Committed::Present {
-            return Ok(how);
-        }
-        match self.tiers.device.commit_open(slot, &sealed) {
-            Ok(()) => {
-                if self.tiers.disk.is_some() || self.tiers.parent.is_some() {
-                    Driver::new(self, &mut state, namespace).tend_below();
-                }
-                Ok(how)
-            }
-            Err((slot, error)) => {
-                // Freed before the shard hears that the copy is gone.
-                drop(slot);
-                self.tell(
-                    &mut state,
-                    namespace,
-                    Event::Lost { entry, tier: Tier::Device, reason: MissReason::FailedCheck },
-                );
-                Err(CacheError::DeviceTier(error))
-            }
-        }
+        committed
     }
 
     fn truncate(&self, sequence: SequenceId, blocks: u32) -> Result<(), CacheError> {

@@ -190,7 +190,7 @@ impl<'a> Driver<'a> {
                 Err(end) => self.feed(Event::Onboarded { entry, end }),
             },
             Action::Store { key, spill, .. } => match self.tiers.parent {
-                Some(_) if spill => self.hand_over(key, spill),
+                Some(_) if spill => self.hand_over_one(Waiting { key, is_live: true }),
                 Some(_) if self.is_kept_out(&key) => self.feed(Event::Stored { key, spill, end: CopyEnd::Full }),
                 // A block that is just being committed is handed over as soon as its slot is.
                 Some(_) => self.state.disk.waiting.push_back(Waiting { key, is_live: false }),

@@ -4,8 +4,9 @@
 //! is written. A pin is a lease. A leased block is read in the daemon's memory, so a block that only the daemon has is
 //! [`BlockPlace::Host`](crate::cache::BlockPlace::Host), not [`Disk`](crate::cache::BlockPlace::Disk).
 //!
-//! What is published is handed over at once, through staging memory: the daemon copies it out and verifies its copy before the call returns. A daemon
-//! that is gone takes nothing, and the block stays what it is: one of this process's.
+//! What is published is handed over at once, through staging memory: the daemon copies it out and verifies its copy before the call returns. Blocks that
+//! are published together go together, in one message each way for as many as staging memory holds. A daemon that is gone takes nothing, and the block
+//! stays what it is: one of this process's.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,8 +26,8 @@ use gpu_tier::DeviceError;
 use gpu_tier::attention::Attention;
 use gpu_tier::device::{CopyPiece, ExtentId, HostExtent, HostRange, Stream};
 
-use crate::client::{Client, Lent, Place, Wanted};
-use crate::embedded::disk::Writes;
+use crate::client::{Client, Lent, Place, Places, Wanted};
+use crate::embedded::disk::{Waiting, Writes};
 use crate::embedded::driver::Driver;
 use crate::embedded::extents::{LentMemory, StagingMemory};
 use crate::wire::{BATCH_MAX, CommitCode};
@@ -252,10 +253,11 @@ impl<'a> Driver<'a> {
         self.parent().writes == Writes::Untainted && key.provenance != Provenance::EXACT
     }
 
-    /// Hands blocks over that wait for it.
+    /// Hands over what waits for it, a run of blocks at a time.
     pub(in crate::embedded) fn hand_over_waiting(&mut self) {
-        while let Some(waiting) = self.state.disk.waiting.pop_front() {
-            self.hand_over(waiting.key, waiting.is_live);
+        while !self.state.disk.waiting.is_empty() {
+            let (run, links) = self.next_run();
+            self.hand_over(&run, &links);
         }
     }
 
@@ -263,41 +265,120 @@ impl<'a> Driver<'a> {
     pub(in crate::embedded) fn hand_over_last(&mut self, key: &CopyKey) {
         if let Some(index) = self.state.disk.waiting.iter().position(|waiting| waiting.key == *key) {
             let waiting = self.state.disk.waiting.remove(index).expect("it was just found");
-            self.hand_over(waiting.key, waiting.is_live);
+            self.hand_over_one(waiting);
         }
     }
 
-    /// Hands a block over and tells the shard how that ended.
-    pub(in crate::embedded) fn hand_over(&mut self, key: CopyKey, spill: bool) {
-        let end = self.try_hand_over(key).unwrap_or_else(|end| end);
-        self.state.disk.dropped_stores += u64::from(end != CopyEnd::Done);
-        self.feed(Event::Stored { key, spill, end });
+    /// Hands over one block, whoever else waits.
+    pub(in crate::embedded) fn hand_over_one(&mut self, waiting: Waiting) {
+        let link = self.link_of(&waiting.key);
+        self.hand_over(&[waiting], link.as_slice());
     }
 
-    fn try_hand_over(&mut self, key: CopyKey) -> Result<CopyEnd, CopyEnd> {
+    fn link_of(&self, key: &CopyKey) -> Option<Link> {
+        self.state.shard().view(key).map(|(_, view)| view.link)
+    }
+
+    /// Takes the first blocks that wait, as far as they follow each other in one chain and fit the staging memory together. Without links: the one
+    /// block is not there any more.
+    fn next_run(&mut self) -> (Vec<Waiting>, Vec<Link>) {
+        let most = self.parent().client.places_max().map_or(1, |places| (places as usize).clamp(1, BATCH_MAX));
+        let (mut run, mut links): (Vec<Waiting>, Vec<Link>) = (Vec::new(), Vec::new());
+        while let Some(next) = self.state.disk.waiting.front().copied().filter(|_| run.len() < most) {
+            let link = self.link_of(&next.key);
+            let follows = match (run.last(), links.last(), link) {
+                (None, ..) => true,
+                (Some(before), Some(last), Some(link)) => {
+                    next.key == CopyKey { hash: link.hash, ..before.key }
+                        && (link.parent, link.depth) == (Some(last.hash), last.depth + 1)
+                }
+                _ => false,
+            };
+            if !follows {
+                break;
+            }
+            self.state.disk.waiting.pop_front();
+            run.push(next);
+            links.extend(link);
+        }
+        (run, links)
+    }
+
+    /// Hands a run over and tells the shard how that ended for each block.
+    fn hand_over(&mut self, run: &[Waiting], links: &[Link]) {
+        let mut ends = vec![CopyEnd::SourceLost; run.len()];
+        if links.len() == run.len() {
+            self.try_hand_over(run, links, &mut ends);
+        }
+        for (Waiting { key, is_live }, end) in run.iter().zip(ends) {
+            self.state.disk.dropped_stores += u64::from(end != CopyEnd::Done);
+            self.feed(Event::Stored { key: *key, spill: *is_live, end });
+        }
+    }
+
+    /// One message for all places, the images copied there, one message that they are.
+    fn try_hand_over(&mut self, run: &[Waiting], links: &[Link], ends: &mut [CopyEnd]) {
         let parent = self.parent();
-        let Lookup::Hit(lease) = self.tiers.device.lookup(&key) else {
+        let CopyKey { namespace, provenance, form, .. } = run[0].key;
+        let Ok(places) = parent.client.reserve(&Wanted { namespace, provenance, links }, Lineage::of(form)) else {
+            return ends.fill(CopyEnd::Failed);
+        };
+        // The sources stay leased until their copies have arrived.
+        let (mut filled, mut leases, mut given_up) = (Vec::new(), Vec::new(), Vec::new());
+        // Whoever is at a block already publishes the same one; of blocks without an answer there was no room for any.
+        ends.fill(CopyEnd::Full);
+        for (at, (Waiting { key, .. }, place)) in run.iter().zip(&places.answers).enumerate() {
+            match place {
+                Place::Present => ends[at] = CopyEnd::Done,
+                Place::PendingElsewhere | Place::Full => {}
+                Place::Reserved { reservation, offset } => match self.copy_to_staging(&places, *offset, key) {
+                    Ok(lease) => {
+                        leases.push(lease);
+                        filled.push((at, *reservation));
+                    }
+                    Err(end) => {
+                        ends[at] = end;
+                        given_up.push(*reservation);
+                    }
+                },
+            }
+        }
+        if !filled.is_empty()
+            && let Err(end) = self.wait(Stream::CopyOut)
+        {
+            for (at, reservation) in filled.drain(..) {
+                ends[at] = end;
+                given_up.push(reservation);
+            }
+        }
+        if !given_up.is_empty() {
+            // One that cannot be given up is nobody's any more.
+            let _ = parent.client.abort(places.connection, &given_up);
+        }
+        if filled.is_empty() {
+            return;
+        }
+        let reservations: Vec<_> = filled.iter().map(|(_, reservation)| *reservation).collect();
+        let codes = parent.client.commit(places.connection, &reservations).ok();
+        for (number, (at, _)) in filled.into_iter().enumerate() {
+            ends[at] = match codes.as_ref().map(|codes| codes[number]) {
+                Some(CommitCode::Inserted | CommitCode::Present) => CopyEnd::Done,
+                Some(CommitCode::FailedCheck) => CopyEnd::Damaged,
+                Some(CommitCode::Full | CommitCode::Unknown) => CopyEnd::Full,
+                None => CopyEnd::Failed,
+            };
+        }
+    }
+
+    /// Starts to copy a block's image to a place in staging memory. Returns what keeps its slot meanwhile.
+    fn copy_to_staging(&mut self, places: &Places, offset: u64, key: &CopyKey) -> Result<Lease, CopyEnd> {
+        let Lookup::Hit(lease) = self.tiers.device.lookup(key) else {
             return Err(CopyEnd::SourceLost);
         };
-        let link = self.state.shard().view(&key).ok_or(CopyEnd::SourceLost)?.1.link;
-        let wanted = Wanted { namespace: key.namespace, provenance: key.provenance, links: &[link] };
-        let places = parent.client.reserve(&wanted, Lineage::of(key.form)).map_err(|_| CopyEnd::Failed)?;
-        let (reservation, offset) = match places.answers.first() {
-            Some(Place::Reserved { reservation, offset }) => (*reservation, *offset),
-            Some(Place::Present) => return Ok(CopyEnd::Done),
-            // Whoever is at it publishes the same block.
-            Some(Place::PendingElsewhere | Place::Full) | None => return Err(CopyEnd::Full),
-        };
-        let extent = parent.staging(places.connection, &places.staging).map_err(|error| self.failed(error))?;
+        let extent = self.parent().staging(places.connection, &places.staging).map_err(|error| self.failed(error))?;
         let device = self.tiers.device.range(lease.place());
         let host = HostRange { extent, offset, bytes: device.bytes };
         self.enqueue(Stream::CopyOut, CopyPiece { host, device })?;
-        self.wait(Stream::CopyOut)?;
-        let committed = parent.client.commit(places.connection, &[reservation]).map_err(|_| CopyEnd::Failed)?;
-        match committed.first() {
-            Some(CommitCode::Inserted | CommitCode::Present) => Ok(CopyEnd::Done),
-            Some(CommitCode::FailedCheck) => Err(CopyEnd::Damaged),
-            _ => Err(CopyEnd::Full),
-        }
+        Ok(lease)
     }
 }
