@@ -157,6 +157,11 @@ fn evicted_from_the_disk() {
         }
     }
     assert!(gone > 20, "{gone} blocks are gone");
+    // To the second, from then on.
+    let (first, parts) = (links[0].hash, bench.parts);
+    let ago = bench.raw.explain(parts, first)["ago_ms"].as_u64().unwrap();
+    assert!(ago < bench.daemon.stats()["uptime_ms"].as_u64().unwrap() + 1000, "{ago} ms");
+    until("a moment", || bench.raw.explain(parts, first)["ago_ms"].as_u64() > Some(ago));
     bench.daemon.end();
 }
 

@@ -10,7 +10,7 @@ const SKETCH_BITS: u64 = 16;
 const PROBES: u64 = 4;
 
 /// Bytes of sketch and ghosts for one record of the index.
-pub(crate) const RECORD_BYTES: u64 = 2 * SKETCH_BITS / 8 + size_of::<u32>() as u64;
+pub(crate) const RECORD_BYTES: u64 = 2 * SKETCH_BITS / 8 + size_of::<Ghost>() as u64;
 
 /// Two Bloom filters, the younger one filling: a key counts as seen while either holds it. When the younger has taken as many keys as the
 /// index has room for, the older is emptied and takes its place. 16 bits and 4 probes per key: about 0.24 % false positives each.
@@ -59,48 +59,68 @@ impl Sketch {
     }
 }
 
-/// Ghosts that share a set: one cache line.
+/// Ghosts that share a set: two cache lines.
 const WAYS: usize = 16;
 
-/// 32 bits of each of the last keys that were dropped, so that a miss can say "evicted". A set holds the last [`WAYS`] keys that fell into it, the youngest
+/// What is remembered of a key that was dropped.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Ghost {
+    /// 32 bits of it; 0 for none.
+    tag: u32,
+    /// When it was dropped, in seconds since the tier was opened.
+    second: u32,
+}
+
+/// The last keys that were dropped, so that a miss can say "evicted", and how long ago. A set holds the last [`WAYS`] keys that fell into it, the youngest
 /// first. There are as many places as records: a key is forgotten after a quarter as many younger ones once in 200,000 times, after half as many once
 /// in 120 (Poisson: 16 of them in its set).
-pub(crate) struct Ghosts(Vec<[u32; WAYS]>);
+pub(crate) struct Ghosts(Vec<[Ghost; WAYS]>);
 
 impl Ghosts {
     pub(crate) fn new(records: u32) -> Ghosts {
-        Ghosts(vec![[0; WAYS]; (records as usize).div_ceil(WAYS).max(1)])
+        Ghosts(vec![[Ghost::default(); WAYS]; (records as usize).div_ceil(WAYS).max(1)])
     }
 
     pub(crate) fn bytes(&self) -> u64 {
-        (self.0.capacity() * size_of::<[u32; WAYS]>()) as u64
+        (self.0.capacity() * size_of::<[Ghost; WAYS]>()) as u64
     }
 
     fn place(&self, fingerprint: &Fingerprint) -> (usize, u32) {
         ((fingerprint.0[1] % self.0.len() as u64) as usize, (fingerprint.0[0] >> 32) as u32 | 1)
     }
 
-    pub(crate) fn add(&mut self, fingerprint: &Fingerprint) {
+    pub(crate) fn add(&mut self, fingerprint: &Fingerprint, now_nanos: u64) {
         self.remove(fingerprint);
         let (place, tag) = self.place(fingerprint);
         let set = &mut self.0[place];
         set.copy_within(..WAYS - 1, 1);
-        set[0] = tag;
+        set[0] = Ghost { tag, second: second(now_nanos) };
     }
 
     pub(crate) fn remove(&mut self, fingerprint: &Fingerprint) {
         let (place, tag) = self.place(fingerprint);
         let set = &mut self.0[place];
-        if let Some(way) = set.iter().position(|held| *held == tag) {
+        if let Some(way) = set.iter().position(|ghost| ghost.tag == tag) {
             set.copy_within(way + 1.., way);
-            set[WAYS - 1] = 0;
+            set[WAYS - 1] = Ghost::default();
         }
     }
 
-    pub(crate) fn holds(&self, fingerprint: &Fingerprint) -> bool {
+    /// How many seconds ago the key was dropped; `None` when that is not remembered.
+    pub(crate) fn age(&self, fingerprint: &Fingerprint, now_nanos: u64) -> Option<u32> {
         let (place, tag) = self.place(fingerprint);
-        self.0[place].contains(&tag)
+        let ghost = self.0[place].iter().find(|ghost| ghost.tag == tag)?;
+        Some(second(now_nanos).saturating_sub(ghost.second))
     }
+
+    pub(crate) fn holds(&self, fingerprint: &Fingerprint) -> bool {
+        self.age(fingerprint, 0).is_some()
+    }
+}
+
+/// 136 years of them.
+fn second(nanos: u64) -> u32 {
+    u32::try_from(nanos / 1_000_000_000).unwrap_or(u32::MAX)
 }
 
 /// A bucket of bytes that fills at a rate and holds one second's worth.
@@ -182,7 +202,7 @@ mod tests {
         let mut ghosts = Ghosts::new(64);
         let key = Fingerprint([7 << 40, 9]);
         assert!(!ghosts.holds(&key));
-        ghosts.add(&key);
+        ghosts.add(&key, 0);
         assert!(ghosts.holds(&key));
         ghosts.remove(&key);
         assert!(!ghosts.holds(&key));
@@ -193,10 +213,10 @@ mod tests {
         let mut ghosts = Ghosts::new(4096);
         let mut random = Random::new(2);
         let mut keys: Vec<Fingerprint> = (0..1024).map(|_| Fingerprint([random.next(), random.next()])).collect();
-        keys.iter().for_each(|key| ghosts.add(key));
+        keys.iter().for_each(|key| ghosts.add(key, 0));
         assert_eq!(keys.iter().filter(|key| !ghosts.holds(key)).count(), 0, "of a quarter as many keys as places");
         keys.extend((0..3072).map(|_| Fingerprint([random.next(), random.next()])));
-        keys[1024..].iter().for_each(|key| ghosts.add(key));
+        keys[1024..].iter().for_each(|key| ghosts.add(key, 0));
         let forgotten = |keys: &[Fingerprint]| keys.iter().filter(|key| !ghosts.holds(key)).count();
         assert!(forgotten(&keys[2048..]) < 10, "{} of the younger half", forgotten(&keys[2048..]));
         assert!(forgotten(&keys[..64]) > 0, "there is no room for all of them");
@@ -206,13 +226,28 @@ mod tests {
     fn the_oldest_ghost_of_a_set_goes_first() {
         let mut ghosts = Ghosts::new(WAYS as u32);
         let key = |number: u64| Fingerprint([number << 40, 0]);
-        (1..=WAYS as u64).for_each(|number| ghosts.add(&key(number)));
+        (1..=WAYS as u64).for_each(|number| ghosts.add(&key(number), 0));
         // Dropped once more, it is the youngest, and takes no second place.
-        ghosts.add(&key(1));
-        ghosts.add(&key(100));
+        ghosts.add(&key(1), 0);
+        ghosts.add(&key(100), 0);
         assert!(ghosts.holds(&key(1)) && ghosts.holds(&key(100)) && !ghosts.holds(&key(2)));
         ghosts.remove(&key(3));
-        ghosts.add(&key(101));
+        ghosts.add(&key(101), 0);
         assert!((4..=WAYS as u64).all(|number| ghosts.holds(&key(number))), "a free place is taken first");
+    }
+
+    #[test]
+    fn a_ghost_tells_when_its_key_was_dropped() {
+        let mut ghosts = Ghosts::new(64);
+        let keys = [1, 2].map(|number: u64| Fingerprint([number << 40, number]));
+        const SECOND: u64 = 1_000_000_000;
+        ghosts.add(&keys[0], 3 * SECOND);
+        ghosts.add(&keys[1], 5 * SECOND);
+        let ages = |ghosts: &Ghosts, now| keys.map(|key| ghosts.age(&key, now));
+        assert_eq!(ages(&ghosts, 5 * SECOND), [Some(2), Some(0)]);
+        ghosts.add(&keys[0], 65 * SECOND);
+        assert_eq!(ages(&ghosts, 66 * SECOND), [Some(1), Some(61)]);
+        ghosts.remove(&keys[1]);
+        assert_eq!(ages(&ghosts, 66 * SECOND), [Some(1), None]);
     }
 }

@@ -36,7 +36,8 @@ struct Move {
 impl Inner {
     /// Reclaims one segment. `false`: there is none that can be.
     pub(crate) fn reclaim(&self) -> bool {
-        let Some(Plan { segment, keep, dropped }) = self.change(Log::plan_reclaim) else { return false };
+        let now = self.now();
+        let Some(Plan { segment, keep, dropped }) = self.change(|log| log.plan_reclaim(now)) else { return false };
         let is_moved = keep.chunks(GROUP).all(|group| self.move_group(group));
         self.change(|log| {
             let is_empty = log.index.of_segment(segment).next().is_none();
@@ -98,7 +99,7 @@ enum Prepared {
 impl Log {
     /// Chooses a segment and what of it is kept; the rest leaves the index here. Sparse segments first, then the oldest; none of which more
     /// than half is pinned.
-    fn plan_reclaim(&mut self) -> Option<Plan> {
+    fn plan_reclaim(&mut self, now_nanos: u64) -> Option<Plan> {
         let half_pages = self.layout.segment_bytes / ALIGN_BYTES / 2;
         let room_pages = self.room_pages();
         let mut candidates: Vec<(bool, u64, u32)> = self
@@ -129,7 +130,7 @@ impl Log {
             pinned.extend(kept);
             for known in &dropped {
                 self.forget(&known.fingerprint);
-                self.ghosts.add(&known.fingerprint);
+                self.ghosts.add(&known.fingerprint, now_nanos);
                 self.counters.evicted += 1;
             }
             self.segments.at_mut(segment).phase = Phase::Reclaiming;

@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use cache_core::hash::Namespace;
 use cache_core::key::CopyKey;
@@ -163,6 +164,13 @@ impl DiskTier {
     pub fn has(&self, key: &CopyKey) -> bool {
         let log = self.inner().lock();
         log.lookup(&log.fingerprint(key)).is_ok()
+    }
+
+    /// How long ago reclaim dropped a record that is not there any more, to the second. `None` when that is not remembered.
+    pub fn dropped(&self, key: &CopyKey) -> Option<Duration> {
+        let (inner, log) = (self.inner(), self.inner().lock());
+        let seconds = log.ghosts.age(&log.fingerprint(key), inner.now())?;
+        Some(Duration::from_secs(u64::from(seconds)))
     }
 
     /// Bytes of the records of a namespace.

@@ -191,6 +191,8 @@ pub(crate) struct Gone {
     pub(crate) ghost: Option<(Tier, u64)>,
     /// What went longer ago may be forgotten, in milliseconds.
     pub(crate) forgotten_ms: Option<u64>,
+    /// When the disk dropped it, as far as that remembers: so many milliseconds ago, to the second.
+    pub(crate) dropped_ms: Option<u64>,
 }
 
 /// How the host budget is used.
@@ -544,11 +546,13 @@ impl Cache {
     pub(crate) fn gone(&self, class: ClassId, key: &CopyKey) -> Gone {
         let now = self.now();
         let ago = |then: Now| now.since(then) / 1_000_000;
+        let dropped = self.disk.as_ref().and_then(|disk| disk.dropped(key));
         let state = self.state();
         let shard = &state.class(class).shard;
         Gone {
             ghost: shard.ghost(key).map(|ghost| (named(ghost.tier), ago(ghost.when))),
             forgotten_ms: shard.forgotten_until().map(ago),
+            dropped_ms: dropped.map(|ago| ago.as_secs() * 1000),
         }
     }
 

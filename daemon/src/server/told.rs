@@ -32,9 +32,9 @@ impl Server {
             (MissReason::Quota, gone) => BlockStory { ago_ms: gone.ghost.map(|(_, ago_ms)| ago_ms), ..story },
             (_, gone) => match gone.ghost {
                 Some((tier, ago_ms)) => story.gone(tier, ago_ms),
-                // What the arena does not remember went from the disk, which does not note when.
+                // What the arena does not remember went from the disk.
                 None if reason == MissReason::Evicted => {
-                    BlockStory { evicted_from: Some(Tier::Disk.name().into()), ..story }
+                    BlockStory { evicted_from: Some(Tier::Disk.name().into()), ago_ms: gone.dropped_ms, ..story }
                 }
                 None => story,
             },

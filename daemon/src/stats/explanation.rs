@@ -28,8 +28,8 @@ pub struct BlockStory {
     pub reason: Option<Name>,
     /// The tier that its last copy was dropped from, when that is remembered.
     pub evicted_from: Option<Name>,
-    /// How many milliseconds before the request; for `never_stored`, what was stored longer ago may have been forgotten; for `quota`, when it was
-    /// refused.
+    /// How many milliseconds before the request, to the second for the disk; for `never_stored`, what was stored longer ago may have been forgotten; for
+    /// `quota`, when it was refused.
     pub ago_ms: Option<u64>,
     /// The part of the namespace that differs from the nearest one that is known.
     pub field: Option<String>,
