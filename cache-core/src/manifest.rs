@@ -1,6 +1,7 @@
 //! The manifest: every fact that two blocks must share to be interchangeable. Its digest with the tenant is the namespace.
 
 use crate::hash::{FieldHasher, Namespace, TenantId, WeightsId};
+use crate::payload::BlockShape;
 
 /// What a layer group keeps per token or per sequence.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -92,6 +93,23 @@ pub struct Manifest {
 }
 
 impl Manifest {
+    /// What the blocks of a model without anything particular have in common: all its layers in one group, in one process, bf16, no adapter. For rigs and
+    /// benchmarks.
+    pub fn plain(weights: WeightsId, shape: &BlockShape, numerics: &str) -> Manifest {
+        let BlockShape { layers, kv_heads, head_dim, block_tokens, .. } = *shape;
+        Manifest {
+            weights,
+            architecture: "llama".to_owned(),
+            dtype: "bf16".to_owned(),
+            block_tokens,
+            groups: vec![LayerGroup { kind: GroupKind::Full, layers: (0..layers).collect(), kv_heads, head_dim }],
+            head_slice: HeadSlice::WHOLE,
+            rope: RopeIdentity { dimensions: head_dim, base_bits: 10_000f32.to_bits(), scaling: String::new() },
+            adapter: String::new(),
+            numerics: numerics.to_owned(),
+        }
+    }
+
     /// The namespace of this manifest for one tenant.
     pub fn namespace(&self, tenant: TenantId) -> Namespace {
         let mut hasher = FieldHasher::new("kvtier.namespace.v1");

@@ -10,7 +10,7 @@ use cache_core::form::{Accept, Form, FormMapId, Lineage, Opaque, Provenance};
 use cache_core::hash::{Namespace, TenantId, WeightsId};
 use cache_core::header::{seal_image, verify_image};
 use cache_core::key::CopyKey;
-use cache_core::manifest::{GroupKind, HeadSlice, LayerGroup, Manifest, RopeIdentity};
+use cache_core::manifest::Manifest;
 use cache_core::miss::MissReason;
 use cache_core::payload::BlockShape;
 use cache_core::units::Tier;
@@ -57,22 +57,7 @@ fn shape(layer_bytes: u32, layout: &str) -> BlockShape {
 }
 
 fn manifest(shape: &BlockShape, dtype: String) -> Manifest {
-    Manifest {
-        weights: WeightsId([7; 32]),
-        architecture: "llama".to_owned(),
-        dtype,
-        block_tokens: shape.block_tokens,
-        groups: vec![LayerGroup {
-            kind: GroupKind::Full,
-            layers: vec![0, 1],
-            kv_heads: shape.kv_heads,
-            head_dim: shape.head_dim,
-        }],
-        head_slice: HeadSlice::WHOLE,
-        rope: RopeIdentity { dimensions: 57, base_bits: 10_000f32.to_bits(), scaling: String::new() },
-        adapter: String::new(),
-        numerics: "a foreign engine".to_owned(),
-    }
+    Manifest { dtype, ..Manifest::plain(WeightsId([7; 32]), shape, "a foreign engine") }
 }
 
 fn named(client: &Client) -> (Namespace, Vec<Link>) {

@@ -9,7 +9,7 @@ use cache_core::form::{Accept, Form, Lineage, Provenance};
 use cache_core::hash::{Namespace, TenantId, WeightsId};
 use cache_core::header::{seal_image, verify_image};
 use cache_core::key::CopyKey;
-use cache_core::manifest::{GroupKind, HeadSlice, LayerGroup, Manifest, RopeIdentity};
+use cache_core::manifest::Manifest;
 use cache_core::miss::MissReason;
 use cache_core::payload::BlockShape;
 use cache_core::units::Tier;
@@ -63,22 +63,7 @@ impl Daemon {
 }
 
 fn manifest() -> Manifest {
-    Manifest {
-        weights: WeightsId([7; 32]),
-        architecture: "llama".to_owned(),
-        dtype: "bf16".to_owned(),
-        block_tokens: SHAPE.block_tokens,
-        groups: vec![LayerGroup {
-            kind: GroupKind::Full,
-            layers: vec![0, 1],
-            kv_heads: SHAPE.kv_heads,
-            head_dim: SHAPE.head_dim,
-        }],
-        head_slice: HeadSlice::WHOLE,
-        rope: RopeIdentity { dimensions: 16, base_bits: 10_000f32.to_bits(), scaling: String::new() },
-        adapter: String::new(),
-        numerics: "test".to_owned(),
-    }
+    Manifest::plain(WeightsId([7; 32]), &SHAPE, "test")
 }
 
 fn links(namespace: Namespace, blocks: usize) -> Vec<Link> {

@@ -5,7 +5,7 @@ use cache_core::form::{Form, Lineage};
 use cache_core::hash::{BlockHash, FieldHasher, Namespace, TenantId, WeightsId};
 use cache_core::header::{seal_image, verify_image};
 use cache_core::key::CopyKey;
-use cache_core::manifest::{GroupKind, HeadSlice, LayerGroup, Manifest, RopeIdentity};
+use cache_core::manifest::Manifest;
 use cache_core::payload::BlockShape;
 
 /// Keys and values of 8 heads of 128 channels in 32 layers, as an 8-billion-parameter model has them: 128 KiB a token.
@@ -52,23 +52,9 @@ impl Blocks {
     }
 
     fn of(shape: BlockShape) -> Blocks {
-        let manifest = Manifest {
-            weights: WeightsId([0x6b; 32]),
-            architecture: "bench".to_owned(),
-            dtype: "bf16".to_owned(),
-            block_tokens: shape.block_tokens,
-            groups: vec![LayerGroup {
-                kind: GroupKind::Full,
-                layers: (0..shape.layers).collect(),
-                kv_heads: shape.kv_heads,
-                head_dim: shape.head_dim,
-            }],
-            head_slice: HeadSlice::WHOLE,
-            rope: RopeIdentity { dimensions: shape.head_dim, base_bits: 10_000f32.to_bits(), scaling: String::new() },
-            adapter: String::new(),
-            // New at each run: what a daemon has from an earlier one is another namespace's.
-            numerics: format!("bench of {}", std::process::id()),
-        };
+        // New at each run: what a daemon has from an earlier one is another namespace's.
+        let numerics = format!("bench of {}", std::process::id());
+        let manifest = Manifest::plain(WeightsId([0x6b; 32]), &shape, &numerics);
         let mut state = 0x9e37_79b9_7f4a_7c15_u64;
         let payload = (shape.slot_bytes() - shape.header_bytes()) as usize;
         let mut pattern = vec![0; payload];

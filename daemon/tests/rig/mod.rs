@@ -18,7 +18,7 @@ use cache_core::form::{Accept, Form, Lineage, Provenance};
 use cache_core::hash::{Namespace, TenantId, WeightsId};
 use cache_core::header::seal_image;
 use cache_core::key::CopyKey;
-use cache_core::manifest::{GroupKind, HeadSlice, LayerGroup, Manifest, RopeIdentity};
+use cache_core::manifest::Manifest;
 use cache_core::payload::BlockShape;
 use kvtier_daemon::config::{Config, Machine};
 use kvtier_daemon::{ServeError, serve};
@@ -131,22 +131,7 @@ pub fn manifest() -> Manifest {
 }
 
 pub fn manifest_of(shape: BlockShape) -> Manifest {
-    Manifest {
-        weights: WeightsId([7; 32]),
-        architecture: "llama".to_owned(),
-        dtype: "bf16".to_owned(),
-        block_tokens: shape.block_tokens,
-        groups: vec![LayerGroup {
-            kind: GroupKind::Full,
-            layers: (0..shape.layers).collect(),
-            kv_heads: shape.kv_heads,
-            head_dim: shape.head_dim,
-        }],
-        head_slice: HeadSlice::WHOLE,
-        rope: RopeIdentity { dimensions: 16, base_bits: 10_000f32.to_bits(), scaling: String::new() },
-        adapter: String::new(),
-        numerics: "test".to_owned(),
-    }
+    Manifest::plain(WeightsId([7; 32]), &shape, "test")
 }
 
 /// The chain of the same tokens in a namespace.

@@ -6,7 +6,7 @@ use cache_core::chain::{Chain, Link};
 use cache_core::form::{Accept, Form};
 use cache_core::hash::{Namespace, TenantId, WeightsId};
 use cache_core::manager::Budgets;
-use cache_core::manifest::{GroupKind, HeadSlice, LayerGroup, Manifest, RopeIdentity};
+use cache_core::manifest::Manifest;
 use cache_core::payload::BlockShape;
 use gpu_tier::attention::Attention;
 use gpu_tier::cpu::isa::Isa;
@@ -71,22 +71,8 @@ impl Rig {
     /// The namespace of a tenant, made known to whatever is below the device.
     pub fn namespace(&self, salt: &str) -> Namespace {
         let shape = self.cache.shape();
-        let manifest = Manifest {
-            weights: WeightsId([7; 32]),
-            architecture: "llama".to_owned(),
-            dtype: shape.form.name(),
-            block_tokens: shape.block_tokens,
-            groups: vec![LayerGroup {
-                kind: GroupKind::Full,
-                layers: (0..shape.layers).collect(),
-                kv_heads: shape.kv_heads,
-                head_dim: shape.head_dim,
-            }],
-            head_slice: HeadSlice::WHOLE,
-            rope: RopeIdentity { dimensions: 16, base_bits: 10_000f32.to_bits(), scaling: String::new() },
-            adapter: String::new(),
-            numerics: "contract".to_owned(),
-        };
+        let plain = Manifest::plain(WeightsId([7; 32]), &shape, "contract");
+        let manifest = Manifest { dtype: shape.form.name(), ..plain };
         self.cache.namespace(&manifest, TenantId::of_salt(Some(salt)))
     }
 

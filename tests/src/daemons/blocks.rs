@@ -7,7 +7,7 @@ use cache_core::form::{Accept, Form, Lineage, Provenance};
 use cache_core::hash::{Namespace, TenantId, WeightsId};
 use cache_core::header::seal_image;
 use cache_core::key::CopyKey;
-use cache_core::manifest::{GroupKind, HeadSlice, LayerGroup, Manifest, RopeIdentity};
+use cache_core::manifest::Manifest;
 use cache_core::miss::MissReason;
 use cache_core::payload::BlockShape;
 use disk_tier::io::rig::SplitMix64;
@@ -19,22 +19,7 @@ pub const SHAPE: BlockShape = BlockShape { layers: 4, kv_heads: 1, head_dim: 64,
 
 /// Of these blocks.
 pub fn manifest() -> Manifest {
-    Manifest {
-        weights: WeightsId([3; 32]),
-        architecture: "llama".to_owned(),
-        dtype: "bf16".to_owned(),
-        block_tokens: SHAPE.block_tokens,
-        groups: vec![LayerGroup {
-            kind: GroupKind::Full,
-            layers: (0..SHAPE.layers).collect(),
-            kv_heads: SHAPE.kv_heads,
-            head_dim: SHAPE.head_dim,
-        }],
-        head_slice: HeadSlice::WHOLE,
-        rope: RopeIdentity { dimensions: 64, base_bits: 10_000f32.to_bits(), scaling: String::new() },
-        adapter: String::new(),
-        numerics: "test".to_owned(),
-    }
+    Manifest::plain(WeightsId([3; 32]), &SHAPE, "test")
 }
 
 /// The namespace of [`manifest`] for nobody in particular.
