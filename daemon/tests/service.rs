@@ -1,92 +1,18 @@
 //! The service through its socket: blocks in and out, what others may see of them, and what is left when a client goes.
 
-use std::path::{Path, PathBuf};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+mod rig;
 
-use cache_core::chain::{Chain, Link};
-use cache_core::form::{Accept, Form, Lineage, Provenance};
+use cache_core::chain::Link;
+use cache_core::form::{Accept, Lineage, Provenance};
 use cache_core::hash::{Namespace, TenantId, WeightsId};
-use cache_core::header::{seal_image, verify_image};
-use cache_core::key::CopyKey;
+use cache_core::header::verify_image;
 use cache_core::manifest::Manifest;
 use cache_core::miss::MissReason;
-use cache_core::payload::BlockShape;
 use cache_core::units::Tier;
-use kvtier_daemon::config::{Config, Machine};
-use kvtier_daemon::{ServeError, serve};
-use kvtier_sdk::client::{Client, ClientSettings, Place, Wanted};
+use kvtier_daemon::serve;
+use kvtier_sdk::client::{Client, Place};
 use kvtier_sdk::wire::CommitCode;
-use serde_json::Value;
-
-const SHAPE: BlockShape = BlockShape { layers: 2, kv_heads: 1, head_dim: 16, block_tokens: 16, form: Form::Raw16 };
-
-struct Daemon {
-    socket: PathBuf,
-    thread: JoinHandle<Result<(), ServeError>>,
-}
-
-fn start(folder: &Path, change: impl FnOnce(&mut Config)) -> Daemon {
-    let socket = folder.join("kvtier.sock");
-    let mut config = Config::defaults(&Machine::here().unwrap());
-    config.socket = socket.clone();
-    config.http = None;
-    config.host_mem_bytes = 32 << 20;
-    config.client_staging_bytes = 256 << 10;
-    change(&mut config);
-    let thread = std::thread::spawn(move || serve(config));
-    let until = Instant::now() + Duration::from_secs(20);
-    while !socket.exists() {
-        if thread.is_finished() {
-            panic!("the daemon does not start: {:?}", thread.join());
-        }
-        assert!(Instant::now() < until, "the daemon does not start in time");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    Daemon { socket, thread }
-}
-
-impl Daemon {
-    fn client(&self) -> Client {
-        let deadline = Duration::from_secs(10);
-        let settings = ClientSettings { socket: self.socket.clone(), name: "service test".to_owned(), deadline };
-        let client = Client::open(settings, SHAPE);
-        assert!(client.is_connected());
-        client
-    }
-
-    fn end(self, client: Client) {
-        client.drain().unwrap();
-        drop(client);
-        self.thread.join().unwrap().unwrap();
-    }
-}
-
-fn manifest() -> Manifest {
-    Manifest::plain(WeightsId([7; 32]), &SHAPE, "test")
-}
-
-fn links(namespace: Namespace, blocks: usize) -> Vec<Link> {
-    let tokens: Vec<u32> = (0..16 * blocks as u32).collect();
-    Chain::over(namespace, SHAPE.block_tokens, &tokens).links().to_vec()
-}
-
-fn key(namespace: Namespace, link: &Link) -> CopyKey {
-    CopyKey::exact(namespace, link.hash)
-}
-
-fn image(namespace: Namespace, link: &Link) -> Vec<u8> {
-    let mut image = vec![0; SHAPE.slot_bytes() as usize];
-    let start = SHAPE.header_bytes() as usize;
-    image[start..].iter_mut().enumerate().for_each(|(index, byte)| *byte = (index as u32 * 7 + link.depth) as u8);
-    let key = key(namespace, link);
-    seal_image(&SHAPE, key, Lineage::of(key.form), *link, &mut image);
-    image
-}
-
-fn wanted<'a>(namespace: Namespace, links: &'a [Link]) -> Wanted<'a> {
-    Wanted { namespace, provenance: Provenance::EXACT, links }
-}
+use rig::*;
 
 /// Puts blocks, each image changed by `change` before it is committed.
 fn put(client: &Client, namespace: Namespace, links: &[Link], change: impl Fn(&mut Vec<u8>)) -> Vec<CommitCode> {
@@ -101,19 +27,6 @@ fn put(client: &Client, namespace: Namespace, links: &[Link], change: impl Fn(&m
         reservations.push(*reservation);
     }
     client.commit(places.connection, &reservations).unwrap()
-}
-
-fn stats(client: &Client) -> Value {
-    serde_json::from_str(&client.stats().unwrap()).unwrap()
-}
-
-/// Waits until a figure is what it should be.
-fn settles(client: &Client, what: &str, figure: impl Fn(&Value) -> bool) {
-    let until = Instant::now() + Duration::from_secs(10);
-    while !figure(&stats(client)) {
-        assert!(Instant::now() < until, "{what}: {}", stats(client));
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 #[test]
@@ -134,10 +47,10 @@ fn what_one_client_puts_another_reads_in_place() {
         assert!(slot_end <= lent.extent().bytes(), "the block lies inside the mapped extent");
         let mut read = vec![0; SHAPE.slot_bytes() as usize];
         assert!(lent.read(0, &mut read));
-        verify_image(&SHAPE, &key(namespace, link), &read).unwrap();
+        verify_image(&SHAPE, &key(SHAPE, namespace, Provenance::EXACT, link), &read).unwrap();
         assert_eq!(read, image(namespace, link));
     }
-    let held = stats(&writer);
+    let held = daemon.stats();
     assert_eq!((&held["leases"]["count"], &held["copied_bytes"]), (&4.into(), &0.into()), "{held}");
     // Whoever comes second is told.
     let places = writer.reserve(&wanted(namespace, &links[..1]), Lineage::of(SHAPE.form_map())).unwrap();
@@ -145,9 +58,9 @@ fn what_one_client_puts_another_reads_in_place() {
     drop(lent);
     // Leases are given back with the next call.
     reader.lookup(&wanted(namespace, &links[..1]), Accept::Exact).unwrap();
-    settles(&writer, "leases", |stats| stats["leases"]["count"] == 0);
+    daemon.settles("leases", |stats| stats["leases"]["count"] == 0);
     drop(reader);
-    daemon.end(writer);
+    daemon.end();
 }
 
 #[test]
@@ -166,8 +79,8 @@ fn a_spoilt_image_is_refused_and_never_seen() {
         assert!(tiers.is_empty(), "byte {byte}");
     }
     assert_eq!(put(&client, namespace, &links, |_| {}), [CommitCode::Inserted]);
-    assert_eq!(stats(&client)["reservations"], 0);
-    daemon.end(client);
+    assert_eq!(daemon.stats()["reservations"], 0);
+    daemon.end();
 }
 
 #[test]
@@ -196,7 +109,7 @@ fn tenants_and_models_find_nothing_of_each_other_and_a_changed_field_is_named() 
         let other = client.name(&manifest, TenantId::of_salt(Some("a")));
         assert_eq!(found(other), (vec![], Some(MissReason::Namespace)), "{manifest:?}");
     }
-    daemon.end(client);
+    daemon.end();
 }
 
 #[test]
@@ -207,7 +120,7 @@ fn a_client_that_goes_leaves_nothing_behind() {
     let namespace = watcher.name(&manifest(), TenantId::of_salt(None));
     let links = links(namespace, 8);
     put(&watcher, namespace, &links[..4], |_| {});
-    let start = stats(&watcher);
+    let start = daemon.stats();
     for _ in 0..20 {
         let client = daemon.client();
         client.name(&manifest(), TenantId::of_salt(None));
@@ -217,39 +130,35 @@ fn a_client_that_goes_leaves_nothing_behind() {
         // Its leases are not given back: the connection ends with them.
         lent.into_iter().for_each(std::mem::forget);
         drop(client);
-        settles(&watcher, "holdings", |stats| {
+        daemon.settles("holdings", |stats| {
             stats["leases"]["count"] == 0 && stats["reservations"] == 0 && stats["clients"]["count"] == 1
         });
     }
-    let end = stats(&watcher);
+    let end = daemon.stats();
     assert_eq!(end["tiers"]["host"]["used_bytes"], start["tiers"]["host"]["used_bytes"]);
     assert_eq!(end["leases"]["reclaimed"]["hang_up"], 80);
-    daemon.end(watcher);
+    daemon.end();
 }
 
 #[test]
 fn blocks_outlive_the_daemon_on_its_disk() {
     let folder = tempfile::tempdir().unwrap();
-    let store = folder.path().join("store");
-    let with_disk = |config: &mut Config| {
-        config.disk = Some(store.clone());
-        config.disk_size_bytes = 64 << 20;
-    };
-    let daemon = start(folder.path(), with_disk);
+    let serve = || start(folder.path(), |config| with_disk(folder.path(), config));
+    let daemon = serve();
     let client = daemon.client();
     let namespace = client.name(&manifest(), TenantId::of_salt(None));
     let links = links(namespace, 64);
     for links in links.chunks(8) {
         assert_eq!(put(&client, namespace, links, |_| {}), vec![CommitCode::Inserted; 8]);
     }
-    let held = stats(&client);
+    let held = daemon.stats();
     let host = &held["tiers"]["host"];
     assert!(host["used_bytes"].as_u64() <= host["budget_bytes"].as_u64(), "{held}");
-    daemon.end(client);
-    let daemon = start(folder.path(), with_disk);
+    daemon.end();
+    let daemon = serve();
     let client = daemon.client();
     client.name(&manifest(), TenantId::of_salt(None));
-    settles(&client, "recovery", |stats| stats["state"] == "ready");
+    daemon.settles("recovery", |stats| stats["state"] == "ready");
     let (lent, miss) = client.acquire(&wanted(namespace, &links), Accept::Exact).unwrap();
     assert_eq!((lent.len(), miss), (64, None));
     for (lent, link) in lent.iter().zip(&links) {
@@ -259,18 +168,14 @@ fn blocks_outlive_the_daemon_on_its_disk() {
         assert_eq!(read, image(namespace, link));
     }
     drop(lent);
-    daemon.end(client);
+    daemon.end();
 }
 
 #[test]
 fn a_second_daemon_on_one_socket_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let daemon = start(folder.path(), |_| {});
-    let mut config = Config::defaults(&Machine::here().unwrap());
-    config.socket = daemon.socket.clone();
-    config.http = None;
-    let refused = serve(config).unwrap_err();
+    let refused = serve(config(folder.path())).unwrap_err();
     assert!(refused.to_string().contains("another daemon listens there"), "{refused}");
-    let client = daemon.client();
-    daemon.end(client);
+    daemon.end();
 }
