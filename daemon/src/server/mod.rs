@@ -2,6 +2,7 @@
 //!
 //! | file | part |
 //! |---|---|
+//! | `error` | why it does not serve |
 //! | `listen` | the socket: who may connect, one daemon a socket |
 //! | `incoming` | its frames as they come in |
 //! | `session` | one connection: requests in, answers out, everything given back at its end |
@@ -16,8 +17,10 @@
 //! | `paced` | answers on their way out, each by its time |
 //! | `requests` | what became of named requests, for `explain` |
 //! | `scrub` | blocks in memory checked again, at a pace |
-//! | `touch` | memory committed ahead of its use |
+//! | `signals` | the signals that end it |
+//! | `statistics` | the endpoint for operators beside it |
 //! | `told` | what operators are told: figures, and why blocks were not there |
+//! | `touch` | memory committed ahead of its use |
 //! | `users` | who a user id stands for |
 //!
 //! **Threads.** One for each connection, since its requests are answered in order and most take microseconds; one that takes in what the disk ends; one that
@@ -27,6 +30,7 @@ mod attic;
 mod cache;
 mod class;
 mod driver;
+mod error;
 mod incoming;
 mod listed;
 mod listen;
@@ -37,14 +41,15 @@ mod quota;
 mod requests;
 mod scrub;
 mod session;
+mod signals;
 mod staging;
+mod statistics;
 mod told;
 mod touch;
 mod users;
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -58,10 +63,10 @@ use cache_core::manifest::Manifest;
 use cache_core::miss::MissReason;
 use cache_core::payload::BlockShape;
 use cache_core::units::Tier;
-use disk_tier::{DiskConfig, DiskError, DiskState, DiskTier};
+use disk_tier::{DiskConfig, DiskState, DiskTier};
 
 use crate::config::Config;
-use crate::http::{Endpoint, HttpError};
+use crate::http::Endpoint;
 use crate::server::attic::Attic;
 use crate::server::cache::{Aside, Asked, Cache, Leased, Patience};
 use crate::server::class::{ClassId, Pool};
@@ -73,62 +78,16 @@ use crate::server::requests::Requests;
 use crate::stats::{Amount, BlockStory, Client, Counters, Disk, Explanation, Gauges, Snapshot, Source, State, TierUse};
 use crate::testing::{Planted, Point, Testing};
 
+pub use error::ServeError;
+use signals::Signals;
+use statistics::{Http, serve_http};
+
 /// How long an orderly end may take.
 pub const DRAIN_MAX: Duration = Duration::from_secs(10);
 /// Staging memory with which a connection begins, in bytes.
 const FIRST_STAGING_BYTES: u64 = 256 << 10;
 /// The smallest usual record on the disk: its index is made for as many as fit the budget.
 const RECORD_BYTES: u64 = 256 << 10;
-
-/// Why the daemon does not serve, or stopped. Text reads after "failed to".
-#[derive(Debug, thiserror::Error)]
-pub enum ServeError {
-    /// The socket cannot be made: another daemon has it, or the folder cannot be used.
-    #[error("listen at {}: {reason}", socket.display())]
-    Socket {
-        /// Its path.
-        socket: PathBuf,
-        /// Why.
-        reason: String,
-    },
-    /// The store cannot be opened.
-    #[error("open the store in {}", folder.display())]
-    Disk {
-        /// Its folder.
-        folder: PathBuf,
-        /// Why.
-        #[source]
-        source: DiskError,
-    },
-    /// The list of namespaces beside the store cannot be used.
-    #[error("read the list of namespaces in {}", folder.display())]
-    Names {
-        /// The store's folder.
-        folder: PathBuf,
-        /// The system's word.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The statistics endpoint cannot listen.
-    #[error("serve statistics")]
-    Http(#[from] HttpError),
-    /// The system refuses a thread or a signal handler.
-    #[error("start")]
-    Start(#[source] std::io::Error),
-    /// A thread that everything depends on has panicked, or ended before its time.
-    #[error("go on: the thread {thread} has panicked")]
-    Panicked {
-        /// Its name.
-        thread: String,
-    },
-}
-
-impl ServeError {
-    /// What a process that serves ends with: 2 when it never served, since settings or another daemon are in the way; 3 when it failed on the way.
-    pub fn exit_code(&self) -> u8 {
-        if matches!(self, ServeError::Panicked { .. }) { 3 } else { 2 }
-    }
-}
 
 /// Everything that the threads share.
 pub(crate) struct Server {
@@ -225,75 +184,6 @@ pub fn serve_with(config: Config, testing: Testing) -> Result<(), ServeError> {
 
 fn wait(receiver: &Receiver<End>) -> End {
     receiver.recv().unwrap_or(End::Asked)
-}
-
-/// SIGTERM and SIGINT, as long as the daemon has them.
-struct Signals {
-    handle: signal_hook::iterator::Handle,
-    thread: JoinHandle<()>,
-}
-
-impl Signals {
-    fn take(server: &Arc<Server>) -> std::io::Result<Signals> {
-        use signal_hook::consts::{SIGINT, SIGTERM};
-        let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT])?;
-        let handle = signals.handle();
-        let server = Arc::clone(server);
-        let thread = std::thread::Builder::new().name("signals-0".into()).spawn(move || {
-            let mut seen = 0;
-            for signal in signals.forever() {
-                seen += 1;
-                if seen > 1 {
-                    // Who asks twice does not want to wait.
-                    std::process::exit(128 + signal);
-                }
-                tracing::info!(signal, "ending");
-                server.drain();
-            }
-        })?;
-        Ok(Signals { handle, thread })
-    }
-
-    fn give_back(self) {
-        self.handle.close();
-        self.thread.join().expect("nothing in it panics");
-    }
-}
-
-/// The HTTP endpoint, on a runtime of its own.
-struct Http {
-    runtime: tokio::runtime::Runtime,
-    end: tokio::sync::oneshot::Sender<()>,
-}
-
-fn serve_http(server: &Arc<Server>, endpoint: Endpoint) -> std::io::Result<Http> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .thread_name("http")
-        .enable_io()
-        .enable_time()
-        .build()?;
-    let (end, ended) = tokio::sync::oneshot::channel::<()>();
-    let source: Arc<dyn Source> = Arc::clone(server) as Arc<dyn Source>;
-    tracing::info!(address = %endpoint.address(), "statistics");
-    let planted = server.planted.clone();
-    let serving = runtime.spawn(async move {
-        tokio::select! {
-            // The sender going away ends it as well.
-            served = endpoint.serve(source, async { drop(ended.await) }) => served,
-            never = planted.struck(Point::Http) => match never {},
-        }
-    });
-    let watching = Arc::clone(server);
-    runtime.spawn(async move {
-        // A panic, an error, or an end that nobody asked for: operators would look at a daemon that no longer shows itself.
-        let ended = serving.await;
-        if !watching.is_ending() {
-            tracing::error!(?ended, "the statistics endpoint has ended");
-            watching.tell(End::Panicked("http".to_owned()));
-        }
-    });
-    Ok(Http { runtime, end })
 }
 
 impl Server {
