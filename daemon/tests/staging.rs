@@ -39,7 +39,8 @@ fn a_small_daemon_lets_many_clients_in_and_takes_their_large_blocks() {
         config.client_staging_bytes = 64 << 20;
     });
     let clients: Vec<Client> = (0..20).map(|_| daemon.client_of(LLAMA)).collect();
-    let namespace = clients.iter().map(|client| client.name(&manifest_of(LLAMA), tenant("a"))).last().unwrap();
+    let named: Vec<Namespace> = clients.iter().map(|client| client.name(&manifest_of(LLAMA), tenant("a"))).collect();
+    let namespace = named[0];
     for client in &clients {
         let link = links_from(namespace, 0, 1);
         assert!(client.lookup(&wanted(namespace, &link), Accept::Exact).unwrap().0.is_empty(), "it is served");
@@ -161,14 +162,13 @@ fn commits_under_way_are_answered_whenever_they_are_asked_for() {
             *reservation
         })
         .collect();
-    let [one, two, three] =
+    let [one, _two, three] =
         [&ids[..1], &ids[1..2], &ids[2..3]].map(|ids| client.begin_commit(places.connection, ids).unwrap());
     // Other calls go by, and leases are given back with them.
     assert_eq!(check_run(&client, namespace, &links[..3]).0, 3, "what was sent before them is done before them");
     client.give_back().unwrap();
     assert_eq!(client.committed(three).unwrap(), [CommitCode::Inserted]);
     assert_eq!(client.committed(one).unwrap(), [CommitCode::Inserted]);
-    drop(two);
     assert_eq!(
         client.commit(places.connection, &ids[1..]).unwrap()[2..],
         [CommitCode::Inserted],
