@@ -55,13 +55,25 @@ macro_rules! files {
     };
 }
 
+macro_rules! header {
+    ($name:literal) => {
+        (concat!($name, ".cuh"), include_str!(concat!("../../../kernels/", $name, ".cuh")))
+    };
+}
+
 const FILES: [File; 9] = files!["append", "attend", "finish", "gather", "i8h", "kc4vt4", "rate", "sx12", "xxh3"];
 
 /// Headers by the name that sources include them under.
-const HEADERS: [(&str, &str); 3] = [
-    ("attention.cuh", include_str!("../../../kernels/attention.cuh")),
-    ("grid.cuh", include_str!("../../../kernels/grid.cuh")),
-    ("kv.cuh", include_str!("../../../kernels/kv.cuh")),
+const HEADERS: [(&str, &str); 9] = [
+    header!("attend_closed"),
+    header!("attend_exact"),
+    header!("attention"),
+    header!("grid"),
+    header!("kv"),
+    header!("plain"),
+    header!("ring"),
+    header!("span"),
+    header!("tile"),
 ];
 
 /// Loads the modules of a source.
