@@ -17,13 +17,13 @@ struct Plain {
     }
 };
 
-#define KV_ATTEND(v, c)                                                                                   \
-    extern "C" __global__ void __launch_bounds__(THREADS, 4)                                              \
-        kvtier_attend_v##v##_c##c(u64 shape, u64 jobs, u64 spans, u32 count) {                            \
-        typedef PlainShared<v, c> Shared;                                                                 \
-        KV_SHARED(Shared, shared);                                                                        \
-        attend<v, c, Plain>(shared, shape, jobs, spans, count);                                           \
-    }                                                                                                     \
+#define KV_ATTEND(v, c)                                                                                            \
+    extern "C" __global__ void __launch_bounds__(THREADS, 4) kvtier_attend_v##v##_c##c(KV_ATTEND_PARAMETERS) { \
+        typedef PlainShared<v, c> Shared;                                                                          \
+        KV_SHARED(Shared, shared);                                                                                 \
+        const AttendShape shape = KV_ATTEND_SHAPE;                                                                 \
+        attend<v, c, Plain>(shared, shape, jobs, spans, count);                                                    \
+    }                                                                                                              \
     KV_EXPORT(kvtier_attend_v##v##_c##c)
 
 KV_ATTEND(4, 1);

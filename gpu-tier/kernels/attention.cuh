@@ -37,6 +37,31 @@ __device__ __forceinline__ float sum16(float x) {
     return x;
 }
 
+// Where (m, l, o) of the rows of one sequence lie: o of each vector and span, then m and l of all, so that both fill whole sectors.
+// A vector is one query head of one row: number row * group + head % group of its KV head. A running state has one span.
+struct Store {
+    u64 base;      // f32 [kv_heads][vectors][spans][head_dim]; behind it f32 [spans][kv_heads][padded vectors][2]
+    u32 kv_heads;
+    u32 vectors;
+    u32 spans;
+    u32 head_dim;
+
+    // Vectors whose m and l fill sectors.
+    __device__ __forceinline__ u32 padded() const { return (vectors + 3) & ~3u; }
+
+    __device__ __forceinline__ float* o(u32 kv_head, u32 vector, u32 span) const {
+        return at<float>(base) + ((static_cast<u64>(kv_head) * vectors + vector) * spans + span) * head_dim;
+    }
+    __device__ __forceinline__ float* pairs(u32 kv_head, u32 vector, u32 span) const {
+        const u64 behind = static_cast<u64>(kv_heads) * vectors * spans * head_dim;
+        return at<float>(base) + behind + ((static_cast<u64>(span) * kv_heads + kv_head) * padded() + vector) * 2;
+    }
+};
+
+__device__ __forceinline__ uint4 floats16(float x, float y, float z, float w) {
+    return make16(bits_of(x), bits_of(y), bits_of(z), bits_of(w));
+}
+
 // Which job of a list, sorted by `first`, a number belongs to.
 template <class Job>
 __device__ __forceinline__ u32 job_number(u64 list, u32 count, u32 number) {

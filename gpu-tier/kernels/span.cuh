@@ -29,7 +29,6 @@ struct AttendShape {
     u32 value_bits;
     u32 query;          // 0 f32, 1 bf16, 2 f16
     float scale;
-    u32 unused[3];
 };
 
 // A span's keys or values as rows in memory, of one KV head.

@@ -1,30 +1,27 @@
 // One thread block's part of attention, whatever its products are: a tile of query vectors, what each sees of a span, its softmax,
 // and (m, l, o) as a partial of that span or in a running state. Shared by the kernels that attend.
 //
-// A vector is one query head of one row: number row * group + head % group of its KV head. Grid: x = units, see AttendJob; 64 threads.
+// Grid: x = units, see AttendJob; 64 threads.
 #pragma once
 
 #include "span.cuh"
 
 struct AttendJob {
     u64 queries;      // [rows][heads][head_dim]
-    u64 targets;      // f32, (m, l, o) each
+    u64 store;        // a Store
     u64 spans;        // SpanPlace[span_count], bytes behind the first of the launch
-    u64 target_row;   // f32 between rows of targets, heads, spans
-    u64 target_head;
-    u64 target_span;
+    u32 store_spans;
     u32 first;        // first unit: thread block of the launch
     u32 rows;
     u32 span_count;
     u32 first_position;
     u32 running;      // one state a vector, spans in increasing order: unit = tile kv_heads + kv_head
-    u32 unused[3];    // else: unit = (span tiles + tile) kv_heads + kv_head
+    u32 unused[4];    // else: unit = (span tiles + tile) kv_heads + kv_head
 };
 
 template <int V, int C>
 struct TileShared {
-    alignas(16) AttendShape shape;
-    AttendJob job;
+    alignas(16) AttendJob job;
     SpanPlace place;
     // Queries by channel, scores and probabilities by token, so that a thread reads those of all vectors at once.
     alignas(16) float query[64 * C][V];
@@ -51,9 +48,8 @@ struct Tile {
 
     __device__ __forceinline__ u32 channel(int c) const { return threadIdx.x + 64 * c; }
 
-    __device__ __forceinline__ float* target(int v, u32 span) const {
-        const u32 head = kv_head * group + (first_vector + v) % group;
-        return at<float>(job.targets) + static_cast<u64>(shared.row[v]) * job.target_row + head * job.target_head + span * job.target_span;
+    __device__ __forceinline__ Store store() const {
+        return {job.store, shape.kv_heads, job.rows * group, job.store_spans, shape.head_dim};
     }
 
     // Rows of the tile, and their queries by channel. Ends with a barrier.
@@ -62,6 +58,7 @@ struct Tile {
         if (threadIdx.x < V) {
             const u32 vector = first_vector + threadIdx.x;
             shared.row[threadIdx.x] = vector < vectors ? static_cast<i32>(vector / group) : -1;
+            shared.m[threadIdx.x] = shared.l[threadIdx.x] = 0.0f;
         }
         const u32 per_load = shape.query == 0 ? 4 : 8, loads = dim / per_load;
 #pragma unroll 1
@@ -152,10 +149,11 @@ struct Tile {
         shared.running_l[v] = fold ? __fmaf_rn(old_l, keep, __fmul_rn(l, take)) : l;
     }
 
-    // Writes the span's partials, or takes them into the running state.
+    // Writes the span's sums, or takes them into the running state.
     __device__ __forceinline__ void deliver(const SpanPlace& span) {
         if (!job.running) {
-            write(span.index, shared.m, shared.l, sums, true);
+            put(sums);
+            write(span.index, true);
             return;
         }
         const bool fold = span.index > 0;
@@ -168,45 +166,37 @@ struct Tile {
         }
     }
 
-    // (m, l, o) of each vector as they lie in targets, in the ring's place: no stage is in use between spans.
-    __device__ __forceinline__ float* image(int v) { return reinterpret_cast<float*>(shared.ring) + v * (shape.head_dim + 2); }
+    // o of each vector as it lies in the store, in the ring's place: no stage is in use between spans.
+    __device__ __forceinline__ float* image(int v) const { return reinterpret_cast<float*>(shared.ring) + v * shape.head_dim; }
 
-    __device__ __forceinline__ bool is_written(int v, bool served) const {
-        return served ? shared.seen[v] > 0 : shared.row[v] >= 0;
-    }
-
-    // Writes (m, l, o) of the tile's vectors, of those that this pass has served or of all.
-    __device__ __forceinline__ void write(u32 span, const float* m, const float* l, const float (*o)[V], bool served) {
+    __device__ __forceinline__ void put(const float (*o)[V]) {
         __syncthreads();
-        if (threadIdx.x < V && is_written(threadIdx.x, served)) {
-            image(threadIdx.x)[0] = m[threadIdx.x];
-            image(threadIdx.x)[1] = l[threadIdx.x];
-        }
 #pragma unroll
         for (int v = 0; v < V; v++) {
 #pragma unroll
             for (int c = 0; c < C; c++)
-                if (channel(c) < shape.head_dim) image(v)[2 + channel(c)] = o[c][v];
+                if (channel(c) < shape.head_dim) image(v)[channel(c)] = o[c][v];
         }
-        __syncthreads();
-#pragma unroll 1
-        for (int v = 0; v < V; v++)
-            if (is_written(v, served)) store_floats(target(v, span), image(v), shape.head_dim + 2);
     }
 
-    // Floats to any multiple of 4 bytes, 16 bytes at a time in between.
-    __device__ __forceinline__ void store_floats(float* to, const float* from, u32 count) const {
-        const u32 lead = static_cast<u32>((16 - (reinterpret_cast<u64>(to) & 15)) & 15) / 4, vectors = (count - lead) / 4;
+    // Writes the image's vectors, of those that this pass has served or of all.
+    __device__ __forceinline__ void write(u32 span, bool served) {
+        __syncthreads();
+        const Store to = store();
+        const u32 quads = shape.head_dim / 4;
 #pragma unroll 1
-        for (u32 i = threadIdx.x; i < vectors; i += THREADS) {
-            const float* x = from + lead + 4 * i;
-            store16(to + lead + 4 * i, make16(bits_of(x[0]), bits_of(x[1]), bits_of(x[2]), bits_of(x[3])));
+        for (u32 i = threadIdx.x; i < V * quads; i += THREADS) {
+            const u32 v = i / quads;
+            if (served ? shared.seen[v] == 0 : shared.row[v] < 0) continue;
+            store16(to.o(kv_head, first_vector + v, span) + i % quads * 4, reinterpret_cast<const uint4*>(image(0))[i]);
         }
-        const u32 rest = count - 4 * vectors;
-        if (threadIdx.x < rest) {
-            const u32 i = threadIdx.x < lead ? threadIdx.x : threadIdx.x + 4 * vectors;
-            to[i] = from[i];
-        }
+    }
+
+    // Writes m and l of the tile's vectors, two a thread. What lies between the last vector and the end of its sector is written too.
+    __device__ __forceinline__ void write_pairs(u32 span, const float* m, const float* l) {
+        const u32 v = 2 * threadIdx.x, vector = first_vector + v;
+        if (v < V && vector < store().padded())
+            store16(store().pairs(kv_head, vector, span), floats16(m[v], l[v], m[v + 1], l[v + 1]));
     }
 
     // --- spans ---------------------------------------------------------------------------------------------------------
@@ -219,6 +209,7 @@ struct Tile {
         if (last_position < static_cast<u64>(span.index) * SPAN) return;
         if (first_position < span.closed_from) Products::exact(*this, span);
         if (last_position >= span.closed_from) Products::closed(*this, span);
+        if (!job.running) write_pairs(span.index, shared.m, shared.l);
     }
 
     template <class Products>
@@ -234,42 +225,55 @@ struct Tile {
             if (job.running && i == 0) load_state(shared.place.index > 0);
             this->template span<Products>(shared.place);
         }
-        if (job.running) write(0, shared.running_m, shared.running_l, state, false);
+        if (!job.running) return;
+        put(state);
+        write(0, false);
+        write_pairs(0, shared.running_m, shared.running_l);
     }
 
     // The running state; zeros when it starts here.
     __device__ __forceinline__ void load_state(bool started) {
+        const Store from = store();
+        const u32 quads = shape.head_dim / 4;
 #pragma unroll 1
-        for (int v = 0; v < V; v++) {
-            const bool there = started && shared.row[v] >= 0;
-            const float* from = there ? target(v, 0) : nullptr;
-#pragma unroll 1
-            for (u32 i = threadIdx.x; i < shape.head_dim + 2; i += THREADS) image(v)[i] = there ? from[i] : 0.0f;
+        for (u32 i = threadIdx.x; i < V * quads; i += THREADS) {
+            const u32 v = i / quads;
+            uint4 x = make16(0, 0, 0, 0);
+            if (started && shared.row[v] >= 0) x = load16(from.o(kv_head, first_vector + v, 0) + i % quads * 4);
+            reinterpret_cast<uint4*>(image(0))[i] = x;
+        }
+        const u32 v = 2 * threadIdx.x, vector = first_vector + v;
+        if (v < V) {
+            uint4 x = make16(0, 0, 0, 0);
+            if (started && vector < from.padded()) x = load16(from.pairs(kv_head, vector, 0));
+            shared.running_m[v] = f32_of(x.x), shared.running_l[v] = f32_of(x.y);
+            shared.running_m[v + 1] = f32_of(x.z), shared.running_l[v + 1] = f32_of(x.w);
         }
         __syncthreads();
-        if (threadIdx.x < V) {
-            shared.running_m[threadIdx.x] = image(threadIdx.x)[0];
-            shared.running_l[threadIdx.x] = image(threadIdx.x)[1];
-        }
 #pragma unroll
         for (int v = 0; v < V; v++) {
 #pragma unroll
-            for (int c = 0; c < C; c++) state[c][v] = channel(c) < shape.head_dim ? image(v)[2 + channel(c)] : 0.0f;
+            for (int c = 0; c < C; c++) state[c][v] = channel(c) < shape.head_dim ? image(v)[channel(c)] : 0.0f;
         }
     }
 };
 
 // One thread block: finds its unit and attends. `Products` has `exact(tile, span)` and `closed(tile, span)`: scores, softmax, sums.
 template <int V, int C, class Products, class Shared>
-__device__ __forceinline__ void attend(Shared& shared, u64 shapes, u64 jobs, u64 spans, u32 count) {
+__device__ __forceinline__ void attend(Shared& shared, const AttendShape& shape, u64 jobs, u64 spans, u32 count) {
     const u32 number = job_number<AttendJob>(jobs, count, blockIdx.x);
-    fetch(shared.shape, shapes);
     fetch(shared.job, jobs + static_cast<u64>(number) * sizeof(AttendJob));
     __syncthreads();
-    const AttendShape shape = shared.shape;
     const AttendJob job = shared.job;
     const u32 unit = blockIdx.x - job.first, group = shape.heads / shape.kv_heads;
     const u32 tiles = (job.rows * group + V - 1) / V, tile_at = unit / shape.kv_heads;
     Tile<V, C, Shared> tile = {shared, shape, job, spans, unit % shape.kv_heads, tile_at % tiles * V, group, {}, {}};
     tile.template run<Products>(tile_at / tiles);
 }
+
+// Parameters of every kernel that attends: the jobs of a launch, the records of their spans, the shapes. `formats` holds, a byte each:
+// element_bytes, key_bits, value_bits, query.
+#define KV_ATTEND_PARAMETERS \
+    u64 jobs, u64 spans, u32 count, u32 heads, u32 kv_heads, u32 head_dim, u32 block_tokens, u32 formats, u32 scale
+#define KV_ATTEND_SHAPE \
+    {heads, kv_heads, head_dim, block_tokens, formats & 255, formats >> 8 & 255, formats >> 16 & 255, formats >> 24, f32_of(scale)}

@@ -71,9 +71,17 @@ impl Geometry {
         2 * u64::from(self.kv_heads) * u64::from(self.head_dim) * u64::from(self.block_tokens) * self.element.bytes()
     }
 
-    /// Bytes of one (m, l, o) partial: `head_dim + 2` f32.
+    /// Bytes of one (m, l, o): `head_dim + 2` f32.
     pub fn partial_bytes(&self) -> u64 {
         4 * (u64::from(self.head_dim) + 2)
+    }
+
+    /// Bytes of an [`Accumulator`] of `rows` rows, by `spans` spans for partials, 1 for a running state; a multiple of 32. m and l of the
+    /// vectors (rows by query heads) of a KV head are counted in fours, so that a device can keep them apart in whole sectors.
+    pub fn accumulator_bytes(&self, rows: u32, spans: u32) -> u64 {
+        let vectors = u64::from(rows) * u64::from(self.heads / self.kv_heads);
+        let outputs = vectors * 4 * u64::from(self.head_dim);
+        u64::from(spans) * u64::from(self.kv_heads) * (outputs + 8 * vectors.next_multiple_of(4))
     }
 }
 
@@ -101,17 +109,18 @@ pub struct Append<'a> {
     pub sections: &'a [Option<SectionPlace>],
 }
 
-/// Where attention leaves what it computed.
+/// Where attention leaves what it computed: [`Geometry::accumulator_bytes`]. How (m, l, o) lie in there is the device's own; the range
+/// starts at a multiple of 16 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accumulator {
-    /// A partial per span, f32 `[rows][heads][spans][head_dim + 2]` as (m, l, o); spans may come in any order, each once.
+    /// A partial (m, l, o) per row, head and span; spans may come in any order, each once.
     Partials {
         /// The store.
         range: DeviceRange,
-        /// Its third dimension; at least one more than the highest span index.
+        /// How many there are; at least one more than the highest span index.
         spans: u32,
     },
-    /// Running (M, L, O), f32 `[rows][heads][head_dim + 2]`; spans must come in increasing order, the first call has span 0.
+    /// Running (M, L, O) per row and head; spans must come in increasing order, the first call has span 0.
     Running {
         /// The state.
         range: DeviceRange,

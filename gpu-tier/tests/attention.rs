@@ -114,9 +114,8 @@ impl<'d> Cache<'d> {
         let queries = put(device, &sequence.queries[rows.start * row..rows.end * row]);
         let output = device.allocate(queries.range().bytes)?;
         let spans = (rows.end as u32).div_ceil(SPAN_TOKENS);
-        let vectors = rows.len() as u64 * u64::from(geometry.heads);
         let dimension = if plan.running { 1 } else { spans + plan.spare_spans };
-        let store = device.allocate(vectors * u64::from(dimension) * geometry.partial_bytes())?;
+        let store = device.allocate(geometry.accumulator_bytes(rows.len() as u32, dimension))?;
         // Whatever was there must not matter.
         device.upload(Stream::Compute, &vec![0xff; store.range().bytes as usize], store.range())?;
         let into = if plan.running {
@@ -349,7 +348,7 @@ fn several_sequences_in_one_call_keep_their_bits() {
     let queries: Vec<_> = sequences.iter().map(|s| put(&device, &s.queries[(s.tokens - 1) * row..])).collect();
     let stores: Vec<_> = lengths
         .iter()
-        .map(|n| device.allocate(n.div_ceil(64) as u64 * 9 * geometry.partial_bytes()).unwrap())
+        .map(|n| device.allocate(geometry.accumulator_bytes(1, n.div_ceil(64) as u32)).unwrap())
         .collect();
     let spans: Vec<Vec<u32>> = lengths.iter().map(|n| (0..n.div_ceil(64) as u32).collect()).collect();
     let into = |i: usize| Accumulator::Partials { range: stores[i].range(), spans: spans[i].len() as u32 };
@@ -382,7 +381,7 @@ fn wrong_jobs_are_refused() {
     let sequence = Sequence::new(&geometry, 100, 1);
     let cache = Cache::filled(&device, geometry, &sequence, 100);
     let queries = put(&device, &sequence.queries);
-    let store = device.allocate(100 * 4 * 2 * geometry.partial_bytes()).unwrap();
+    let store = device.allocate(geometry.accumulator_bytes(100, 2)).unwrap();
     let into = Accumulator::Partials { range: store.range(), spans: 2 };
     let job = Attend {
         queries: queries.range(),
@@ -478,7 +477,7 @@ fn strict_device_pages_without_touching_the_readers_mapping() {
     let slot = device.allocate(geometry.section_bytes()).unwrap();
     let row = (geometry.heads * geometry.head_dim) as usize;
     let queries = put(&device, &sequence.queries[399 * row..]);
-    let store = device.allocate(7 * u64::from(geometry.heads) * geometry.partial_bytes()).unwrap();
+    let store = device.allocate(geometry.accumulator_bytes(1, 7)).unwrap();
     let into = Accumulator::Partials { range: store.range(), spans: 7 };
     for span in (0..7u32).rev() {
         let mut sections = cache.sections.clone();

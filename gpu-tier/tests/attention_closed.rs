@@ -182,7 +182,7 @@ impl<'l> Placed<'l> {
         let width = (geometry.heads * geometry.head_dim) as usize;
         let queries = put(device, &bytes_of(&self.layer.queries[position * width..][..width]));
         let output = device.allocate(queries.range().bytes).unwrap();
-        let store = device.allocate(u64::from(geometry.heads) * geometry.partial_bytes()).unwrap();
+        let store = device.allocate(geometry.accumulator_bytes(1, 1)).unwrap();
         let into = Accumulator::Running { range: store.range() };
         let spans: Vec<u32> = (0..position as u32 / SPAN_TOKENS + 1).collect();
         let first_position = position as u32;
@@ -201,8 +201,7 @@ impl<'l> Placed<'l> {
         let output = device.allocate(queries.range().bytes)?;
         let spans = (rows.end as u32).div_ceil(SPAN_TOKENS);
         let dimension = if plan.running { 1 } else { spans };
-        let vectors = rows.len() as u64 * u64::from(geometry.heads);
-        let bytes = vectors * u64::from(dimension) * geometry.partial_bytes();
+        let bytes = geometry.accumulator_bytes(rows.len() as u32, dimension);
         let store = put(device, &vec![0xff; bytes as usize]);
         let into = if plan.running {
             Accumulator::Running { range: store.range() }

@@ -21,6 +21,8 @@ const ATTEND: [&str; 6] = [
     "kvtier_attend_v8_c4",
 ];
 
+const FINISH: [&str; 1] = ["kvtier_finish"];
+
 /// What kernels have moved since the double was taken.
 #[derive(Clone, Copy, Debug, Default)]
 struct Moved {
@@ -65,36 +67,39 @@ fn open() -> CudaDevice {
     CudaDevice::open(config).unwrap()
 }
 
-/// One token is decoded: attention over every block, exact and closed.
+/// One token is decoded: attention over every block, exact and closed, then the merging of what each span gave.
 #[test]
 fn a_decoded_token_reads_its_keys_and_values_once() {
     let double = Double::take();
-    for tokens in [64, 512, 1536] {
+    for tokens in [1, 64, 512, 1536] {
         let forms = [None].into_iter().chain(ALL_CLOSED.map(Some));
-        for (closed, (group, head_dim)) in forms.flat_map(|form| [(form, (3, 64)), (form, (4, 128))]) {
+        for (closed, (group, head_dim)) in forms.flat_map(|form| [(form, (3, 64)), (form, (4, 128)), (form, (1, 256))])
+        {
             let device = open();
             let element = Element::Bf16;
             let scene =
                 Scene { group, kv_heads: 2, head_dim, block_tokens: 64, element, closed, tokens, rows: 1, seed: 9 };
             let stage = Stage::new(&device, scene).unwrap();
-            let (before, attended) = (moved(&double, &ATTEND), device.traffic().attended_device_bytes);
+            let attended = device.traffic().attended_device_bytes;
+            let before = [&ATTEND[..], &FINISH].map(|kernels| moved(&double, kernels));
             stage.attend(&WHOLE).unwrap();
-            let moved = moved(&double, &ATTEND).since(before);
-            let spans = tokens.div_ceil(64) as u64;
-            let heads = u64::from(2 * group);
-            // Each span has the row's queries, a record, and partials of its own.
+            let [attend, finish] = [&ATTEND[..], &FINISH].map(|kernels| moved(&double, kernels));
+            let (attend, finish) = (attend.since(before[0]), finish.since(before[1]));
+            let (spans, heads) = (tokens.div_ceil(64) as u64, u64::from(2 * group));
+            // Each span has the row's queries, and partials of its own.
             let kv_bytes = device.traffic().attended_device_bytes - attended;
+            let row = heads * u64::from(head_dim) * 4;
             let partials = spans * heads * scene.geometry().partial_bytes();
-            let formula = kv_bytes + spans * heads * u64::from(head_dim) * 4 + partials;
-            let ratio = moved.bytes as f64 / formula as f64;
-            println!(
-                "{tokens} {closed:?} {head_dim}: {ratio:.4} of {formula} bytes, by 16: {:.4}",
-                moved.by_16_share()
-            );
-            assert_eq!((moved.local, moved.stored), (0, partials));
-            assert!((1.0..1.05).contains(&ratio), "{ratio}, {scene:?}");
-            // Keys and values are; the partials' 66 or 130 floats do not fill their sectors.
-            assert!(moved.by_16_share() > 0.91, "{moved:?}, {scene:?}");
+            let all = [(attend, kv_bytes + spans * row + partials), (finish, partials + row)];
+            let ratios = all.map(|(moved, formula)| moved.bytes as f64 / formula as f64);
+            println!("{tokens} {closed:?} {head_dim}: {ratios:.4?} of {:?} bytes", all.map(|(_, formula)| formula));
+            let stored = scene.geometry().accumulator_bytes(1, spans as u32);
+            assert_eq!((attend.stored, finish.stored), (stored, row), "{scene:?}");
+            for ((moved, _), ratio) in all.into_iter().zip(ratios) {
+                assert_eq!(moved.local, 0);
+                assert!((1.0..1.05).contains(&ratio), "{ratio}, {scene:?}");
+                assert!(moved.by_16_share() >= 0.99, "{moved:?}, {scene:?}");
+            }
         }
     }
     double.assert_nothing_left();

@@ -143,7 +143,7 @@ fn attention_does_not_wait_for_copies_that_it_does_not_need() {
         device.attend(Stream::Compute, &geometry, &[job]).unwrap();
         device.record(Stream::Compute).unwrap()
     };
-    let state = |number: u64| memory.range().slice(12_288 + 4096 * number, 2 * geometry.partial_bytes());
+    let state = |number: u64| memory.range().slice(12_288 + 4096 * number, geometry.accumulator_bytes(1, 1));
     // Kernels' tables are copied in too, so what is held back is a copy out that the copy in waits for.
     let gate = double.hold(double::COPY_OUT);
     let host = HostRange { extent, offset: 0, bytes: 4096 };

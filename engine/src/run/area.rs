@@ -96,11 +96,11 @@ impl AreaPlan {
 
     fn with(input: &AreaInput, rows: u32, paging_slots: u32, may_keep_partials: bool) -> AreaPlan {
         let geometry = &input.geometry;
-        let state = u64::from(geometry.heads) * geometry.partial_bytes();
-        let spans = u64::from(input.context.div_ceil(SPAN_TOKENS));
+        let spans = input.context.div_ceil(SPAN_TOKENS);
         // Partials of one row over the whole context let a decode step use every thread; a small budget does without.
-        let partials = state * spans;
-        let running = state * u64::from(rows);
+        let partials = geometry.accumulator_bytes(1, spans);
+        // Rows of as many sequences: each state ends at a whole sector.
+        let running = u64::from(rows) * geometry.accumulator_bytes(1, 1);
         let keeps_partials = may_keep_partials && partials <= input.device_bytes / 16;
         let accumulator_bytes = if keeps_partials { running.max(partials) } else { running };
         let group_bytes = geometry.section_bytes() + input.closed.map_or(0, |shape| layer_bytes(&shape));
@@ -248,15 +248,15 @@ impl StepArea {
 
     /// Gives each (rows, spans) its accumulator: partials where they all fit, else running state.
     pub fn accumulators(&self, geometry: &Geometry, sequences: &[(u32, u32)]) -> Vec<Accumulator> {
-        let state = |rows: u32| u64::from(rows) * u64::from(geometry.heads) * geometry.partial_bytes();
-        let partials: u64 = sequences.iter().map(|(rows, spans)| state(*rows) * u64::from(*spans)).sum();
+        let bytes = |rows: &u32, spans: &u32| geometry.accumulator_bytes(*rows, *spans);
+        let partials: u64 = sequences.iter().map(|(rows, spans)| bytes(rows, spans)).sum();
         let few_rows = sequences.iter().all(|(rows, _)| *rows <= 4);
         let mut offset = 0;
         sequences
             .iter()
             .map(|(rows, spans)| {
                 let as_partials = few_rows && partials <= self.accumulators.bytes;
-                let bytes = if as_partials { state(*rows) * u64::from(*spans) } else { state(*rows) };
+                let bytes = bytes(rows, if as_partials { spans } else { &1 });
                 let range = self.accumulators.slice(offset, bytes);
                 offset += bytes;
                 if as_partials {

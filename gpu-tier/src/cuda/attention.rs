@@ -1,5 +1,5 @@
-//! Attention on the device: from jobs to the records of the launchers. Checks are those of the `cpu` device; what is read by 16
-//! bytes (sections, queries, new rows) must start at a multiple of 16 besides, and nothing is attended in host memory.
+//! Attention on the device: from jobs to the records of the launchers. Checks are those of the `cpu` device; what is read or
+//! written by 16 bytes (all but verdicts) must start at a multiple of 16 besides, and nothing is attended in host memory.
 
 mod encode;
 mod spans;
@@ -36,12 +36,12 @@ impl Resolver<'_> {
         Ok(address)
     }
 
-    /// Address of an f32 array of at least `floats` elements.
-    fn array(&self, range: DeviceRange, floats: u64, alignment: u64) -> Result<DevicePtr, DeviceError> {
-        if range.bytes < floats.saturating_mul(4) {
-            return Err(shape(self.what, format!("{range:?} cannot hold {floats} f32")));
+    /// Address of an array of at least `bytes`.
+    fn array(&self, range: DeviceRange, bytes: u64) -> Result<DevicePtr, DeviceError> {
+        if range.bytes < bytes {
+            return Err(shape(self.what, format!("{range:?} cannot hold {bytes} bytes")));
         }
-        self.address(range, alignment)
+        self.address(range, VECTOR_BYTES)
     }
 
     /// Address of a section of given bytes. Errors: not resident, shape, range.
@@ -83,15 +83,13 @@ impl Shared {
         for job in jobs {
             let (range, dimension) = accumulator(job.into);
             spans::check(job, dimension)?;
-            let vectors = u64::from(job.rows) * u64::from(geometry.heads);
-            let partial = geometry.partial_bytes() / 4;
-            let head = partial * u64::from(dimension.unwrap_or(1));
+            let store_spans = dimension.unwrap_or(1);
             let places =
                 job.spans.iter().map(|span| spans::resolve(&resolver, geometry, closed, job, *span, &mut bytes));
             work.push(attend::Job {
-                queries: resolver.array(job.queries, vectors * u64::from(geometry.head_dim), VECTOR_BYTES)?,
-                targets: resolver.array(range, vectors.saturating_mul(head), 4)?,
-                strides: [u64::from(geometry.heads) * head, head, if dimension.is_some() { partial } else { 0 }],
+                queries: resolver.array(job.queries, row_bytes(geometry, job.rows))?,
+                store: resolver.array(range, geometry.accumulator_bytes(job.rows, store_spans))?,
+                store_spans,
                 rows: job.rows,
                 first_position: job.first_position,
                 running: dimension.is_none(),
@@ -104,7 +102,12 @@ impl Shared {
     }
 }
 
-/// Range of an accumulator, and its third dimension if it has one.
+/// Bytes of queries, or of outputs.
+fn row_bytes(geometry: &Geometry, rows: u32) -> u64 {
+    4 * u64::from(rows) * u64::from(geometry.heads) * u64::from(geometry.head_dim)
+}
+
+/// Range of an accumulator, and its spans if it has more than a state.
 fn accumulator(of: Accumulator) -> (DeviceRange, Option<u32>) {
     match of {
         Accumulator::Partials { range, spans } => (range, Some(spans)),
@@ -121,9 +124,9 @@ impl Attention for CudaDevice {
         let row = u64::from(geometry.kv_heads) * u64::from(geometry.head_dim);
         let (mut runs, mut written) = (Vec::new(), Vec::new());
         for job in jobs {
-            let floats = u64::from(job.rows) * row;
-            let keys = resolver.array(job.keys, floats, VECTOR_BYTES)?;
-            let values = resolver.array(job.values, floats, VECTOR_BYTES)?;
+            let bytes = 4 * u64::from(job.rows) * row;
+            let keys = resolver.array(job.keys, bytes)?;
+            let values = resolver.array(job.values, bytes)?;
             let mut done = 0;
             while done < job.rows {
                 let position = u64::from(job.first_position) + u64::from(done);
@@ -189,17 +192,15 @@ impl Attention for CudaDevice {
         let mut work = Vec::with_capacity(jobs.len());
         for job in jobs {
             let (range, dimension) = accumulator(job.from);
-            let vectors = u64::from(job.rows) * u64::from(geometry.heads);
             let last_span = (u64::from(job.first_position) + u64::from(job.rows.max(1)) - 1) / u64::from(SPAN_TOKENS);
             if dimension.is_some_and(|dimension| last_span >= u64::from(dimension)) {
                 return Err(shape(WHAT, format!("span {last_span} of a store of {dimension:?}")));
             }
-            let partial = geometry.partial_bytes() / 4;
-            let head = partial * u64::from(dimension.unwrap_or(1));
+            let store_spans = dimension.unwrap_or(1);
             work.push(finish::Job {
-                from: resolver.array(range, vectors.saturating_mul(head), 4)?,
-                output: resolver.array(job.output, vectors * u64::from(geometry.head_dim), 4)?,
-                strides: [u64::from(geometry.heads) * head, head, partial],
+                store: resolver.array(range, geometry.accumulator_bytes(job.rows, store_spans))?,
+                output: resolver.array(job.output, row_bytes(geometry, job.rows))?,
+                store_spans,
                 rows: job.rows,
                 first_position: job.first_position,
                 running: dimension.is_none(),

@@ -255,8 +255,7 @@ impl<'d, D: Attention> Stage<'d, D> {
         let (count, first_position) = (rows.len() as u32, (self.scene.first_row() + rows.start) as u32);
         let spans = (first_position + count).div_ceil(SPAN_TOKENS);
         let dimension = if plan.running { 1 } else { spans + 1 };
-        let vectors = u64::from(count * geometry.heads);
-        let store = device.allocate(vectors * u64::from(dimension) * geometry.partial_bytes())?;
+        let store = device.allocate(geometry.accumulator_bytes(count, dimension))?;
         device.upload(Stream::Compute, &vec![0xff; store.range().bytes as usize], store.range())?;
         let range = store.range();
         let into = if plan.running {

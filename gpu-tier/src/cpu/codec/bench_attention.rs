@@ -116,7 +116,7 @@ impl Rig {
         let shape = raw.with_form(form);
         let blocks = u64::from(tokens / block_tokens);
         let queries = 4 * u64::from(heads * head_dim);
-        let store = u64::from(heads) * u64::from(tokens / SPAN_TOKENS) * geometry.partial_bytes();
+        let store = geometry.accumulator_bytes(1, tokens / SPAN_TOKENS);
         let bytes = blocks * (raw.slot_bytes() + shape.slot_bytes());
         let budget_bytes = bytes + queries + store + (16 << 20);
         let workers = Arc::new(Workers::new(threads));

@@ -1,4 +1,4 @@
-//! Launcher of `kernels/attend.cu`: `kvtier_attend_vV_cC(shape, jobs, count)`.
+//! Launcher of `kernels/attend.cu`: `kvtier_attend_vV_cC(jobs, spans, count, shapes)`.
 
 use super::super::address::DevicePtr;
 use super::super::staging::CHUNK_BYTES;
@@ -15,9 +15,8 @@ pub(super) const NAMES: [[&str; 3]; 2] = [
 ];
 
 const THREADS: u32 = 64;
-/// Bytes of the launch's shape, padded, of a job's record and of a span's.
-const SHAPE_BYTES: u64 = 48;
-const JOB_BYTES: u64 = 80;
+/// Bytes of a job's record and of a span's.
+const JOB_BYTES: u64 = 64;
 const SPAN_BYTES: u64 = 64;
 
 /// Where one span of a job is, KV head 0; 0 where nobody reads.
@@ -37,10 +36,10 @@ pub(in super::super) struct SpanPlace {
 pub(in super::super) struct Job {
     /// f32 `[rows][heads][head_dim]`, at a multiple of 16 bytes.
     pub(in super::super) queries: DevicePtr,
-    /// f32, (m, l, o) each.
-    pub(in super::super) targets: DevicePtr,
-    /// f32 between rows, heads and spans of targets.
-    pub(in super::super) strides: [u64; 3],
+    /// Where (m, l, o) go; `Store` in `kernels/attention.cuh` lays them out.
+    pub(in super::super) store: DevicePtr,
+    /// Spans of the store; 1 for a running state.
+    pub(in super::super) store_spans: u32,
     pub(in super::super) rows: u32,
     pub(in super::super) first_position: u32,
     /// One state a vector.
@@ -82,7 +81,7 @@ pub(in super::super) fn launch(
     batch.send(launcher, name, geometry, closed)
 }
 
-/// What fits one table: the shape, the jobs, their spans.
+/// What fits one table: the jobs, their spans.
 #[derive(Default)]
 struct Batch {
     jobs: Table,
@@ -94,23 +93,17 @@ struct Batch {
 impl Batch {
     /// Spans that a further job may have.
     fn room(&self) -> usize {
-        let used = SHAPE_BYTES + self.jobs.len() + JOB_BYTES + self.spans.len();
+        let used = self.jobs.len() + JOB_BYTES + self.spans.len();
         ((CHUNK_BYTES as u64).saturating_sub(used) / SPAN_BYTES) as usize
     }
 
     fn add(&mut self, job: &Job, spans: &[SpanPlace], units_per_span: u32) {
         let record = &mut self.jobs;
-        record.address(job.queries).address(job.targets).long(self.spans.len());
-        record.longs(job.strides);
+        record.address(job.queries).address(job.store).long(self.spans.len());
         let count = u32::try_from(spans.len()).expect("spans of a table");
-        record
-            .word(self.units)
-            .word(job.rows)
-            .word(count)
-            .word(job.first_position)
-            .word(u32::from(job.running))
-            .word(0)
-            .long(0);
+        record.word(job.store_spans).word(self.units).word(job.rows).word(count);
+        // Then padding.
+        record.word(job.first_position).word(u32::from(job.running)).longs([0; 2]);
         self.count += 1;
         self.units += units_per_span * if job.running { 1 } else { count };
         for span in spans {
@@ -130,18 +123,17 @@ impl Batch {
         closed: Option<Closed>,
     ) -> Result<(), DeviceError> {
         let Batch { jobs, spans, count, units } = std::mem::take(self);
-        let bits = |codes: Codes| if codes == Codes::Int8 { 8 } else { 4 };
-        let mut table = Table::default();
-        table.word(geometry.heads).word(geometry.kv_heads).word(geometry.head_dim).word(geometry.block_tokens);
-        table.word(u32::try_from(geometry.element.bytes()).expect("2 or 4"));
-        table.word(closed.map_or(0, |closed| bits(closed.keys))).word(closed.map_or(0, |closed| bits(closed.values)));
-        // Queries are f32; 12 bytes of padding.
-        table.word(0).word(geometry.scale.to_bits()).word(0).long(0);
-        let first_job = table.len();
-        table.extend(&jobs);
+        let mut table = jobs;
         let first_span = table.len();
         table.extend(&spans);
-        let parameters = [Parameter::Within(first_job), Parameter::Within(first_span), Parameter::Word(count)];
+        let bits = |codes: Option<Codes>| codes.map_or(0, |codes| codes.bits() as u8);
+        let element_bytes = u8::try_from(geometry.element.bytes()).expect("2 or 4");
+        // Queries are f32.
+        let formats = [element_bytes, bits(closed.map(|of| of.keys)), bits(closed.map(|of| of.values)), 0];
+        let Geometry { heads, kv_heads, head_dim, block_tokens, scale, .. } = *geometry;
+        let shapes = [heads, kv_heads, head_dim, block_tokens, u32::from_le_bytes(formats), scale.to_bits()];
+        let mut parameters = vec![Parameter::Within(first_span), Parameter::Word(count)];
+        parameters.extend(shapes.map(Parameter::Word));
         launcher.launch(name, (units, 1), THREADS, table.bytes(), &parameters)
     }
 }
