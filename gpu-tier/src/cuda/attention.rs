@@ -20,6 +20,28 @@ use crate::error::DeviceError;
 /// What kernels read and write at once, in bytes.
 const VECTOR_BYTES: u64 = 16;
 
+/// How the elements of queries are stored. All are widened to f32, exactly, before they meet a key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum QueryElement {
+    /// What [`Attention`] takes.
+    #[default]
+    F32,
+    /// bf16.
+    Bf16,
+    /// IEEE half precision.
+    F16,
+}
+
+impl QueryElement {
+    /// Bytes of one value.
+    pub fn bytes(self) -> u64 {
+        match self {
+            QueryElement::F32 => 4,
+            QueryElement::Bf16 | QueryElement::F16 => 2,
+        }
+    }
+}
+
 /// Addresses of one launch's ranges. Nothing resolved goes away while it is held.
 struct Resolver<'a> {
     memory: RwLockReadGuard<'a, Memory>,
@@ -68,10 +90,11 @@ impl Shared {
         &self,
         stream: Stream,
         geometry: &Geometry,
-        closed: Option<Closed>,
+        formats: attend::Formats,
         jobs: &[AttendMixed<'_>],
     ) -> Result<(), DeviceError> {
         const WHAT: &str = "attend";
+        let attend::Formats { queries, closed } = formats;
         check_launch(WHAT, stream, geometry)?;
         self.enter()?;
         if closed.is_some() {
@@ -87,7 +110,7 @@ impl Shared {
             let places =
                 job.spans.iter().map(|span| spans::resolve(&resolver, geometry, closed, job, *span, &mut bytes));
             work.push(attend::Job {
-                queries: resolver.array(job.queries, row_bytes(geometry, job.rows))?,
+                queries: resolver.array(job.queries, queries.bytes() * row_elements(geometry, job.rows))?,
                 store: resolver.array(range, geometry.accumulator_bytes(job.rows, store_spans))?,
                 store_spans,
                 rows: job.rows,
@@ -96,15 +119,15 @@ impl Shared {
                 spans: places.collect::<Result<_, _>>()?,
             });
         }
-        attend::launch(self.launcher(WHAT, stream), geometry, closed, &work)?;
+        attend::launch(self.launcher(WHAT, stream), geometry, formats, &work)?;
         self.attended.fetch_add(bytes, Ordering::Relaxed);
         Ok(())
     }
 }
 
-/// Bytes of queries, or of outputs.
-fn row_bytes(geometry: &Geometry, rows: u32) -> u64 {
-    4 * u64::from(rows) * u64::from(geometry.heads) * u64::from(geometry.head_dim)
+/// Elements of queries, or of outputs.
+fn row_elements(geometry: &Geometry, rows: u32) -> u64 {
+    u64::from(rows) * u64::from(geometry.heads) * u64::from(geometry.head_dim)
 }
 
 /// Range of an accumulator, and its spans if it has more than a state.
@@ -112,6 +135,21 @@ fn accumulator(of: Accumulator) -> (DeviceRange, Option<u32>) {
     match of {
         Accumulator::Partials { range, spans } => (range, Some(spans)),
         Accumulator::Running { range } => (range, None),
+    }
+}
+
+impl CudaDevice {
+    /// Like [`Attention::attend_mixed`] ([`Attention::attend`] without `closed`), with queries `[rows][heads][head_dim]` of another
+    /// element, as engines that compute on the device have them. The bits are those of the same numbers in f32.
+    pub fn attend_queries(
+        &self,
+        stream: Stream,
+        geometry: &Geometry,
+        queries: QueryElement,
+        closed: Option<Closed>,
+        jobs: &[AttendMixed<'_>],
+    ) -> Result<(), DeviceError> {
+        self.shared.attend_forms(stream, geometry, attend::Formats { queries, closed }, jobs)
     }
 }
 
@@ -153,7 +191,7 @@ impl Attention for CudaDevice {
 
     fn attend(&self, stream: Stream, geometry: &Geometry, jobs: &[Attend<'_>]) -> Result<(), DeviceError> {
         let jobs: Vec<_> = jobs.iter().map(AttendMixed::exact_only).collect();
-        self.shared.attend_forms(stream, geometry, None, &jobs)
+        self.attend_queries(stream, geometry, QueryElement::F32, None, &jobs)
     }
 
     fn attend_mixed(
@@ -163,7 +201,7 @@ impl Attention for CudaDevice {
         closed: Closed,
         jobs: &[AttendMixed<'_>],
     ) -> Result<(), DeviceError> {
-        self.shared.attend_forms(stream, geometry, Some(closed), jobs)
+        self.attend_queries(stream, geometry, QueryElement::F32, Some(closed), jobs)
     }
 
     fn encode(&self, stream: Stream, geometry: &Geometry, closed: Closed, jobs: &[Encode]) -> Result<(), DeviceError> {
@@ -199,7 +237,7 @@ impl Attention for CudaDevice {
             let store_spans = dimension.unwrap_or(1);
             work.push(finish::Job {
                 store: resolver.array(range, geometry.accumulator_bytes(job.rows, store_spans))?,
-                output: resolver.array(job.output, row_bytes(geometry, job.rows))?,
+                output: resolver.array(job.output, 4 * row_elements(geometry, job.rows))?,
                 store_spans,
                 rows: job.rows,
                 first_position: job.first_position,

@@ -50,6 +50,7 @@ use crate::device::{
 };
 use crate::error::DeviceError;
 
+pub use self::attention::QueryElement;
 pub use self::kernels::image::KernelSource;
 pub use self::probe::probe;
 

@@ -123,6 +123,25 @@ impl Scene {
     }
 }
 
+/// How queries reach a device.
+pub struct Queries<D> {
+    pub encode: fn(&[f32]) -> Vec<u8>,
+    pub attend: fn(&D, &Geometry, Option<Closed>, &AttendMixed<'_>) -> Result<(), DeviceError>,
+}
+
+/// As the trait takes them.
+fn plain_queries<D: Attention>() -> Queries<D> {
+    let attend = |device: &D, geometry: &Geometry, closed: Option<Closed>, job: &AttendMixed<'_>| match closed {
+        Some(forms) => device.attend_mixed(Stream::Compute, geometry, forms, &[*job]),
+        None => {
+            let AttendMixed { queries, rows, first_position, exact: sections, spans, into, .. } = *job;
+            let job = Attend { queries, rows, first_position, sections, spans, into };
+            device.attend(Stream::Compute, geometry, &[job])
+        }
+    };
+    Queries { encode: bytes_of, attend }
+}
+
 /// A scene on a device, its blocks written and closed.
 pub struct Stage<'d, D> {
     device: &'d D,
@@ -133,6 +152,7 @@ pub struct Stage<'d, D> {
     closed: Vec<Option<ClosedPlace>>,
     closed_arena: Option<DeviceBuffer>,
     verdicts: Option<DeviceBuffer>,
+    queries: Queries<D>,
 }
 
 pub fn bytes_of(floats: &[f32]) -> Vec<u8> {
@@ -162,12 +182,24 @@ impl<'d, D: Attention> Stage<'d, D> {
             closed: Vec::new(),
             closed_arena: None,
             verdicts: None,
+            queries: plain_queries(),
         };
         stage.append()?;
         if let Some(forms) = scene.closed {
             stage.close(forms)?;
         }
         Ok(stage)
+    }
+
+    /// The same with rounded queries.
+    pub fn round_queries(mut self, round: fn(f32) -> f32) -> Self {
+        self.numbers.queries.iter_mut().for_each(|x| *x = round(*x));
+        self
+    }
+
+    /// The same with queries that reach the device in another way.
+    pub fn with_queries(self, queries: Queries<D>) -> Self {
+        Stage { queries, ..self }
     }
 
     fn put(&self, floats: &[f32]) -> Result<DeviceBuffer, DeviceError> {
@@ -250,8 +282,10 @@ impl<'d, D: Attention> Stage<'d, D> {
     fn attend_rows(&self, rows: std::ops::Range<usize>, plan: &Plan) -> Result<Vec<f32>, DeviceError> {
         let (device, geometry) = (self.device, self.scene.geometry());
         let width = (geometry.heads * geometry.head_dim) as usize;
-        let queries = self.put(&self.numbers.queries[rows.start * width..rows.end * width])?;
-        let output = device.allocate(queries.range().bytes)?;
+        let encoded = (self.queries.encode)(&self.numbers.queries[rows.start * width..rows.end * width]);
+        let queries = device.allocate(encoded.len() as u64)?;
+        device.upload(Stream::Compute, &encoded, queries.range())?;
+        let output = device.allocate((4 * rows.len() * width) as u64)?;
         let (count, first_position) = (rows.len() as u32, (self.scene.first_row() + rows.start) as u32);
         let spans = (first_position + count).div_ceil(SPAN_TOKENS);
         let dimension = if plan.running { 1 } else { spans + 1 };
@@ -274,17 +308,9 @@ impl<'d, D: Attention> Stage<'d, D> {
         }
         for spans in order.chunks(plan.spans_per_call) {
             let (queries, rows) = (queries.range(), count);
-            match self.scene.closed {
-                Some(forms) => {
-                    let (exact, closed) = (&exact[..], &self.closed[..]);
-                    let job = AttendMixed { queries, rows, first_position, exact, closed, window: 64, spans, into };
-                    device.attend_mixed(Stream::Compute, &geometry, forms, &[job])?;
-                }
-                None => {
-                    let job = Attend { queries, rows, first_position, sections: &exact, spans, into };
-                    device.attend(Stream::Compute, &geometry, &[job])?;
-                }
-            }
+            let (exact, closed) = (&exact[..], &self.closed[..]);
+            let job = AttendMixed { queries, rows, first_position, exact, closed, window: 64, spans, into };
+            (self.queries.attend)(device, &geometry, self.scene.closed, &job)?;
         }
         let job = Finish { from: into, rows: count, first_position, output: output.range() };
         device.finish(Stream::Compute, &geometry, &[job])?;

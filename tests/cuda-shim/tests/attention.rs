@@ -14,8 +14,9 @@ mod ways;
 
 use device::{ENGINES, Engine};
 use gpu_tier::attention::Element;
+use gpu_tier::cuda::QueryElement;
 use scene::{ALL_CLOSED, Scene};
-use ways::check;
+use ways::{check, check_queries};
 
 fn scene(group: u32, kv_heads: u32, head_dim: u32, block_tokens: u32, tokens: usize, rows: usize) -> Scene {
     let seed = tokens as u64 * 31 + u64::from(head_dim);
@@ -49,6 +50,29 @@ fn closed_blocks_give_the_bits_of_the_cpu_device() {
         for (group, head_dim, block_tokens) in [(3, 64, 64), (8, 128, 64), (2, 80, 128), (4, 256, 64)] {
             check(Engine::Host, Scene { closed: Some(closed), ..scene(group, 2, head_dim, block_tokens, 500, 11) });
         }
+    }
+}
+
+#[test]
+fn queries_of_16_bits_give_the_bits_of_the_same_numbers_in_f32() {
+    for element in [QueryElement::Bf16, QueryElement::F16] {
+        for (group, head_dim, tokens, rows) in [(3, 64, 130, 5), (8, 128, 70, 2), (1, 256, 65, 3), (6, 80, 1, 1)] {
+            check_queries(Engine::Host, scene(group, 2, head_dim, 16, tokens, rows), element);
+        }
+        for closed in ALL_CLOSED {
+            check_queries(Engine::Host, Scene { closed: Some(closed), ..scene(4, 2, 128, 64, 300, 3) }, element);
+        }
+        check_queries(Engine::Ptx("compute_80"), scene(5, 1, 64, 64, 80, 2), element);
+    }
+}
+
+#[test]
+fn compiled_kernels_for_heads_of_256_give_the_bits_of_the_cpu_device() {
+    for architecture in ["compute_80", "compute_90a", "compute_100"] {
+        let engine = Engine::Ptx(architecture);
+        check(engine, scene(4, 1, 256, 64, 70, 1));
+        check(engine, Scene { closed: Some(ALL_CLOSED[0]), ..scene(3, 1, 256, 64, 200, 2) });
+        check(engine, Scene { closed: Some(ALL_CLOSED[1]), ..scene(2, 1, 256, 64, 200, 3) });
     }
 }
 

@@ -21,7 +21,10 @@ use std::time::Instant;
 use device::{ENGINES, Engine, cuda};
 use double::Double;
 use gpu_tier::attention::Element;
+use gpu_tier::cuda::QueryElement;
 use scene::{ALL_CLOSED, Random, Scene};
+
+const ELEMENTS: [QueryElement; 3] = [QueryElement::F32, QueryElement::Bf16, QueryElement::F16];
 
 #[test]
 #[ignore = "minutes: cargo xtask soak cuda"]
@@ -55,7 +58,8 @@ fn scenes_of_any_length_form_and_group() {
             rows: (1 + random.below(6)).min(tokens),
             seed: case as u64,
         };
-        println!("{scene:?}");
-        ways::check(Engine::Host, scene);
+        let element = ELEMENTS[random.below(3)];
+        println!("{element:?} {scene:?}");
+        ways::check_queries(Engine::Host, scene, element);
     }
 }

@@ -1,6 +1,7 @@
 //! Launcher of `kernels/attend.cu`: `kvtier_attend_vV_cC(jobs, spans, count, shapes)`.
 
 use super::super::address::DevicePtr;
+use super::super::attention::QueryElement;
 use super::super::staging::CHUNK_BYTES;
 use super::table::Table;
 use super::{Launcher, Parameter};
@@ -34,7 +35,7 @@ pub(in super::super) struct SpanPlace {
 
 /// One sequence.
 pub(in super::super) struct Job {
-    /// f32 `[rows][heads][head_dim]`, at a multiple of 16 bytes.
+    /// `[rows][heads][head_dim]`, at a multiple of 16 bytes.
     pub(in super::super) queries: DevicePtr,
     /// Where (m, l, o) go; `Store` in `kernels/attention.cuh` lays them out.
     pub(in super::super) store: DevicePtr,
@@ -48,29 +49,67 @@ pub(in super::super) struct Job {
     pub(in super::super) spans: Vec<SpanPlace>,
 }
 
-/// Attends all spans of all jobs, in as few launches as the tables allow.
+/// What a launch reads.
+#[derive(Clone, Copy)]
+pub(in super::super) struct Formats {
+    pub(in super::super) queries: QueryElement,
+    pub(in super::super) closed: Option<Closed>,
+}
+
+/// A kernel, and the query vectors of its tiles.
+pub(super) type Kernel = (&'static str, u32);
+
+/// The kernel for heads of a size, and jobs of at most so many query vectors.
+fn kernel(head_dim: u32, vectors: u32) -> Kernel {
+    let (names, tile) = if vectors <= 4 { (&NAMES[0], 4) } else { (&NAMES[1], 8) };
+    (names[chunks(head_dim)], tile)
+}
+
+/// Index of a kernel by the 64 channels of its heads: 1, 2, 4 of them.
+pub(super) fn chunks(head_dim: u32) -> usize {
+    match head_dim {
+        ..=64 => 0,
+        65..=128 => 1,
+        _ => 2,
+    }
+}
+
+/// Attends all spans of all jobs.
 pub(in super::super) fn launch(
     launcher: Launcher<'_>,
     geometry: &Geometry,
-    closed: Option<Closed>,
+    formats: Formats,
     jobs: &[Job],
 ) -> Result<(), DeviceError> {
-    let vectors = |job: &Job| job.rows * (geometry.heads / geometry.kv_heads);
-    let (tile, names) = if jobs.iter().all(|job| vectors(job) <= 4) { (4, &NAMES[0]) } else { (8, &NAMES[1]) };
-    let name = match geometry.head_dim {
-        ..=64 => names[0],
-        65..=128 => names[1],
-        _ => names[2],
-    };
+    launch_kernel(launcher, kernel(geometry.head_dim, most_vectors(geometry, jobs)), geometry, formats, jobs)
+}
+
+fn vectors(geometry: &Geometry, job: &Job) -> u32 {
+    job.rows * (geometry.heads / geometry.kv_heads)
+}
+
+/// Query vectors of a KV head in the job that has most.
+pub(super) fn most_vectors(geometry: &Geometry, jobs: &[Job]) -> u32 {
+    jobs.iter().map(|job| vectors(geometry, job)).max().unwrap_or(0)
+}
+
+/// Attends all spans of all jobs with one kernel, in as few launches as the tables allow.
+pub(super) fn launch_kernel(
+    launcher: Launcher<'_>,
+    (name, tile): Kernel,
+    geometry: &Geometry,
+    formats: Formats,
+    jobs: &[Job],
+) -> Result<(), DeviceError> {
     let mut batch = Batch::default();
     for job in jobs.iter().filter(|job| job.rows > 0) {
-        let tiles = vectors(job).div_ceil(tile);
+        let tiles = vectors(geometry, job).div_ceil(tile);
         let mut spans = job.spans.as_slice();
         while !spans.is_empty() {
             // A job whose spans do not fit goes on in the next launch: after this one, in the same stream.
             let room = batch.room();
             if room == 0 {
-                batch.send(launcher, name, geometry, closed)?;
+                batch.send(launcher, name, geometry, formats)?;
                 continue;
             }
             let (now, later) = spans.split_at(room.min(spans.len()));
@@ -78,7 +117,7 @@ pub(in super::super) fn launch(
             spans = later;
         }
     }
-    batch.send(launcher, name, geometry, closed)
+    batch.send(launcher, name, geometry, formats)
 }
 
 /// What fits one table: the jobs, their spans.
@@ -120,7 +159,7 @@ impl Batch {
         launcher: Launcher<'_>,
         name: &'static str,
         geometry: &Geometry,
-        closed: Option<Closed>,
+        Formats { queries, closed }: Formats,
     ) -> Result<(), DeviceError> {
         let Batch { jobs, spans, count, units } = std::mem::take(self);
         let mut table = jobs;
@@ -128,8 +167,12 @@ impl Batch {
         table.extend(&spans);
         let bits = |codes: Option<Codes>| codes.map_or(0, |codes| codes.bits() as u8);
         let element_bytes = u8::try_from(geometry.element.bytes()).expect("2 or 4");
-        // Queries are f32.
-        let formats = [element_bytes, bits(closed.map(|of| of.keys)), bits(closed.map(|of| of.values)), 0];
+        let queries = match queries {
+            QueryElement::F32 => 0,
+            QueryElement::Bf16 => 1,
+            QueryElement::F16 => 2,
+        };
+        let formats = [element_bytes, bits(closed.map(|of| of.keys)), bits(closed.map(|of| of.values)), queries];
         let Geometry { heads, kv_heads, head_dim, block_tokens, scale, .. } = *geometry;
         let shapes = [heads, kv_heads, head_dim, block_tokens, u32::from_le_bytes(formats), scale.to_bits()];
         let mut parameters = vec![Parameter::Within(first_span), Parameter::Word(count)];
