@@ -354,7 +354,7 @@ impl Rig<'_> {
         let spans = self.bench.tokens / SPAN_TOKENS;
         let queries = device.allocate(rows)?;
         let partials = u64::from(spans * GEOMETRY.heads) * GEOMETRY.partial_bytes();
-        let store = device.allocate(partials)?;
+        let store = device.allocate(GEOMETRY.accumulator_bytes(1, spans))?;
         let into = Accumulator::Partials { range: store.range(), spans };
         let list: Vec<u32> = (0..spans).collect();
         let (queries, first_position) = (queries.range(), self.bench.tokens - 1);

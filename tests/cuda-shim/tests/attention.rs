@@ -16,11 +16,15 @@ use device::{ENGINES, Engine};
 use gpu_tier::attention::Element;
 use gpu_tier::cuda::QueryElement;
 use scene::{ALL_CLOSED, Scene};
-use ways::{check, check_queries};
+use ways::check_queries;
 
 fn scene(group: u32, kv_heads: u32, head_dim: u32, block_tokens: u32, tokens: usize, rows: usize) -> Scene {
     let seed = tokens as u64 * 31 + u64::from(head_dim);
     Scene { group, kv_heads, head_dim, block_tokens, element: Element::Bf16, closed: None, tokens, rows, seed }
+}
+
+fn check(engine: Engine, scene: Scene) {
+    check_queries(engine, scene, QueryElement::F32);
 }
 
 #[test]
@@ -62,14 +66,13 @@ fn queries_of_16_bits_give_the_bits_of_the_same_numbers_in_f32() {
         for closed in ALL_CLOSED {
             check_queries(Engine::Host, Scene { closed: Some(closed), ..scene(4, 2, 128, 64, 300, 3) }, element);
         }
-        check_queries(Engine::Ptx("compute_80"), scene(5, 1, 64, 64, 80, 2), element);
+        check_queries(Engine::Ptx(80), scene(5, 1, 64, 64, 80, 2), element);
     }
 }
 
 #[test]
 fn compiled_kernels_for_heads_of_256_give_the_bits_of_the_cpu_device() {
-    for architecture in ["compute_80", "compute_90a", "compute_100"] {
-        let engine = Engine::Ptx(architecture);
+    for engine in ENGINES.into_iter().filter(|engine| *engine != Engine::Host) {
         check(engine, scene(4, 1, 256, 64, 70, 1));
         check(engine, Scene { closed: Some(ALL_CLOSED[0]), ..scene(3, 1, 256, 64, 200, 2) });
         check(engine, Scene { closed: Some(ALL_CLOSED[1]), ..scene(2, 1, 256, 64, 200, 3) });

@@ -15,12 +15,7 @@ use crate::scene::{Plan, Queries, Scene, Stage, WAYS, WHOLE, bytes_of};
 /// Relative to the largest value of a head.
 const TOLERANCE: f64 = 2e-3;
 
-/// Every way to attend a scene on both devices.
-pub fn check(engine: Engine, scene: Scene) {
-    check_queries(engine, scene, QueryElement::F32);
-}
-
-/// The same with queries of an element, beside the same numbers in f32 on the `cpu` device.
+/// Every way to attend a scene on both devices, with queries of an element beside the same numbers in f32 on the `cpu` device.
 pub fn check_queries(engine: Engine, scene: Scene, element: QueryElement) {
     let double = Double::take();
     let (cuda, cpu) = (cuda(&double, engine), cpu(*Isa::available().last().unwrap()));
