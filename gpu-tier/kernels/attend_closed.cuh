@@ -40,18 +40,6 @@ __device__ __forceinline__ void add_word(i32* sums, const u32* weights, u32 stri
     }
 }
 
-// Starts the copies of headers and scales.
-template <int V, int C>
-__device__ __forceinline__ void start_numbers(PlainTile<V, C>& tile, const ClosedPlace& place) {
-    if (tile.shape.key_bits == 4) {
-        start_copy(tile.shared.header, place.header, 4 * tile.shape.head_dim);
-    } else {
-        start_copy(tile.shared.key_scale, place.key_scale, 2 * SPAN);
-    }
-    start_copy(tile.shared.value_scale, place.value_scale, 2 * SPAN);
-    if (tile.shape.value_bits == 4) start_copy(tile.shared.value_scale + SPAN, place.value_half, 2 * SPAN);
-}
-
 // Queries of vector v to integers, by this half-warp.
 template <int V, int C>
 __device__ __forceinline__ void quantise_query(PlainTile<V, C>& tile, int v) {
@@ -125,13 +113,13 @@ template <int V, int C>
 __device__ __forceinline__ void attend_closed(PlainTile<V, C>& tile, const SpanPlace& span) {
     bool same;
     if (tile.choose(span, true, same) == 0) return;
-    Ring ring;
+    PlainRing ring;
     ring.stages = tile.shared.ring;
     ClosedPlace place;
     closed_place(tile.shape, tile.kv_head, span, place);
     ring.keys = place.keys;
     ring.values = place.values;
-    start_numbers(tile, place);
+    start_numbers(tile.shared, tile.shape, place);
     ring.begin();
     const u32 key_bits = tile.shape.key_bits, value_bits = tile.shape.value_bits, dim = tile.shape.head_dim;
     i32 dots[V];

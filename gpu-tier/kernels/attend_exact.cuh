@@ -48,7 +48,7 @@ __device__ __forceinline__ void attend_exact(PlainTile<V, C>& tile, const SpanPl
     bool same;
     const u32 tokens = tile.choose(span, false, same);
     if (tokens == 0) return;
-    Ring ring;
+    PlainRing ring;
     ring.stages = tile.shared.ring;
     exact_rows(tile.shape, tile.kv_head, span, tokens, ring.keys, ring.values);
     ring.begin();

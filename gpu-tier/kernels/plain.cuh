@@ -4,9 +4,15 @@
 #include "ring.cuh"
 #include "tile.cuh"
 
+#define PLAIN_STAGES 4
+#define PLAIN_STAGE_BYTES 4096
+using PlainRing = Ring<PLAIN_STAGES, PLAIN_STAGE_BYTES, 0, 1>;
+
 template <int V, int C>
 struct PlainShared : TileShared<V, C> {
-    alignas(16) u8 ring[STAGES][STAGE_BYTES];
+    alignas(16) u8 ring[PLAIN_STAGES][PLAIN_STAGE_BYTES];
+    // By channel, so that a thread reads those of all vectors at once.
+    alignas(16) float query[64 * C][V];
     // Queries and probabilities as pairs of 16-bit integers, in the order in which codes are unpacked.
     alignas(16) u32 packed_query[V][32 * C];
     alignas(16) u32 packed_weight[V][SPAN / 2];
@@ -17,6 +23,8 @@ struct PlainShared : TileShared<V, C> {
     alignas(16) u16 value_scale[2 * SPAN];
     // Worth of an integer and the part of the sum that codes do not have, of keys and of values.
     float key_unit[V], key_base[V], value_unit[V], value_base[V];
+
+    __device__ __forceinline__ float& query_at(u32 channel, u32 v) { return query[channel][v]; }
 };
 
 template <int V, int C>

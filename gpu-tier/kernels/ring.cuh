@@ -3,25 +3,30 @@
 
 #include "span.cuh"
 
-#define STAGES 4
-#define STAGE_BYTES 4096
-
-// Starts the copies of one stage.
+// Starts the copies of one stage: rows `Pad` bytes apart, so that who reads columns meets other banks; rows that are missing in the
+// last `Unit` of them are zeros.
+template <int Pad, int Unit>
 __device__ __forceinline__ void start_stage(u8* to, const Rows& rows, u32 stage) {
-    const u32 first = stage * rows.stage_rows, count = rows_in(rows, stage), per_row = rows.row_bytes / 16;
+    const u32 first = stage * rows.stage_rows, count = rows_in(rows, stage), filled = (count + Unit - 1) / Unit * Unit;
+    const u32 per_row = rows.row_bytes / 16, mask = (1u << rows.piece_shift) - 1;
+    const u32 rows_on = THREADS / per_row, within_on = THREADS % per_row;
+    u32 row = threadIdx.x / per_row, within = threadIdx.x % per_row;
 #pragma unroll 1
-    for (u32 i = threadIdx.x; i < count * per_row; i += THREADS) {
-        const u32 row = first + i / per_row, within = i % per_row;
-        u64 from;
-        if (rows.piece_rows == 0) {
-            const u32 per_piece = per_row / 4, piece = within / per_piece;
-            if (piece >= rows.pieces) continue;
-            from = piece_base(rows, piece) + static_cast<u64>(row) * rows.stride + within % per_piece * 16;
-        } else {
-            const u32 piece = row / rows.piece_rows;
-            from = piece_base(rows, piece) + static_cast<u64>(row % rows.piece_rows) * rows.stride + within * 16;
+    while (row < filled) {
+        u8* place = to + row * (rows.row_bytes + Pad) + within * 16;
+        const u32 piece = (rows.by_rows ? first + row : within) >> rows.piece_shift;
+        if (Unit > 1 && row >= count) {
+            *reinterpret_cast<uint4*>(place) = make16(0, 0, 0, 0);
+        } else if (piece < rows.pieces) {
+            const u32 in_piece = rows.by_rows ? (first + row) & mask : first + row, column = rows.by_rows ? within : within & mask;
+            copy16_async(place, at<const u8>(piece_base(rows, piece) + static_cast<u64>(in_piece) * rows.stride + column * 16));
         }
-        copy16_async(to + i * 16, at<const u8>(from));
+        row += rows_on;
+        within += within_on;
+        if (within >= per_row) {
+            within -= per_row;
+            row++;
+        }
     }
 }
 
@@ -31,9 +36,22 @@ __device__ __forceinline__ void start_copy(void* to, u64 from, u32 bytes) {
     for (u32 i = threadIdx.x; i < bytes / 16; i += THREADS) copy16_async(static_cast<u8*>(to) + i * 16, at<const u8>(from) + i * 16);
 }
 
-// Keys, then values, through the ring.
+// Starts the copies of the headers and scales of a closed span.
+template <class Shared>
+__device__ __forceinline__ void start_numbers(Shared& shared, const AttendShape& shape, const ClosedPlace& place) {
+    if (shape.key_bits == 4) {
+        start_copy(shared.header, place.header, 4 * shape.head_dim);
+    } else {
+        start_copy(shared.key_scale, place.key_scale, 2 * SPAN);
+    }
+    start_copy(shared.value_scale, place.value_scale, 2 * SPAN);
+    if (shape.value_bits == 4) start_copy(shared.value_scale + SPAN, place.value_half, 2 * SPAN);
+}
+
+// Keys, then values, through a ring of stages, each of whole units of rows.
+template <int Stages, int StageBytes, int Pad, int Unit>
 struct Ring {
-    u8 (*stages)[STAGE_BYTES];
+    u8 (*stages)[StageBytes];
     Rows keys, values;
     u32 key_stages, all;
 
@@ -48,27 +66,28 @@ struct Ring {
             rows.row_bytes = key ? keys.row_bytes : values.row_bytes;
             rows.rows = key ? keys.rows : values.rows;
             rows.stage_rows = key ? keys.stage_rows : values.stage_rows;
-            rows.piece_rows = key ? keys.piece_rows : values.piece_rows;
+            rows.by_rows = key ? keys.by_rows : values.by_rows;
+            rows.piece_shift = key ? keys.piece_shift : values.piece_shift;
             rows.pieces = keys.pieces;
-            start_stage(stages[s % STAGES], rows, key ? s : s - key_stages);
+            start_stage<Pad, Unit>(stages[s % Stages], rows, key ? s : s - key_stages);
         }
         async_commit();
     }
 
     __device__ __forceinline__ void begin() {
-        keys.stage_rows = STAGE_BYTES / keys.row_bytes;
-        values.stage_rows = STAGE_BYTES / values.row_bytes;
+        keys.stage_rows = StageBytes / (keys.row_bytes + Pad) / Unit * Unit;
+        values.stage_rows = StageBytes / (values.row_bytes + Pad) / Unit * Unit;
         key_stages = stages_of(keys);
         all = key_stages + stages_of(values);
 #pragma unroll 1
-        for (u32 s = 0; s < STAGES - 1; s++) start(s);
+        for (u32 s = 0; s < Stages - 1; s++) start(s);
     }
 
     // Waits for stage `s`, starts one further on in the place of the one before, and says where this one is.
     __device__ __forceinline__ const u8* next(u32 s) const {
-        async_wait<STAGES - 2>();
+        async_wait<Stages - 2>();
         __syncthreads();
-        start(s + STAGES - 1);
-        return stages[s % STAGES];
+        start(s + Stages - 1);
+        return stages[s % Stages];
     }
 };

@@ -38,7 +38,8 @@ struct Rows {
     u32 row_bytes;    // of a row in a stage
     u32 rows;         // in all
     u32 stage_rows;   // in a stage
-    u32 piece_rows;   // values: rows of a piece; keys: 0, pieces lie side by side in a row
+    u32 by_rows;      // whether pieces are runs of rows (values); else they lie side by side in a row (keys)
+    u32 piece_shift;  // log2 of a piece's rows, or of its 16 bytes in a row
     u32 pieces;       // that somebody sees
 };
 
@@ -69,10 +70,12 @@ __device__ __forceinline__ void exact_rows(const AttendShape& shape, u32 kv_head
     keys.stride = shape.block_tokens * size;
     keys.row_bytes = SPAN * size;
     keys.rows = dim;
-    keys.piece_rows = 0;
+    keys.by_rows = 0;
+    keys.piece_shift = size == 2 ? 1 : 2;
     values.stride = values.row_bytes = dim * size;
     values.rows = tokens;
-    values.piece_rows = PIECE;
+    values.by_rows = 1;
+    values.piece_shift = 4;
 }
 
 // Words of codes of a closed span, and where the numbers that belong to them lie.
@@ -103,10 +106,12 @@ __device__ __forceinline__ void closed_place(const AttendShape& shape, u32 kv_he
     out.keys.stride = tokens * 4;
     out.keys.row_bytes = SPAN * 4;
     out.keys.rows = dim / key_word;
-    out.keys.piece_rows = 0;
+    out.keys.by_rows = 0;
+    out.keys.piece_shift = 2;
     out.values.stride = out.values.row_bytes = dim * 4;
     out.values.rows = SPAN / value_word;
-    out.values.piece_rows = PIECE / value_word;
+    out.values.by_rows = 1;
+    out.values.piece_shift = value_bits == 8 ? 2 : 1;
     out.header = span.header + static_cast<u64>(kv_head) * 4 * dim;
     out.key_scale = scale + 2 * token;
     out.value_scale = scale + key_scale_bytes + 2 * token;

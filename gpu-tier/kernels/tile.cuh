@@ -23,9 +23,8 @@ template <int V, int C>
 struct TileShared {
     alignas(16) AttendJob job;
     SpanPlace place;
-    // Queries by channel, scores and probabilities by token, so that a thread reads those of all vectors at once.
-    alignas(16) float query[64 * C][V];
-    float score[SPAN][V];
+    // Scores and probabilities by token, so that a thread reads those of all vectors at once.
+    alignas(16) float score[SPAN][V];
     // Of each vector: its row (none: -1), the tokens that it sees in this pass, the span's m and l, the running ones, and what
     // the old and the new sums are multiplied with.
     i32 row[V];
@@ -33,7 +32,7 @@ struct TileShared {
     float m[V], l[V], running_m[V], running_l[V], keep[V], take[V];
 };
 
-// `Shared` is a TileShared with what the products need besides, a ring of stages among it.
+// `Shared` is a TileShared with what the products need besides: a ring of stages, and queries behind `query_at(channel, vector)`.
 template <int V, int C, class Shared>
 struct Tile {
     Shared& shared;
@@ -74,11 +73,11 @@ struct Tile {
             for (int w = 0; w < 4; w++) {
                 const u32 word = w == 0 ? x.x : (w == 1 ? x.y : (w == 2 ? x.z : x.w));
                 if (shape.query == 0) {
-                    shared.query[d + w][v] = f32_of(word);
+                    shared.query_at(d + w, v) = f32_of(word);
                 } else {
                     const bool bf16 = shape.query == 1;
-                    shared.query[d + 2 * w][v] = bf16 ? bf16_low(word) : f16_to_f32(static_cast<u16>(word));
-                    shared.query[d + 2 * w + 1][v] = bf16 ? bf16_high(word) : f16_to_f32(static_cast<u16>(word >> 16));
+                    shared.query_at(d + 2 * w, v) = bf16 ? bf16_low(word) : f16_to_f32(static_cast<u16>(word));
+                    shared.query_at(d + 2 * w + 1, v) = bf16 ? bf16_high(word) : f16_to_f32(static_cast<u16>(word >> 16));
                 }
             }
         }
@@ -151,11 +150,30 @@ struct Tile {
 
     // Writes the span's sums, or takes them into the running state.
     __device__ __forceinline__ void deliver(const SpanPlace& span) {
-        if (!job.running) {
+        if (job.running) {
+            merge(span);
+        } else {
             put(sums);
+            write(span.index, true);
+        }
+    }
+
+    // The same, of sums that lie in the image.
+    __device__ __forceinline__ void deliver_image(const SpanPlace& span) {
+        if (!job.running) {
             write(span.index, true);
             return;
         }
+        __syncthreads();
+#pragma unroll
+        for (int v = 0; v < V; v++) {
+#pragma unroll
+            for (int c = 0; c < C; c++) sums[c][v] = channel(c) < shape.head_dim ? image(v)[channel(c)] : 0.0f;
+        }
+        merge(span);
+    }
+
+    __device__ __forceinline__ void merge(const SpanPlace& span) {
         const bool fold = span.index > 0;
 #pragma unroll
         for (int v = 0; v < V; v++) {
@@ -166,8 +184,8 @@ struct Tile {
         }
     }
 
-    // o of each vector as it lies in the store, in the ring's place: no stage is in use between spans.
-    __device__ __forceinline__ float* image(int v) const { return reinterpret_cast<float*>(shared.ring) + v * shape.head_dim; }
+    // o of each vector, in the ring's place: no stage is in use between spans. 16 bytes between them, for the banks.
+    __device__ __forceinline__ float* image(int v) const { return reinterpret_cast<float*>(shared.ring) + v * (shape.head_dim + 4); }
 
     __device__ __forceinline__ void put(const float (*o)[V]) {
         __syncthreads();
@@ -188,7 +206,7 @@ struct Tile {
         for (u32 i = threadIdx.x; i < V * quads; i += THREADS) {
             const u32 v = i / quads;
             if (served ? shared.seen[v] == 0 : shared.row[v] < 0) continue;
-            store16(to.o(kv_head, first_vector + v, span) + i % quads * 4, reinterpret_cast<const uint4*>(image(0))[i]);
+            store16(to.o(kv_head, first_vector + v, span) + i % quads * 4, reinterpret_cast<const uint4*>(image(v))[i % quads]);
         }
     }
 
@@ -240,7 +258,7 @@ struct Tile {
             const u32 v = i / quads;
             uint4 x = make16(0, 0, 0, 0);
             if (started && shared.row[v] >= 0) x = load16(from.o(kv_head, first_vector + v, 0) + i % quads * 4);
-            reinterpret_cast<uint4*>(image(0))[i] = x;
+            reinterpret_cast<uint4*>(image(v))[i % quads] = x;
         }
         const u32 v = 2 * threadIdx.x, vector = first_vector + v;
         if (v < V) {

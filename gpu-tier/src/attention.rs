@@ -157,8 +157,33 @@ pub struct Finish {
     pub output: DeviceRange,
 }
 
+/// In which order of operations a device multiplies in attention.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Products {
+    /// In that of this module: the bits of the `cpu` device.
+    #[default]
+    Canonical,
+    /// In one of matrix units: near those bits, and always the same over residency, chunking and batch. What is computed with it is
+    /// never taken for canonical.
+    Matrix,
+}
+
+impl Products {
+    /// What a manifest's `numerics` ends with: nothing for the canonical order.
+    pub fn numerics(self) -> &'static str {
+        match self {
+            Products::Canonical => "",
+            Products::Matrix => " mma16",
+        }
+    }
+}
+
 /// The attention kernels of a device. Each call takes the jobs of several sequences, so that a step is one launch.
 pub trait Attention: Device {
+    /// How [`Attention::attend`] and [`Attention::attend_mixed`] multiply.
+    fn products(&self) -> Products {
+        Products::Canonical
+    }
     /// Rounds new keys and values to the stored element and writes them into open blocks.
     fn append(&self, stream: Stream, geometry: &Geometry, jobs: &[Append<'_>]) -> Result<(), DeviceError>;
     /// Attends the listed spans. Errors: [`DeviceError::NotResident`] for a host section on a strict device.

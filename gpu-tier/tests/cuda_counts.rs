@@ -18,8 +18,8 @@ use cache_core::payload::Side;
 use contract::{Arena, finish, piece};
 use cuda_ladder::{KINDS, Kind};
 use double::{Double, KernelCounts};
-use gpu_tier::attention::Element;
 use gpu_tier::attention::closed::{Closed, Codes};
+use gpu_tier::attention::{Element, Products};
 use gpu_tier::cuda::codec::{DONE, Slice, Sum, Sx12Layer};
 use gpu_tier::cuda::{CudaConfig, CudaDevice, KernelSource};
 use gpu_tier::device::{Device, DeviceBuffer, Stream};
@@ -248,7 +248,7 @@ impl Bench<'_> {
         // Each span reads the row's queries and writes partials of its own.
         let spans = (TOKENS as u64).div_ceil(64);
         self.add(&format!("attend {name}"), "kvtier_attend", kv_bytes + spans * rows + partials);
-        if closed.is_none() {
+        if name == "exact" {
             self.add("finish", "kvtier_finish", partials + rows);
         }
     }
@@ -286,7 +286,7 @@ fn measure(double: &Double) -> Vec<Line> {
         double.set_capability(capability);
         for head_dim in HEAD_DIMS {
             let config = CudaConfig { ordinal: 0, budget_bytes: 64 << 20, kernels: KernelSource::Embedded };
-            let device = CudaDevice::open(config).unwrap();
+            let device = CudaDevice::open(config.clone()).unwrap();
             let mut bench = Bench { double, device, architecture, head_dim, lines: Vec::new() };
             bench.slices(Codes::Int8, "i8h");
             bench.slices(Codes::Rows4, "kc4vt4");
@@ -294,6 +294,10 @@ fn measure(double: &Double) -> Vec<Line> {
             bench.attention("exact", None);
             bench.attention("i8h", Some(Closed::I8H));
             bench.attention("kc4vt4", Some(Closed::KC4VT4));
+            bench.device = CudaDevice::open_with(config.clone(), Products::Matrix).unwrap();
+            bench.attention("exact, mma", None);
+            bench.attention("i8h, mma", Some(Closed::I8H));
+            bench.attention("kc4vt4, mma", Some(Closed::KC4VT4));
             bench.append();
             bench.sums();
             bench.gather();

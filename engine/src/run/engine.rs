@@ -170,7 +170,8 @@ impl Engine {
             Path::Reference => "f32",
         };
         // Instruction sets are not named: their kernels give the same bits.
-        let numerics = format!("kvtier-engine-1 {} {} {activations} span64", device.info().kind, model.path.name());
+        let (kind, products) = (device.info().kind, device.products().numerics());
+        let numerics = format!("kvtier-engine-1 {kind} {} {activations} span64{products}", model.path.name());
         let manifest = config.manifest(weights, &shape.form.name(), options.block_tokens, numerics);
         let compute = Compute { isa: options.isa, workers };
         let closed_cache = closed.as_ref().zip(closing);

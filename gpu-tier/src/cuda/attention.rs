@@ -8,12 +8,14 @@ use std::sync::RwLockReadGuard;
 use std::sync::atomic::Ordering;
 
 use super::address::DevicePtr;
-use super::kernels::{append, attend, finish};
+use super::kernels::{append, attend, attend_mma, finish};
 use super::memory::Memory;
 use super::{CudaDevice, Shared};
 use crate::attention::checks::{check_closed, check_disjoint, check_launch, check_section, missing, shape};
 use crate::attention::closed::{AttendMixed, Closed, Encode};
-use crate::attention::{Accumulator, Append, Attend, Attention, Element, Finish, Geometry, SPAN_TOKENS, SectionPlace};
+use crate::attention::{
+    Accumulator, Append, Attend, Attention, Element, Finish, Geometry, Products, SPAN_TOKENS, SectionPlace,
+};
 use crate::device::{DeviceRange, Stream};
 use crate::error::DeviceError;
 
@@ -100,6 +102,9 @@ impl Shared {
         if closed.is_some() {
             check_closed(WHAT, geometry)?;
         }
+        if self.products == Products::Matrix {
+            attend_mma::check(geometry).map_err(|problem| shape(WHAT, problem))?;
+        }
         check_disjoint(WHAT, jobs.iter().map(|job| accumulator(job.into).0).collect())?;
         let resolver = self.resolver(WHAT);
         let (mut work, mut bytes) = (Vec::with_capacity(jobs.len()), 0);
@@ -119,7 +124,11 @@ impl Shared {
                 spans: places.collect::<Result<_, _>>()?,
             });
         }
-        attend::launch(self.launcher(WHAT, stream), geometry, formats, &work)?;
+        let launcher = self.launcher(WHAT, stream);
+        match self.products {
+            Products::Canonical => attend::launch(launcher, geometry, formats, &work)?,
+            Products::Matrix => attend_mma::launch(launcher, geometry, formats, &work)?,
+        }
         self.attended.fetch_add(bytes, Ordering::Relaxed);
         Ok(())
     }
@@ -154,6 +163,10 @@ impl CudaDevice {
 }
 
 impl Attention for CudaDevice {
+    fn products(&self) -> Products {
+        self.shared.products
+    }
+
     fn append(&self, stream: Stream, geometry: &Geometry, jobs: &[Append<'_>]) -> Result<(), DeviceError> {
         const WHAT: &str = "append";
         check_launch(WHAT, stream, geometry)?;

@@ -44,6 +44,7 @@ use self::lane::{Lane, Standing};
 use self::memory::{Memory, events_now};
 use self::staging::{CHUNK_BYTES, Staging};
 use self::transfer::{Direction, Move};
+use crate::attention::Products;
 use crate::device::{
     BufferId, CopyPiece, Device, DeviceBuffer, DeviceInfo, DeviceRange, Event, ExtentId, FreeBuffer, HostExtent,
     MemoryUse, Stream, Traffic,
@@ -86,12 +87,19 @@ struct Shared {
     copied_in: AtomicU64,
     copied_out: AtomicU64,
     attended: AtomicU64,
+    products: Products,
 }
 
 impl CudaDevice {
     /// Opens a device. Errors: [`DeviceError::Unavailable`] without driver, device or context; [`DeviceError::Driver`] when the
     /// driver refuses the kernels or a stream.
     pub fn open(config: CudaConfig) -> Result<CudaDevice, DeviceError> {
+        CudaDevice::open_with(config, Products::Canonical)
+    }
+
+    /// Opens a device whose attention multiplies in a way of its own. On matrix units: heads of a multiple of 64 channels, exact blocks
+    /// of bf16. Errors: as [`CudaDevice::open`].
+    pub fn open_with(config: CudaConfig, products: Products) -> Result<CudaDevice, DeviceError> {
         let unavailable = |reason: String| DeviceError::Unavailable { kind: "cuda", reason };
         let count = probe()?;
         if config.ordinal >= count {
@@ -127,6 +135,7 @@ impl CudaDevice {
             copied_in: AtomicU64::new(0),
             copied_out: AtomicU64::new(0),
             attended: AtomicU64::new(0),
+            products,
             context,
         };
         Ok(CudaDevice { shared: Arc::new(shared) })

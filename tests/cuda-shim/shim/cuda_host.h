@@ -24,6 +24,11 @@ struct alignas(8) float2 {
     float x, y;
 };
 
+// What a lane shows to its warp.
+struct ShimWords {
+    unsigned int word[6];
+};
+
 struct ShimIndex {
     unsigned int x, y, z;
 };
@@ -38,9 +43,8 @@ extern "C" {
 ShimThread* shim_thread();
 void shim_syncthreads(unsigned int line);
 void shim_syncwarp(unsigned int line);
-// Gives `bits` to the warp and takes what lane `source` gave.
-unsigned int shim_exchange(unsigned int line, unsigned int mask, unsigned int bits, unsigned int source);
-unsigned int shim_ballot(unsigned int line, unsigned int mask, unsigned int bit);
+// Shows words to the warp; what all 32 lanes show, until the next collective of the running lane.
+const ShimWords* shim_share(unsigned int line, unsigned int mask, const ShimWords& words);
 // Asynchronous copies of the running thread: starts one, ends a group, takes the oldest of the groups that are not to be pending any
 // more (0 when there is none).
 void shim_start_copy(void* to, const void* from);
@@ -155,7 +159,14 @@ inline unsigned int atomicAdd(unsigned int* to, unsigned int value) {
 inline unsigned int shim_lane() { return shim_thread()->thread.x & 31; }
 template <class T>
 inline T shim_shuffle(unsigned int line, unsigned int mask, T value, unsigned int source) {
-    return shim_bits<T>(shim_exchange(line, mask, shim_bits<unsigned int>(value), source));
+    return shim_bits<T>(shim_share(line, mask, {{shim_bits<unsigned int>(value)}})[source].word[0]);
+}
+inline unsigned int shim_ballot(unsigned int line, unsigned int mask, unsigned int bit) {
+    const ShimWords* all = shim_share(line, mask, {{bit}});
+    unsigned int out = 0;
+    for (unsigned int lane = 0; lane < 32; lane++)
+        if (mask >> lane & 1) out |= all[lane].word[0] << lane;
+    return out;
 }
 #define __shfl_sync(mask, value, source) shim_shuffle(__LINE__, mask, value, (source) & 31)
 #define __shfl_xor_sync(mask, value, lanes) shim_shuffle(__LINE__, mask, value, shim_lane() ^ (lanes))
@@ -196,4 +207,57 @@ inline void async_wait() {
     void* to;
     const void* from;
     while (shim_take_copy(Pending, &to, &from)) *static_cast<uint4*>(to) = *static_cast<const uint4*>(from);
+}
+
+// --- matrices across the lanes of a warp (PTX ISA, "Warp Level Matrix Multiply-Accumulate Instructions") ---------------------
+
+inline float shim_bf16(unsigned int word, unsigned int half) {
+    return shim_bits<float>(half ? word & 0xffff0000u : word << 16);
+}
+
+// mma.m16n8k16, bf16 with f32 sums: products are exact, added in f64 and rounded once.
+inline void shim_multiply_add(unsigned int line, float* d, const unsigned int* a, const unsigned int* b) {
+    const ShimWords* all = shim_share(line, 0xffffffffu, {{a[0], a[1], a[2], a[3], b[0], b[1]}});
+    for (unsigned int i = 0; i < 4; i++) {
+        const unsigned int row = shim_lane() / 4 + i / 2 * 8, column = shim_lane() % 4 * 2 + i % 2;
+        double sum = 0;
+        for (unsigned int k = 0; k < 16; k++) {
+            const unsigned int pair = k % 8 / 2, side = k / 8;
+            const float left = shim_bf16(all[row % 8 * 4 + pair].word[row / 8 + 2 * side], k % 2);
+            sum += static_cast<double>(left) * shim_bf16(all[column * 4 + pair].word[4 + side], k % 2);
+        }
+        d[i] = static_cast<float>(sum + d[i]);
+    }
+}
+
+// ldmatrix.x4: lanes 8 i.. name the rows of matrix i.
+template <bool Transposed>
+inline void shim_load_matrices(unsigned int line, unsigned int* to, const void* row) {
+    if ((uintptr_t)row & 15) shim_fail("misaligned row of a matrix", line);
+    const unsigned long long address = (uintptr_t)row;
+    const ShimWords* all =
+        shim_share(line, 0xffffffffu, {{static_cast<unsigned int>(address), static_cast<unsigned int>(address >> 32)}});
+    const unsigned int outer = shim_lane() / 4, inner = shim_lane() % 4 * 2;
+    for (unsigned int i = 0; i < 4; i++) {
+        const auto at = [&](unsigned int r, unsigned int column) -> unsigned int {
+            const ShimWords& words = all[8 * i + r];
+            const unsigned long long start = static_cast<unsigned long long>(words.word[1]) << 32 | words.word[0];
+            return reinterpret_cast<const unsigned short*>(start)[column];
+        };
+        to[i] = Transposed ? at(inner, outer) | at(inner + 1, outer) << 16 : at(outer, inner) | at(outer, inner + 1) << 16;
+    }
+}
+
+#define multiply_add(d, a, b) shim_multiply_add(__LINE__, d, a, b)
+#define load_matrices(to, row) shim_load_matrices<false>(__LINE__, to, row)
+#define load_transposed(to, row) shim_load_matrices<true>(__LINE__, to, row)
+
+// Nearest bf16, ties to even; any NaN becomes 0x7fff (PTX, cvt).
+inline unsigned int shim_bf16_of(float x) {
+    const unsigned int bits = shim_bits<unsigned int>(x);
+    return x != x ? 0x7fffu : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+}
+inline unsigned int pair_of(float low, float high) { return shim_bf16_of(low) | shim_bf16_of(high) << 16; }
+inline unsigned int add_pairs(unsigned int a, unsigned int b) {
+    return pair_of(shim_bf16(a, 0) + shim_bf16(b, 0), shim_bf16(a, 1) + shim_bf16(b, 1));
 }

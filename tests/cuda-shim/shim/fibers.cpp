@@ -69,13 +69,14 @@ struct Fiber {
     unsigned first, last, groups;
     void* sp;
     State state;
-    unsigned line, mask, given;
+    unsigned line, mask;
+    ShimWords given;
     void* tsan;
 };
 
 struct Block {
     std::vector<Fiber> fibers;
-    std::vector<unsigned> taken;
+    std::vector<ShimWords> taken;
     char* stacks = nullptr;
     size_t stack_count = 0;
     void* scheduler = nullptr;
@@ -240,7 +241,7 @@ void prepare(unsigned threads) {
         block.stack_count = threads;
     }
     block.fibers.resize(threads);
-    block.taken.assign((threads + 31) / 32 * 32, 0);
+    block.taken.assign((threads + 31) / 32 * 32, {});
 }
 
 void start_block(ShimIndex at, ShimIndex grid, ShimIndex dim, unsigned threads, char* shared) {
@@ -317,25 +318,15 @@ void shim_syncthreads(unsigned line) {
 #endif
 }
 
-unsigned shim_exchange(unsigned line, unsigned mask, unsigned bits, unsigned source) {
+const ShimWords* shim_share(unsigned line, unsigned mask, const ShimWords& words) {
     Fiber* f = block.now;
     size_t self = f - block.fibers.data();
     f->state = AT_LANES;
     f->line = line;
     f->mask = mask;
-    f->given = bits;
+    f->given = words;
     to_scheduler();
-    return block.taken[self / 32 * 32 + source];
-}
-
-unsigned shim_ballot(unsigned line, unsigned mask, unsigned bit) {
-    Fiber* f = block.now;
-    size_t first = (f - block.fibers.data()) / 32 * 32;
-    shim_exchange(line, mask, bit, 0);
-    unsigned out = 0;
-    for (unsigned lane = 0; lane < 32; lane++)
-        if (mask >> lane & 1) out |= (block.taken[first + lane] & 1) << lane;
-    return out;
+    return &block.taken[self / 32 * 32];
 }
 
 void shim_syncwarp(unsigned line) {
@@ -343,7 +334,7 @@ void shim_syncwarp(unsigned line) {
     char* token = block.tokens + 1 + (block.now - block.fibers.data()) / 32;
     __tsan_release(token);
 #endif
-    shim_exchange(line, 0xffffffffu, 0, 0);
+    shim_share(line, 0xffffffffu, {});
 #ifdef KV_TSAN
     __tsan_acquire(token);
 #endif

@@ -3,6 +3,7 @@
 #![cfg(target_arch = "x86_64")]
 
 #[path = "common/device.rs"]
+#[allow(dead_code, reason = "parts that other tests use")]
 mod device;
 #[path = "../../../gpu-tier/tests/cuda_double/double.rs"]
 #[allow(dead_code, reason = "the hooks of the double that other tests use")]
@@ -10,6 +11,7 @@ mod double;
 #[path = "../../../gpu-tier/tests/scene/mod.rs"]
 mod scene;
 #[path = "common/ways.rs"]
+#[allow(dead_code, reason = "parts that other tests use")]
 mod ways;
 
 use device::{ENGINES, Engine};

@@ -42,6 +42,31 @@ fn a_million_values_of_every_form_on_every_engine() {
 
 #[test]
 #[ignore = "minutes: cargo xtask soak cuda"]
+fn scenes_of_any_length_on_matrix_instructions() {
+    let mut random = Random(0x3a7e);
+    let mut worst = 0f64;
+    for case in 0..60 {
+        let closed = [None, Some(ALL_CLOSED[case / 2 % 4])][case % 2];
+        let tokens = 1 + random.below(5000);
+        let scene = Scene {
+            group: 1 + random.below(16) as u32,
+            kv_heads: 1 + random.below(2) as u32,
+            head_dim: [64, 128, 192, 256][random.below(4)],
+            block_tokens: if closed.is_some() { 64 << random.below(2) } else { 16 << random.below(4) },
+            element: Element::Bf16,
+            closed,
+            tokens,
+            rows: (1 + random.below(6)).min(tokens),
+            seed: case as u64,
+        };
+        let element = ELEMENTS[random.below(3)];
+        worst = worst.max(ways::check_matrix(Engine::Host, scene, element));
+        println!("{worst:e} from f64 so far, {element:?} {scene:?}");
+    }
+}
+
+#[test]
+#[ignore = "minutes: cargo xtask soak cuda"]
 fn scenes_of_any_length_form_and_group() {
     let mut random = Random(0x50a4);
     for case in 0..60 {

@@ -61,15 +61,17 @@ macro_rules! header {
     };
 }
 
-const FILES: [File; 9] = files!["append", "attend", "finish", "gather", "i8h", "kc4vt4", "rate", "sx12", "xxh3"];
+const FILES: [File; 10] =
+    files!["append", "attend", "attend_mma", "finish", "gather", "i8h", "kc4vt4", "rate", "sx12", "xxh3"];
 
 /// Headers by the name that sources include them under.
-const HEADERS: [(&str, &str); 9] = [
+const HEADERS: [(&str, &str); 10] = [
     header!("attend_closed"),
     header!("attend_exact"),
     header!("attention"),
     header!("grid"),
     header!("kv"),
+    header!("matrix"),
     header!("plain"),
     header!("ring"),
     header!("span"),

@@ -6,6 +6,7 @@
 
 pub(super) mod append;
 pub(super) mod attend;
+pub(super) mod attend_mma;
 pub(super) mod finish;
 pub(super) mod gather;
 pub(super) mod grid;
@@ -28,7 +29,7 @@ use super::staging::Staging;
 use crate::error::DeviceError;
 
 /// Every kernel that a launcher asks for.
-const NAMES: [&str; 19] = [
+const NAMES: [&str; 24] = [
     append::NAME,
     attend::NAMES[0][0],
     attend::NAMES[0][1],
@@ -36,6 +37,11 @@ const NAMES: [&str; 19] = [
     attend::NAMES[1][0],
     attend::NAMES[1][1],
     attend::NAMES[1][2],
+    attend_mma::NAMES[0],
+    attend_mma::NAMES[1],
+    attend_mma::NAMES[2],
+    attend_mma::WIDE[0],
+    attend_mma::WIDE[1],
     finish::NAME,
     gather::NAME,
     gather::CLEAR,

@@ -2,6 +2,7 @@
 
 use cuda_shim::Argument::{Address, Word};
 use cuda_shim::{Argument, Schedule, launch};
+use gpu_tier::attention::Products;
 use gpu_tier::cpu::isa::Isa;
 use gpu_tier::cpu::workers::Workers;
 use gpu_tier::cpu::{CpuConfig, CpuDevice, Link};
@@ -72,6 +73,11 @@ kernels! {
     kvtier_attend_v8_c1(a, a, w, w, w, w, w, w, w),
     kvtier_attend_v8_c2(a, a, w, w, w, w, w, w, w),
     kvtier_attend_v8_c4(a, a, w, w, w, w, w, w, w),
+    kvtier_attend_mma_v8_c1(a, a, w, w, w, w, w, w, w),
+    kvtier_attend_mma_v8_c2(a, a, w, w, w, w, w, w, w),
+    kvtier_attend_mma_v8_c4(a, a, w, w, w, w, w, w, w),
+    kvtier_attend_mma_v16_c1(a, a, w, w, w, w, w, w, w),
+    kvtier_attend_mma_v16_c2(a, a, w, w, w, w, w, w, w),
     kvtier_finish(a, w, w, w, w),
     kvtier_gather(a, w),
     kvtier_clear(a, w),
@@ -91,8 +97,17 @@ pub fn cuda(double: &Double, engine: Engine) -> CudaDevice {
     cuda_within(double, engine, 512 << 20)
 }
 
+/// The same with attention on matrix instructions.
+pub fn cuda_matrix(double: &Double, engine: Engine) -> CudaDevice {
+    open(double, engine, 512 << 20, Products::Matrix)
+}
+
 /// The same under a budget.
 pub fn cuda_within(double: &Double, engine: Engine, budget_bytes: u64) -> CudaDevice {
+    open(double, engine, budget_bytes, Products::Canonical)
+}
+
+fn open(double: &Double, engine: Engine, budget_bytes: u64, products: Products) -> CudaDevice {
     let kernels = match engine {
         Engine::Host => {
             register(double);
@@ -104,7 +119,7 @@ pub fn cuda_within(double: &Double, engine: Engine, budget_bytes: u64) -> CudaDe
             KernelSource::Embedded
         }
     };
-    CudaDevice::open(CudaConfig { ordinal: 0, budget_bytes, kernels }).unwrap()
+    CudaDevice::open_with(CudaConfig { ordinal: 0, budget_bytes, kernels }, products).unwrap()
 }
 
 /// The device without a GPU, scalar or as fast as the processor allows.

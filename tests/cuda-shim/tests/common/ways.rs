@@ -8,7 +8,7 @@ use gpu_tier::cuda::{CudaDevice, QueryElement};
 use gpu_tier::device::Stream;
 use half::{bf16, f16};
 
-use crate::device::{Engine, cpu, cuda};
+use crate::device::{Engine, cpu, cuda, cuda_matrix};
 use crate::double::Double;
 use crate::scene::{Plan, Queries, Scene, Stage, WAYS, WHOLE, bytes_of};
 
@@ -35,6 +35,28 @@ pub fn check_queries(engine: Engine, scene: Scene, element: QueryElement) {
     drop(ours);
     drop(cuda);
     double.assert_nothing_left();
+}
+
+/// Every way to attend a scene on matrix instructions, beside the first and f64. Returns how far from f64 it was.
+pub fn check_matrix(engine: Engine, scene: Scene, element: QueryElement) -> f64 {
+    let double = Double::take();
+    let cuda = cuda_matrix(&double, engine);
+    let (round, queries) = of(element);
+    let stage = Stage::new(&cuda, scene).unwrap().round_queries(round).with_queries(queries);
+    let expected = stage.attend(&WHOLE).unwrap();
+    let mut worst = 0f64;
+    for plan in plans(&scene) {
+        let found = stage.attend(&plan).unwrap();
+        if !plan.closed_only {
+            assert_same(&found, &expected, &plan, &scene);
+        }
+        worst = worst.max(stage.distance(&found, plan.closed_only).unwrap());
+        assert!(worst < TOLERANCE, "{worst:e} from f64, {element:?}, {plan:?}, {scene:?}");
+    }
+    drop(stage);
+    drop(cuda);
+    double.assert_nothing_left();
+    worst
 }
 
 fn plans(scene: &Scene) -> Vec<Plan> {
