@@ -118,28 +118,27 @@ static void append_and_sum() {
     run("kvtier_clear", 1, 1, 256, {&clears, &two});
 }
 
-// Two spans of one sequence, one exact, one that some rows read closed; partials or a running state.
-static void attend(unsigned running, unsigned bits) {
-    const unsigned dim = 64, kv_heads = 1, group = 3, rows = 3, first_position = 190;
-    const unsigned vectors = rows * group * kv_heads, spans = 3;
-    u64 targets = blank(4 * vectors * spans * (dim + 2)), exact[3], places = 0;
+// Three spans of one sequence, one of which some rows read closed; partials or a running state.
+static void attend(const char* kernel, unsigned running, unsigned bits) {
+    unsigned dim = 64, kv_heads = 1, heads = 3, rows = 3, first_position = 190, block_tokens = 64;
+    const unsigned vectors = rows * heads / kv_heads, spans = 3, store_spans = running ? 1 : spans;
+    const u64 store = blank(4 * kv_heads * store_spans * (vectors * dim + 2 * ((vectors + 3) / 4 * 4)));
     std::vector<u64> list;
     for (unsigned i = 0; i < spans; i++) {
-        exact[i] = bf16(2 * dim * 64);
-        u64 place[] = {exact[i], exact[i], exact[i], exact[i], bf16(2 * dim), bf16(4 * 64), bf16(dim * 64), words(i, i == 1 ? 191 : 0xffffffffu)};
+        const u64 exact = bf16(2 * dim * 64);
+        u64 place[] = {exact, exact, exact, exact, bf16(2 * dim), bf16(4 * 64), bf16(dim * 64), words(i, i == 1 ? 191 : 0xffffffffu)};
         list.insert(list.end(), place, place + 8);
     }
-    places = table(list);
-    float scale = 0.125f;
-    unsigned scale_bits;
+    u64 places = table(list);
+    // Elements of 2 bytes, bits of keys and of values, queries of f32.
+    unsigned formats = 2 | bits << 8 | bits << 16, scale_bits;
+    const float scale = 0.125f;
     memcpy(&scale_bits, &scale, 4);
-    u64 shape = table({words(group * kv_heads, kv_heads), words(dim, 64), words(2, bits), words(bits, 0), words(scale_bits, 0), 0});
-    const u64 per_span = dim + 2, per_head = running ? per_span : per_span * spans, per_row = per_head * group * kv_heads;
-    u64 jobs = table({floats(vectors * dim), targets, 0, per_row, per_head, running ? 0 : per_span, words(0, rows), words(spans, first_position), words(running, 0)});
-    const unsigned tiles = (rows * group + 7) / 8;
-    run("kvtier_attend_v8_c1", tiles * kv_heads * (running ? 1 : spans), 1, 64, {&shape, &jobs, &places, &one});
-    u64 merge = table({targets, blank(4 * vectors * dim), per_row, per_head, per_span, words(0, first_position), words(running, group * kv_heads), words(dim, 0)});
-    run("kvtier_finish", vectors, 1, 64, {&merge, &one});
+    u64 jobs = table({floats(rows * heads * dim), store, 0, words(store_spans, 0), words(rows, spans), words(first_position, running), 0, 0});
+    const unsigned tiles = (vectors + 7) / 8;
+    run(kernel, tiles * kv_heads * store_spans, 1, 64, {&jobs, &places, &one, &heads, &kv_heads, &dim, &block_tokens, &formats, &scale_bits});
+    u64 merge = table({store, blank(4 * rows * heads * dim), words(store_spans, 0), words(rows, first_position), words(running, 0), 0, 0, 0});
+    run("kvtier_finish", (vectors + 3) / 4 * kv_heads, 1, 64, {&merge, &one, &heads, &kv_heads, &dim});
 }
 
 int main() {
@@ -148,7 +147,8 @@ int main() {
     rate();
     append_and_sum();
     for (unsigned running = 0; running < 2; running++)
-        for (unsigned bits = 4; bits <= 8; bits += 4) attend(running, bits);
+        for (unsigned bits = 4; bits <= 8; bits += 4)
+            for (const char* kernel : {"kvtier_attend_v8_c1", "kvtier_attend_mma_v8_c1"}) attend(kernel, running, bits);
     puts("all kernels ran");
     return 0;
 }
