@@ -119,7 +119,7 @@ pub static KEYS: [Key; 21] = [
     },
     Key {
         name: "allow_uids",
-        what: "users whose processes may connect, by user id",
+        what: "users whose processes may connect, by user id in the daemon's user namespace; one that it does not map is never let in",
         default: "the daemon's own user",
         set: |config, given| given.numbers().map(|uids| config.allow_uids = uids),
         show: |config| format!("{:?}", config.allow_uids),
@@ -158,7 +158,7 @@ pub static KEYS: [Key; 21] = [
     },
     Key {
         name: "lease_ttl_ms",
-        what: "milliseconds after which a lease that nobody released ends (1000 to a day)",
+        what: "milliseconds after which a lease that nobody released ends, whatever its client does meanwhile; 0.2 s or a 64th of that later at most (1000 to a day)",
         default: "`600000`",
         set: |config, given| given.number(1000..=DAY_MS).map(|number| config.lease_ttl_ms = number),
         show: |config| config.lease_ttl_ms.to_string(),
