@@ -52,7 +52,7 @@ fn run(module: &str, count: usize) {
 
 #[test]
 fn whole_blocks_between_slabs_and_a_daemon() {
-    run("test_transfer", 7);
+    run("test_transfer", 9);
 }
 
 #[test]
