@@ -1,26 +1,13 @@
 //! Attention on matrix instructions: near f64, and the same bits however the work is split. What it executes for a byte stands in
 //! `gpu-tier/kernels/traffic.tsv`, beside the plain kernels.
-#![cfg(target_arch = "x86_64")]
 
-#[path = "common/device.rs"]
-#[allow(dead_code, reason = "parts that other tests use")]
-mod device;
-#[path = "../../../gpu-tier/tests/cuda_double/double.rs"]
-#[allow(dead_code, reason = "the hooks of the double that other tests use")]
-mod double;
-#[path = "../../../gpu-tier/tests/scene/mod.rs"]
-mod scene;
-#[path = "common/ways.rs"]
-#[allow(dead_code, reason = "parts that other tests use")]
-mod ways;
-
-use device::{ENGINES, Engine, cuda, cuda_matrix};
-use double::Double;
+use crate::device::{ENGINES, Engine, cuda, cuda_matrix};
+use crate::double::Double;
+use crate::scene::{ALL_CLOSED, Scene, Stage, WHOLE};
+use crate::ways::check_matrix;
 use gpu_tier::DeviceError;
 use gpu_tier::attention::{Attention, Element, Products};
 use gpu_tier::cuda::QueryElement;
-use scene::{ALL_CLOSED, Scene, Stage, WHOLE};
-use ways::check_matrix;
 
 fn scene(group: u32, kv_heads: u32, head_dim: u32, block_tokens: u32, tokens: usize, rows: usize) -> Scene {
     let seed = tokens as u64 * 31 + u64::from(head_dim + group);

@@ -1,24 +1,11 @@
 //! Attention on device `cuda`: the kernels compiled for the host, through the launchers, cudarc and the driver double, against the
 //! `cpu` device bit for bit and against f64.
-#![cfg(target_arch = "x86_64")]
 
-#[path = "common/device.rs"]
-#[allow(dead_code, reason = "parts that other tests use")]
-mod device;
-#[path = "../../../gpu-tier/tests/cuda_double/double.rs"]
-#[allow(dead_code, reason = "the hooks of the double that other tests use")]
-mod double;
-#[path = "../../../gpu-tier/tests/scene/mod.rs"]
-mod scene;
-#[path = "common/ways.rs"]
-#[allow(dead_code, reason = "parts that other tests use")]
-mod ways;
-
-use device::{ENGINES, Engine};
+use crate::device::{ENGINES, Engine};
+use crate::scene::{ALL_CLOSED, Scene};
+use crate::ways::check_queries;
 use gpu_tier::attention::Element;
 use gpu_tier::cuda::QueryElement;
-use scene::{ALL_CLOSED, Scene};
-use ways::check_queries;
 
 fn scene(group: u32, kv_heads: u32, head_dim: u32, block_tokens: u32, tokens: usize, rows: usize) -> Scene {
     let seed = tokens as u64 * 31 + u64::from(head_dim);
