@@ -9,7 +9,7 @@ mod double;
 use std::sync::{Arc, OnceLock};
 
 use double::Double;
-use gpu_tier::attention::{Accumulator, Attend, Attention, Element, Geometry, SectionPlace};
+use gpu_tier::attention::{Accumulator, Attend, Attention, Element, Geometry, Products, SectionPlace};
 use gpu_tier::cuda::{CudaConfig, CudaDevice, KernelSource};
 use gpu_tier::device::{CopyPiece, Device, DeviceRange, HostRange, Stream};
 use host_tier::{HostConfig, HostTier};
@@ -24,7 +24,8 @@ use kvtier_sdk::contract::{
 use kvtier_sdk::embedded::ArenaExtent;
 use kvtier_tests::{Fixture, ask, ask_together, options, plain, shallow};
 
-const CUDA: DeviceKind = DeviceKind::Cuda { ordinal: 0 };
+const CUDA: DeviceKind = DeviceKind::Cuda { ordinal: 0, products: Products::Canonical };
+const CUDA_MATRIX: DeviceKind = DeviceKind::Cuda { ordinal: 0, products: Products::Matrix };
 
 fn model() -> &'static Fixture {
     static MODEL: OnceLock<Fixture> = OnceLock::new();
@@ -101,6 +102,30 @@ fn closed_blocks_give_the_logits_of_the_cpu_device() {
         let answer = ask(&mut engine(on_cuda(closed)), &prompt, 2);
         assert_eq!(answer.logits_digest, expected, "{form}");
     }
+    double.assert_nothing_left();
+}
+
+/// Attention on matrix units has bits of its own: near the canonical ones, equal to themselves over residency, chunks and batch, and in a namespace apart.
+#[test]
+fn attention_on_matrix_units_is_a_setting_with_bits_of_its_own() {
+    let double = Double::take();
+    let (prompt, other) = (model().prompt(0, 75), model().prompt(500, 40));
+    let on_matrix = |options: EngineOptions| EngineOptions { device: CUDA_MATRIX, ..short(on_cuda(options)) };
+    let canonical = ask(&mut engine(short(plain())), &prompt, 3);
+    let expected = ask(&mut engine(on_matrix(plain())), &prompt, 3);
+    assert_ne!(expected.logits_digest, canonical.logits_digest);
+    assert_eq!(expected.tokens, canonical.tokens);
+    let chunks = ask(&mut engine(EngineOptions { chunk: 7, ..on_matrix(plain()) }), &prompt, 3);
+    assert_eq!(chunks.logits_digest, expected.logits_digest, "chunks of 7");
+    let answers = ask_together(&mut engine(on_matrix(plain())), &[&other, &prompt], 3);
+    assert_eq!(answers[1].logits_digest, expected.logits_digest, "beside another sequence");
+    let mut small = EngineOptions { chunk: 8, ..on_matrix(options()) };
+    small.device_bytes = minimum(&small);
+    let mut small = engine(small);
+    for _ in 0..2 {
+        assert_eq!(ask(&mut small, &prompt, 3).logits_digest, expected.logits_digest, "wherever blocks lay");
+    }
+    drop(small);
     double.assert_nothing_left();
 }
 
