@@ -113,6 +113,24 @@ pub(super) unsafe fn row_magnitude(row: *const u16, lanes: usize) -> u16 {
     }
 }
 
+/// Bits of the largest magnitude of each of 32 lanes over `rows` rows.
+///
+/// # Safety
+/// `rows` rows, `lanes` elements apart, of 32 elements can be read; the processor has AVX2.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn lane_magnitudes_32(values: *const u16, rows: usize, lanes: usize) -> [__m256i; 2] {
+    let mut most = [_mm256_setzero_si256(); 2];
+    for row in 0..rows {
+        for (half, most) in most.iter_mut().enumerate() {
+            // SAFETY: the caller's promise.
+            let x = unsafe { _mm256_loadu_si256(values.add(row * lanes + 16 * half).cast()) };
+            *most = _mm256_max_epu16(*most, _mm256_and_si256(x, _mm256_set1_epi16(0x7fff)));
+        }
+    }
+    most
+}
+
 /// Bits of the largest magnitude of each of 16 lanes (`N` of them; the others are 0) over `rows` rows.
 ///
 /// # Safety

@@ -10,7 +10,8 @@ use cache_core::codec::i8h::{CODE_MAX, ROWS};
 use cache_core::codec::{Grid, StaysRaw};
 use cache_core::payload::Side;
 
-use super::extremes::{lane_magnitudes, row_magnitude};
+use super::ahead::Ahead;
+use super::extremes::{lane_magnitudes, lane_magnitudes_32, row_magnitude};
 use super::lanes::{Kernel, Lanes};
 
 /// Encodes a grid.
@@ -27,24 +28,56 @@ impl Kernel for Encode<'_> {
     #[inline(always)]
     unsafe fn call<V: Lanes>(mut self) -> Result<(), StaysRaw> {
         let Grid { rows, lanes } = self.grid;
+        let mut ahead = Ahead::behind(self.values);
         // SAFETY: module header.
         unsafe {
             match self.side {
                 Side::Key => {
                     let mut lane = 0;
-                    while lane + 16 <= lanes {
+                    while lane + 32 <= lanes {
+                        self.keys_32::<V>(lane, &mut ahead)?;
+                        lane += 32;
+                    }
+                    if lane + 16 <= lanes {
                         self.keys::<V, 16>(lane)?;
                         lane += 16;
                     }
                     if lane < lanes { self.keys::<V, 8>(lane) } else { Ok(()) }
                 }
-                Side::Value => (0..rows).step_by(8).try_for_each(|first| self.eight_rows::<V>(first)),
+                Side::Value => (0..rows).step_by(8).try_for_each(|first| self.eight_rows::<V>(first, &mut ahead)),
             }
         }
     }
 }
 
 impl Encode<'_> {
+    /// 32 tokens of keys.
+    #[inline(always)]
+    unsafe fn keys_32<V: Lanes>(&mut self, lane: usize, ahead: &mut Ahead) -> Result<(), StaysRaw> {
+        let Grid { rows, lanes } = self.grid;
+        // SAFETY: module header.
+        unsafe {
+            let (values, codes) = (self.values.as_ptr().add(lane), self.codes.as_mut_ptr().add(4 * lane));
+            let scales = self.scales.as_mut_ptr().add(2 * lane);
+            let mut factors = [[0.0; 16]; 2];
+            for (half, most) in lane_magnitudes_32(values, rows, lanes).into_iter().enumerate() {
+                let eights = [_mm256_castsi256_si128(most), _mm256_extracti128_si256::<1>(most)];
+                for (eight, most) in eights.into_iter().enumerate() {
+                    let number = 2 * half + eight;
+                    let of_eight = scale_of(most, scales.add(16 * number))?;
+                    for (part, factors) in factors.iter_mut().enumerate() {
+                        factors[4 * number..4 * number + 4].copy_from_slice(&of_eight[4 * part..4 * part + 4]);
+                    }
+                }
+            }
+            let factors = factors.map(|part| V::floats(part.as_ptr()));
+            for row in (0..rows).step_by(ROWS) {
+                pack_32::<V>([factors; ROWS], values.add(row * lanes), lanes, codes.add(row * lanes), ahead);
+            }
+        }
+        Ok(())
+    }
+
     /// `N` tokens of keys.
     #[inline(always)]
     unsafe fn keys<V: Lanes, const N: usize>(&mut self, lane: usize) -> Result<(), StaysRaw> {
@@ -68,7 +101,7 @@ impl Encode<'_> {
 
     /// Eight tokens of values.
     #[inline(always)]
-    unsafe fn eight_rows<V: Lanes>(&mut self, first: usize) -> Result<(), StaysRaw> {
+    unsafe fn eight_rows<V: Lanes>(&mut self, first: usize, ahead: &mut Ahead) -> Result<(), StaysRaw> {
         let lanes = self.grid.lanes;
         // SAFETY: module header.
         unsafe {
@@ -86,7 +119,17 @@ impl Encode<'_> {
                 let values = self.values.as_ptr().add((first + half) * lanes);
                 let codes = self.codes.as_mut_ptr().add((first + half) * lanes);
                 let mut lane = 0;
-                while lane + 16 <= lanes {
+                while lane + 32 <= lanes {
+                    pack_32::<V>(
+                        factors.map(|factor| [factor; 2]),
+                        values.add(lane),
+                        lanes,
+                        codes.add(4 * lane),
+                        ahead,
+                    );
+                    lane += 32;
+                }
+                if lane + 16 <= lanes {
                     pack::<V, 16>(factors, values.add(lane), lanes, codes.add(4 * lane));
                     lane += 16;
                 }
@@ -96,6 +139,27 @@ impl Encode<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// Codes of 32 lanes of four rows, as [`pack`] makes them.
+#[inline(always)]
+unsafe fn pack_32<V: Lanes>(
+    factors: [[V; 2]; ROWS],
+    values: *const u16,
+    lanes: usize,
+    codes: *mut u8,
+    ahead: &mut Ahead,
+) {
+    ahead.lines::<4>();
+    // SAFETY: module header.
+    unsafe {
+        let mut rows = factors;
+        for i in 0..ROWS {
+            let [low, high] = V::split(values.add(i * lanes));
+            rows[i] = [low.mul(factors[i][0]), high.mul(factors[i][1])];
+        }
+        V::store_bytes(rows, codes);
     }
 }
 
@@ -156,20 +220,21 @@ impl Kernel for Decode<'_> {
     #[inline(always)]
     unsafe fn call<V: Lanes>(mut self) {
         let Grid { rows, lanes } = self.grid;
+        let mut ahead = Ahead::behind(self.codes);
         // SAFETY: module header.
         unsafe {
             match self.side {
                 Side::Key => {
                     let mut lane = 0;
                     while lane + 16 <= lanes {
-                        self.keys::<V, 16>(lane);
+                        self.keys::<V, 16>(lane, &mut ahead);
                         lane += 16;
                     }
                     if lane < lanes {
-                        self.keys::<V, 8>(lane);
+                        self.keys::<V, 8>(lane, &mut ahead);
                     }
                 }
-                Side::Value => (0..rows).step_by(8).for_each(|first| self.eight_rows::<V>(first)),
+                Side::Value => (0..rows).step_by(8).for_each(|first| self.eight_rows::<V>(first, &mut ahead)),
             }
         }
     }
@@ -177,7 +242,7 @@ impl Kernel for Decode<'_> {
 
 impl Decode<'_> {
     #[inline(always)]
-    unsafe fn keys<V: Lanes, const N: usize>(&mut self, lane: usize) {
+    unsafe fn keys<V: Lanes, const N: usize>(&mut self, lane: usize, ahead: &mut Ahead) {
         let Grid { rows, lanes } = self.grid;
         // SAFETY: module header.
         unsafe {
@@ -189,13 +254,14 @@ impl Decode<'_> {
             }
             let scales = V::floats(all.as_ptr().cast());
             for row in (0..rows).step_by(ROWS) {
+                ahead.lines::<1>();
                 unpack::<V, N>([scales; ROWS], codes.add(row * lanes), values.add(row * lanes), lanes);
             }
         }
     }
 
     #[inline(always)]
-    unsafe fn eight_rows<V: Lanes>(&mut self, first: usize) {
+    unsafe fn eight_rows<V: Lanes>(&mut self, first: usize, ahead: &mut Ahead) {
         let lanes = self.grid.lanes;
         // SAFETY: module header.
         unsafe {
@@ -209,6 +275,7 @@ impl Decode<'_> {
                 let values = self.values.as_mut_ptr().add((first + half) * lanes);
                 let mut lane = 0;
                 while lane + 16 <= lanes {
+                    ahead.lines::<1>();
                     unpack::<V, 16>(scales, codes.add(4 * lane), values.add(lane), lanes);
                     lane += 16;
                 }

@@ -28,6 +28,8 @@ pub(super) trait Lanes: Copy {
     unsafe fn run<K: Kernel>(kernel: K) -> K::Output;
     /// Reads bf16 at any address.
     unsafe fn load<const N: usize>(from: *const u16) -> Self;
+    /// Reads 32 bf16 at any address, of every eight the first four and the last four: what [`Lanes::store_bytes`] takes.
+    unsafe fn split(from: *const u16) -> [Self; 2];
     unsafe fn splat(x: f32) -> Self;
     /// Reads 16 f32 at any address.
     unsafe fn floats(from: *const f32) -> Self;
@@ -50,6 +52,8 @@ pub(super) trait Lanes: Copy {
     unsafe fn pack(self, words: Self::Words, shift: i32) -> Self::Words;
     /// `words | (self rounded to an integer, ties to even, its low byte) << shift`.
     unsafe fn pack_byte(self, words: Self::Words, shift: i32) -> Self::Words;
+    /// Four rows of 32, each as [`Lanes::split`] leaves them, rounded to integers, ties to even, which fit a signed byte: a word of four bytes for each lane.
+    unsafe fn store_bytes(rows: [[Self; 2]; 4], to: *mut u8);
     /// The signed byte at `shift`.
     unsafe fn byte(words: Self::Words, shift: i32) -> Self;
 
@@ -128,6 +132,17 @@ impl Lanes for Avx2 {
     unsafe fn load<const N: usize>(from: *const u16) -> Self {
         // SAFETY: as above the `impl`.
         unsafe { Avx2(widen_8(from), if N == 16 { widen_8(from.add(8)) } else { _mm256_setzero_ps() }) }
+    }
+    #[inline(always)]
+    unsafe fn split(from: *const u16) -> [Self; 2] {
+        // SAFETY: as above the `impl`.
+        unsafe {
+            let zero = _mm256_setzero_si256();
+            let halves = [from, from.add(16)].map(|from| _mm256_loadu_si256(from.cast()));
+            let [a, b] = halves.map(|half| _mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, half)));
+            let [c, d] = halves.map(|half| _mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, half)));
+            [Avx2(a, b), Avx2(c, d)]
+        }
     }
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
@@ -210,6 +225,25 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn store_bytes(rows: [[Self; 2]; 4], to: *mut u8) {
+        // SAFETY: as above the `impl`.
+        unsafe {
+            let first =
+                rows.map(|[low, high]| _mm256_packs_epi32(_mm256_cvtps_epi32(low.0), _mm256_cvtps_epi32(high.0)));
+            let second =
+                rows.map(|[low, high]| _mm256_packs_epi32(_mm256_cvtps_epi32(low.1), _mm256_cvtps_epi32(high.1)));
+            for (half, [a, b, c, d]) in [first, second].into_iter().enumerate() {
+                let pair =
+                    |a, b| _mm256_or_si256(_mm256_and_si256(a, _mm256_set1_epi16(0xff)), _mm256_slli_epi16::<8>(b));
+                let (front, back) = (pair(a, b), pair(c, d));
+                let (low, high) = (_mm256_unpacklo_epi16(front, back), _mm256_unpackhi_epi16(front, back));
+                let to = to.add(64 * half);
+                _mm256_storeu_si256(to.cast(), _mm256_permute2x128_si256::<0x20>(low, high));
+                _mm256_storeu_si256(to.add(32).cast(), _mm256_permute2x128_si256::<0x31>(low, high));
+            }
+        }
+    }
+    #[inline(always)]
     unsafe fn byte(words: Self::Words, shift: i32) -> Self {
         // SAFETY: as above the `impl`.
         unsafe {
@@ -259,6 +293,15 @@ impl Lanes for Avx512 {
                 _mm256_zextsi128_si256(_mm_loadu_si128(from.cast()))
             };
             Avx512(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(values))))
+        }
+    }
+    #[inline(always)]
+    unsafe fn split(from: *const u16) -> [Self; 2] {
+        // SAFETY: as above the `impl`.
+        unsafe {
+            let (zero, x) = (_mm512_setzero_si512(), _mm512_loadu_si512(from.cast()));
+            [_mm512_unpacklo_epi16(zero, x), _mm512_unpackhi_epi16(zero, x)]
+                .map(|part| Avx512(_mm512_castsi512_ps(part)))
         }
     }
     #[inline(always)]
@@ -353,6 +396,24 @@ impl Lanes for Avx512 {
             let code = _mm512_sll_epi32(_mm512_cvtps_epi32(self.0), _mm_cvtsi32_si128(shift));
             // words | code & mask
             _mm512_ternarylogic_epi32::<0b1111_1000>(words, code, _mm512_set1_epi32(0xff << shift))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_bytes(rows: [[Self; 2]; 4], to: *mut u8) {
+        // SAFETY: as above the `impl`.
+        unsafe {
+            let words =
+                |[low, high]: [Self; 2]| _mm512_packs_epi32(_mm512_cvtps_epi32(low.0), _mm512_cvtps_epi32(high.0));
+            let [a, b, c, d] = rows.map(words);
+            // b << 8 | a & 0xff
+            let pair =
+                |a, b| _mm512_ternarylogic_epi32::<0b1111_1000>(_mm512_slli_epi16::<8>(b), a, _mm512_set1_epi16(0xff));
+            let (front, back) = (pair(a, b), pair(c, d));
+            let (low, high) = (_mm512_unpacklo_epi16(front, back), _mm512_unpackhi_epi16(front, back));
+            let first = _mm512_permutex2var_epi64(low, _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), high);
+            let second = _mm512_permutex2var_epi64(low, _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15), high);
+            _mm512_storeu_si512(to.cast(), first);
+            _mm512_storeu_si512(to.add(64).cast(), second);
         }
     }
     #[inline(always)]

@@ -5,6 +5,8 @@
 //! runs only an instruction set that [`Simd::new`] found on this processor.
 
 #[cfg(target_arch = "x86_64")]
+mod ahead;
+#[cfg(target_arch = "x86_64")]
 mod extremes;
 #[cfg(target_arch = "x86_64")]
 #[expect(clippy::needless_range_loop, reason = "rows index several arrays at once; plain loops unroll")]

@@ -10,6 +10,8 @@ use std::arch::x86_64::*;
 use cache_core::codec::sx12::{ESCAPE, GROUP, Window, choose_top, exponent};
 use cache_core::codec::{Damaged, StaysRaw};
 
+use super::ahead::Ahead;
+
 /// Puts escapes into the area in order.
 struct Sink<'a> {
     area: &'a mut [u8],
@@ -70,10 +72,12 @@ impl Source<'_> {
 pub(super) fn encode_avx2(values: &[u16], codes: &mut [u8], area: &mut [u8]) -> Result<Window, StaysRaw> {
     let top = choose_top(values, largest_exponent(values), |low| count_below(values, low));
     let mut sink = Sink { area, count: 0 };
+    let mut ahead = Ahead::behind(values);
     let (bytes, nibbles) = codes.split_at_mut(values.len());
     let tops = _mm256_set1_epi16(i16::from(top));
     let escape = _mm256_set1_epi16(i16::from(ESCAPE));
     for (g, group) in values.chunks_exact(GROUP).enumerate() {
+        ahead.lines::<1>();
         // SAFETY: module header.
         unsafe {
             let low = _mm256_loadu_si256(group.as_ptr().cast());
@@ -98,9 +102,14 @@ pub(super) fn encode_avx2(values: &[u16], codes: &mut [u8], area: &mut [u8]) -> 
 #[target_feature(enable = "avx2")]
 pub(super) fn decode_avx2(window: Window, codes: &[u8], escapes: &[u8], values: &mut [u16]) -> Result<(), Damaged> {
     let mut source = Source { escapes: escapes.iter(), missing: false };
+    let mut ahead = Ahead::behind(codes);
     let (bytes, nibbles) = codes.split_at(values.len());
     let tops = _mm256_set1_epi16(i16::from(window.top) << 7);
     for (g, group) in values.chunks_exact_mut(GROUP).enumerate() {
+        // Four groups are three lines of codes.
+        if g % 4 > 0 {
+            ahead.lines::<1>();
+        }
         // SAFETY: module header.
         unsafe {
             let pairs = _mm256_cvtepu8_epi16(_mm_loadu_si128(nibbles.as_ptr().add(g * 16).cast()));
@@ -130,10 +139,12 @@ pub(super) fn decode_avx2(window: Window, codes: &[u8], escapes: &[u8], values: 
 pub(super) fn encode_avx512(values: &[u16], codes: &mut [u8], area: &mut [u8]) -> Result<Window, StaysRaw> {
     let top = choose_top(values, largest_exponent(values), |low| count_below(values, low));
     let mut sink = Sink { area, count: 0 };
+    let mut ahead = Ahead::behind(values);
     let (bytes, nibbles) = codes.split_at_mut(values.len());
     let tops = _mm512_set1_epi16(i16::from(top));
     let escape = _mm512_set1_epi16(i16::from(ESCAPE));
     for (g, group) in values.chunks_exact(GROUP).enumerate() {
+        ahead.lines::<1>();
         // SAFETY: module header.
         unsafe {
             let x = _mm512_loadu_si512(group.as_ptr().cast());
@@ -160,10 +171,15 @@ pub(super) fn encode_avx512(values: &[u16], codes: &mut [u8], area: &mut [u8]) -
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl")]
 pub(super) fn decode_avx512(window: Window, codes: &[u8], escapes: &[u8], values: &mut [u16]) -> Result<(), Damaged> {
     let mut source = Source { escapes: escapes.iter(), missing: false };
+    let mut ahead = Ahead::behind(codes);
     let (bytes, nibbles) = codes.split_at(values.len());
     let tops = _mm512_set1_epi16(i16::from(window.top) << 7);
     let escape = _mm512_set1_epi16(i16::from(ESCAPE));
     for (g, group) in values.chunks_exact_mut(GROUP).enumerate() {
+        // Four groups are three lines of codes.
+        if g % 4 > 0 {
+            ahead.lines::<1>();
+        }
         // SAFETY: module header.
         unsafe {
             let pairs = _mm256_cvtepu8_epi16(_mm_loadu_si128(nibbles.as_ptr().add(g * 16).cast()));
