@@ -77,6 +77,8 @@ enum kvtier_outcome
   KVTIER_ABANDONED = 7,
   // The place is the engine's to fill.
   KVTIER_RESERVED = 8,
+  // Its values do not fit the form that it was to be stored in: a NaN, an infinity, or beyond what a header holds.
+  KVTIER_UNFIT = 9,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -141,6 +143,19 @@ typedef struct kvtier_options {
   uint32_t queue_max;
 } kvtier_options;
 
+// Where the keys or the values of a layer are in an engine's block, in elements of 16 bits: that of a head, token and channel is number
+// `first + head * heads + token * tokens + channel * channels`.
+typedef struct kvtier_strides {
+  // The first one's.
+  uint32_t first;
+  // From a head to the next.
+  uint32_t heads;
+  // From a token to the next.
+  uint32_t tokens;
+  // From a channel to the next.
+  uint32_t channels;
+} kvtier_strides;
+
 // Everything that two blocks must share to stand for each other. What differs in any field never meets. Texts may be null for empty.
 typedef struct kvtier_identity {
   // `sizeof(kvtier_identity)`.
@@ -181,8 +196,16 @@ typedef struct kvtier_identity {
   const char *layout;
   // The tenant's salt; null: none, which is another tenant than the empty salt's.
   const char *salt;
-  // Bytes of one layer of a stored block, keys and values together.
+  // Bytes of one layer of a stored block in the engine's memory, keys and values together.
   uint32_t layer_bytes;
+  // The lossy form to store blocks in, such as `kc4vt4`; null: their bytes as they are. With it `dtype` is bf16, and all that follows is read.
+  const char *form;
+  // Tokens of one of the engine's blocks.
+  uint32_t engine_tokens;
+  // Where its keys are.
+  struct kvtier_strides keys;
+  // Where its values are.
+  struct kvtier_strides values;
 } kvtier_identity;
 
 // Consecutive blocks of one chain.

@@ -74,6 +74,8 @@ pub enum kvtier_outcome {
     KVTIER_ABANDONED = 7,
     /// The place is the engine's to fill.
     KVTIER_RESERVED = 8,
+    /// Its values do not fit the form that it was to be stored in: a NaN, an infinity, or beyond what a header holds.
+    KVTIER_UNFIT = 9,
 }
 
 use kvtier_code::*;
@@ -110,6 +112,7 @@ pub(crate) fn outcome_of(outcome: Outcome) -> kvtier_outcome {
         Outcome::FailedCheck => kvtier_outcome::KVTIER_FAILED_CHECK,
         Outcome::Unknown => kvtier_outcome::KVTIER_UNKNOWN,
         Outcome::Abandoned => kvtier_outcome::KVTIER_ABANDONED,
+        Outcome::Unfit => kvtier_outcome::KVTIER_UNFIT,
     }
 }
 

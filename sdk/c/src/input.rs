@@ -4,7 +4,7 @@ use std::ffi::{CStr, c_char};
 
 use cache_core::hash::BlockHash;
 use cache_core::manifest::HeadSlice;
-use kvtier_sdk::plugin::{Before, Identity, RopeStated};
+use kvtier_sdk::plugin::{Before, Identity, Lossy, RopeStated, Strides};
 
 use crate::guard::Failure;
 
@@ -66,8 +66,31 @@ pub struct kvtier_identity {
     pub layout: *const c_char,
     /// The tenant's salt; null: none, which is another tenant than the empty salt's.
     pub salt: *const c_char,
-    /// Bytes of one layer of a stored block, keys and values together.
+    /// Bytes of one layer of a stored block in the engine's memory, keys and values together.
     pub layer_bytes: u32,
+    /// The lossy form to store blocks in, such as `kc4vt4`; null: their bytes as they are. With it `dtype` is bf16, and all that follows is read.
+    pub form: *const c_char,
+    /// Tokens of one of the engine's blocks.
+    pub engine_tokens: u32,
+    /// Where its keys are.
+    pub keys: kvtier_strides,
+    /// Where its values are.
+    pub values: kvtier_strides,
+}
+
+/// Where the keys or the values of a layer are in an engine's block, in elements of 16 bits: that of a head, token and channel is number
+/// `first + head * heads + token * tokens + channel * channels`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct kvtier_strides {
+    /// The first one's.
+    pub first: u32,
+    /// From a head to the next.
+    pub heads: u32,
+    /// From a token to the next.
+    pub tokens: u32,
+    /// From a channel to the next.
+    pub channels: u32,
 }
 
 /// Consecutive blocks of one chain.
@@ -190,8 +213,16 @@ pub(crate) unsafe fn identity(given: &kvtier_identity) -> Result<Identity, Failu
         layer_bytes: given.layer_bytes,
         layout: word(given.layout, "layout")?,
         // SAFETY: the caller's promise.
+        lossy: unsafe { text(given.form, "form") }?.map(|form| lossy(&form, given)).transpose()?,
+        // SAFETY: the caller's promise.
         salt: unsafe { text(given.salt, "salt") }?,
     })
+}
+
+fn lossy(form: &str, given: &kvtier_identity) -> Result<Lossy, Failure> {
+    let form = form.parse().map_err(|error| Failure::usage(format!("failed to use what was given: {error}")))?;
+    let strides = |kvtier_strides { first, heads, tokens, channels }| Strides { first, heads, tokens, channels };
+    Ok(Lossy { form, tokens: given.engine_tokens, keys: strides(given.keys), values: strides(given.values) })
 }
 
 /// A run as the SDK has it.

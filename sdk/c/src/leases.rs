@@ -53,7 +53,7 @@ pub unsafe extern "C" fn kvtier_lease_payload(
     guard(|| {
         // SAFETY: the caller's promise.
         unsafe {
-            let (first, length) = leased(leases, block)?.payload();
+            let (first, length) = leased(leases, block)?.payload()?;
             give(address, first)?;
             give(bytes, length)
         }
@@ -76,7 +76,7 @@ pub unsafe extern "C" fn kvtier_lease_read(
     guard(|| {
         // SAFETY: the caller's promise.
         let leased = unsafe { leased(leases, block)? };
-        let (_, length) = leased.payload();
+        let (_, length) = leased.payload()?;
         let is_inside = offset.checked_add(bytes as u64).is_some_and(|end| end <= length);
         if !is_inside || target.is_null() || is_current.is_null() {
             let reason =
@@ -87,7 +87,7 @@ pub unsafe extern "C" fn kvtier_lease_read(
         unsafe {
             // Memory that was never written is no slice for the language until it is.
             target.write_bytes(0, bytes);
-            give(is_current, leased.read(offset, std::slice::from_raw_parts_mut(target, bytes)))
+            give(is_current, leased.read(offset, std::slice::from_raw_parts_mut(target, bytes))?)
         }
     })
 }

@@ -185,6 +185,7 @@ mod tests {
             numerics: String::new(),
             layer_bytes: 8,
             layout: String::new(),
+            lossy: None,
             salt: None,
         };
         let settings = ClientSettings {

@@ -1,4 +1,4 @@
-/* What must not hurt: nulls, sizes of other versions, queues that are full, handles that outlive their client, forks, no daemon. */
+/* What must not hurt: nulls, sizes of other versions, queues that are full, handles that outlive their client, forks, no daemon; and lossy forms, with what they refuse. */
 #include <kvtier.h>
 
 #include <poll.h>
@@ -191,6 +191,73 @@ static void requests(const char *socket) {
     kvtier_close(client);
 }
 
+/* bf16 of a small whole number. */
+static uint16_t bf16(int value) {
+    float number = (float)value;
+    uint32_t bits = 0;
+    memcpy(&bits, &number, sizeof bits);
+    return (uint16_t)(bits >> 16);
+}
+
+static void lossy(const char *socket) {
+    enum { TOKENS = 8, CHANNELS = 8, SIDE = TOKENS * CHANNELS, LAYER = 2 * 2 * SIDE };
+    kvtier_options options = {.size = sizeof options, .socket = socket, .deadline_ms = 20000};
+    kvtier_identity one = {.size = sizeof one, .dtype = "bf16", .block_tokens = TOKENS, .layers = 1, .kv_heads = 1, .head_dim = CHANNELS};
+    one.layer_bytes = LAYER;
+    one.form = "i8h";
+    one.engine_tokens = TOKENS;
+    one.keys = (kvtier_strides){.first = 0, .heads = SIDE, .tokens = CHANNELS, .channels = 1};
+    one.values = one.keys;
+    kvtier_client *client = NULL;
+    CHECK(kvtier_open(&options, &one, &client) == KVTIER_USAGE && strstr(kvtier_last_message(), "where another is") != NULL);
+    one.values.first = SIDE;
+    one.form = "q4_0";
+    CHECK(kvtier_open(&options, &one, &client) == KVTIER_USAGE && strstr(kvtier_last_message(), "q4_0") != NULL);
+    one.form = "i8h";
+    CHECK(kvtier_open(&options, &one, &client) == KVTIER_OK);
+
+    /* Three blocks; the second one is not to be stored. Each token's largest value is 127 or -127, so that whole numbers are what the form has. */
+    enum { BLOCK = 2 * SIDE };
+    uint16_t memory[4 * BLOCK] = {0};
+    for (int at = 0; at < 3 * BLOCK; at++) {
+        memory[at] = bf16(at % CHANNELS == 0 ? 127 : (at * 37) % 255 - 127);
+    }
+    memory[BLOCK + 77] = 0x7fc0;
+    void *address = memory;
+    uint64_t bytes = sizeof memory;
+    kvtier_slabs *slabs = NULL;
+    CHECK(kvtier_slabs_new(&address, &bytes, 1, LAYER, 0, true, &slabs) == KVTIER_OK);
+    uint8_t hashes[3][32] = {{0x51}, {0x52}, {0x53}};
+    kvtier_run run = {.size = sizeof run, .hashes = hashes[0], .count = 3};
+    uint32_t blocks[] = {0, 1, 2};
+    uint64_t op = 0;
+    CHECK(kvtier_submit_store(client, &run, slabs, blocks, 3, &op) == KVTIER_OK);
+    kvtier_result *result = next(client);
+    CHECK(kvtier_result_outcome(result, 0) == KVTIER_INSERTED && kvtier_result_outcome(result, 1) == KVTIER_UNFIT);
+    CHECK(kvtier_result_outcome(result, 2) == KVTIER_INSERTED);
+    kvtier_result_free(result);
+    blocks[0] = 3;
+    CHECK(kvtier_submit_load(client, &run, slabs, blocks, 3, &op) == KVTIER_OK);
+    result = next(client);
+    CHECK(kvtier_result_count(result) == 1 && memcmp(memory + 3 * BLOCK, memory, LAYER) == 0);
+    kvtier_result_free(result);
+
+    /* Bytes in place mean nothing to an engine. */
+    CHECK(kvtier_submit_reserve(client, &run, &op) == KVTIER_OK);
+    result = next(client);
+    CHECK(kvtier_result_code(result) == KVTIER_USAGE);
+    kvtier_result_free(result);
+    CHECK(kvtier_submit_acquire(client, &run, &op) == KVTIER_OK);
+    result = next(client);
+    kvtier_leases *leases = kvtier_result_take_leases(result);
+    kvtier_result_free(result);
+    const uint8_t *payload = NULL;
+    CHECK(kvtier_leases_count(leases) == 1 && kvtier_lease_payload(leases, 0, &payload, &bytes) == KVTIER_USAGE);
+    kvtier_leases_release(leases);
+    kvtier_slabs_free(slabs);
+    kvtier_close(client);
+}
+
 static void forks(const char *socket) {
     kvtier_client *client = open_client(socket, 0);
     pid_t child = fork();
@@ -231,6 +298,7 @@ int main(int argc, char **argv) {
     queues(argv[1]);
     lifetimes(argv[1]);
     requests(argv[1]);
+    lossy(argv[1]);
     forks(argv[1]);
     no_daemon();
     return 0;

@@ -12,7 +12,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use crate::error::{raise, usage};
-use crate::identity::{Manifest, Opaque};
+use crate::identity::{Manifest, Stored};
 use crate::leases::Leases;
 use crate::places::Reservations;
 use crate::slabs::{Slabs, blocks_of};
@@ -93,7 +93,7 @@ impl Client {
         py: Python<'_>,
         socket: Option<PathBuf>,
         manifest: &Manifest,
-        form: &Opaque,
+        form: Stored<'_>,
         salt: Option<String>,
         name: &str,
         deadline_ms: u64,
@@ -101,7 +101,7 @@ impl Client {
         if deadline_ms == 0 {
             return Err(usage(py, "a deadline of 0 milliseconds"));
         }
-        let identity = manifest.identity(form, salt);
+        let identity = manifest.identity(&form, salt);
         let settings = ClientSettings {
             socket: socket.unwrap_or_else(socket::path_here),
             name: name.to_owned(),
@@ -112,7 +112,7 @@ impl Client {
         Ok(Client {
             namespace: plugin.namespace().0,
             layers: shape.layers,
-            layer_bytes: shape.code_section(0).bytes,
+            layer_bytes: plugin.layer_bytes(),
             slot_bytes: shape.slot_bytes(),
             plugin: Mutex::new(Some(SharedPlugin::new(plugin))),
         })

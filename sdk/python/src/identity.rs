@@ -1,7 +1,7 @@
-//! `Manifest` and `Opaque`: what makes blocks compatible.
+//! `Manifest`, `Opaque` and `Lossy`: what makes blocks compatible.
 
 use cache_core::manifest::HeadSlice;
-use kvtier_sdk::plugin::{Identity, RopeStated};
+use kvtier_sdk::plugin::{self, Identity, RopeStated, Strides};
 use pyo3::prelude::*;
 
 use crate::error::usage;
@@ -58,6 +58,7 @@ impl Manifest {
             numerics: numerics.to_owned(),
             layer_bytes: 1,
             layout: String::new(),
+            lossy: None,
             salt: None,
         };
         // What makes no sense is told here already.
@@ -95,9 +96,20 @@ impl Manifest {
 
 impl Manifest {
     /// The identity of blocks in this layout, of this tenant.
-    pub(crate) fn identity(&self, form: &Opaque, salt: Option<String>) -> Identity {
-        Identity { layer_bytes: form.layer_bytes, layout: form.layout.clone(), salt, ..self.identity.clone() }
+    pub(crate) fn identity(&self, form: &Stored<'_>, salt: Option<String>) -> Identity {
+        let (layer_bytes, layout, lossy) = match form {
+            Stored::Opaque(opaque) => (opaque.get().layer_bytes, &opaque.get().layout, None),
+            Stored::Lossy(lossy) => (lossy.get().layer_bytes, &lossy.get().layout, Some(lossy.get().stated)),
+        };
+        Identity { layer_bytes, layout: layout.clone(), lossy, salt, ..self.identity.clone() }
     }
+}
+
+/// How blocks are stored.
+#[derive(FromPyObject)]
+pub(crate) enum Stored<'py> {
+    Opaque(Bound<'py, Opaque>),
+    Lossy(Bound<'py, Lossy>),
 }
 
 /// The form of blocks that only the engine can read: so many bytes a layer, in a layout that words describe.
@@ -122,5 +134,52 @@ impl Opaque {
 
     fn __repr__(&self) -> String {
         format!("Opaque(layer_bytes={}, layout={:?})", self.layer_bytes, self.layout)
+    }
+}
+
+/// A lossy form of blocks whose elements the engine says where they are: (first, heads, tokens, channels) of keys and of values, in elements.
+#[pyclass(frozen, module = "kvtier")]
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Lossy {
+    stated: plugin::Lossy,
+    #[pyo3(get)]
+    layer_bytes: u32,
+    #[pyo3(get)]
+    layout: String,
+}
+
+type Four = (u32, u32, u32, u32);
+
+#[pymethods]
+impl Lossy {
+    #[new]
+    #[pyo3(signature = (form, *, layer_bytes, layout, block_tokens, keys, values))]
+    fn new(
+        py: Python<'_>,
+        form: &str,
+        layer_bytes: u32,
+        layout: String,
+        block_tokens: u32,
+        keys: Four,
+        values: Four,
+    ) -> PyResult<Lossy> {
+        let form = form.parse().map_err(|error: cache_core::form::FormError| usage(py, &error.to_string()))?;
+        let strides = |(first, heads, tokens, channels)| Strides { first, heads, tokens, channels };
+        let stated = plugin::Lossy { form, tokens: block_tokens, keys: strides(keys), values: strides(values) };
+        Ok(Lossy { stated, layer_bytes, layout })
+    }
+
+    /// The form's name.
+    #[getter]
+    fn form(&self) -> String {
+        self.stated.form.name()
+    }
+
+    fn __eq__(&self, other: &Lossy) -> bool {
+        self == other
+    }
+
+    fn __repr__(&self) -> String {
+        format!("Lossy({:?}, layer_bytes={}, layout={:?}, ...)", self.form(), self.layer_bytes, self.layout)
     }
 }

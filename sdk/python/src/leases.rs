@@ -30,9 +30,9 @@ impl Lease {
         leased.ok_or_else(|| raise(py, &PluginError::Closed))
     }
 
-    fn memory(leased: &Leased) -> Memory {
-        let (address, bytes) = leased.payload();
-        Memory { address: address.cast_mut(), bytes, is_writable: false }
+    fn memory(py: Python<'_>, leased: &Leased) -> PyResult<Memory> {
+        let (address, bytes) = leased.payload().map_err(|error| raise(py, &error))?;
+        Ok(Memory { address: address.cast_mut(), bytes, is_writable: false })
     }
 
     fn give_back(&self) {
@@ -51,11 +51,12 @@ impl Lease {
     /// Bytes of the block: layers, one after the other.
     #[getter]
     fn nbytes(&self, py: Python<'_>) -> PyResult<u64> {
-        Ok(self.leased(py)?.payload().1)
+        let leased = self.leased(py)?;
+        Ok(Lease::memory(py, &leased)?.bytes)
     }
 
     fn __len__(&self, py: Python<'_>) -> PyResult<usize> {
-        Ok(self.leased(py)?.payload().1 as usize)
+        Ok(self.nbytes(py)? as usize)
     }
 
     /// True when all that was read of it so far is the block. To be asked after the last read.
@@ -92,7 +93,7 @@ impl Lease {
             return Err(PyNotImplementedError::new_err("a leased block is shown where it lies, and not copied"));
         }
         let leased = self.leased(py)?;
-        dlpack::give(py, Lease::memory(&leased), Box::new(leased), max_version)
+        dlpack::give(py, Lease::memory(py, &leased)?, Box::new(leased), max_version)
     }
 
     fn __dlpack_device__(&self) -> (i32, i32) {
@@ -101,7 +102,7 @@ impl Lease {
 
     unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
         let leased = slf.get().leased(slf.py())?;
-        let memory = Lease::memory(&leased);
+        let memory = Lease::memory(slf.py(), &leased)?;
         // SAFETY: the interpreter's view; the memory is mapped as long as the leased block lives, which the view keeps.
         unsafe { buffer::fill(view, flags, slf.into_any(), memory, Box::new(leased)) }
     }

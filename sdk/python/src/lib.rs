@@ -2,7 +2,7 @@
 //!
 //! | file | part |
 //! |---|---|
-//! | `identity` | `Manifest`, `Opaque`: what makes blocks compatible |
+//! | `identity` | `Manifest`, `Opaque`, `Lossy`: what makes blocks compatible |
 //! | `client` | `Client`, `Found` |
 //! | `slabs` | `Slabs`: an engine's memory, by the buffer protocol, DLPack or address |
 //! | `leases` | `Leases`, `Lease`: reading in place |
@@ -31,6 +31,7 @@ fn _kvtier(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_class::<identity::Manifest>()?;
     module.add_class::<identity::Opaque>()?;
+    module.add_class::<identity::Lossy>()?;
     module.add_class::<client::Client>()?;
     module.add_class::<client::Found>()?;
     module.add_class::<slabs::Slabs>()?;

@@ -56,6 +56,11 @@ fn whole_blocks_between_slabs_and_a_daemon() {
 }
 
 #[test]
+fn blocks_in_lossy_forms() {
+    run("test_lossy", 4);
+}
+
+#[test]
 fn blocks_read_and_written_in_place() {
     run("test_in_place", 9);
 }

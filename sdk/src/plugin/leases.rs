@@ -1,7 +1,6 @@
 //! Reading in place: blocks as they lie in the daemon's memory.
 
 use cache_core::chain::Link;
-use cache_core::form::Accept;
 use cache_core::hash::BlockHash;
 use cache_core::header::{SlotHeader, encoded_bytes};
 use cache_core::miss::MissReason;
@@ -68,7 +67,7 @@ impl Plugin {
         client: &Client,
         links: &[Link],
     ) -> Result<(Vec<Lent>, Option<MissReason>), PluginError> {
-        let (mut lent, mut miss) = client.acquire(&self.wanted(links), Accept::Exact)?;
+        let (mut lent, mut miss) = client.acquire(&self.wanted(links), self.accept())?;
         lent.truncate(links.len());
         if let Some(wrong) = lent.iter().zip(links).position(|(lent, link)| !self.is_right(client, link, lent)) {
             lent.truncate(wrong);
@@ -101,6 +100,10 @@ impl Leased {
         self.plugin.shape()
     }
 
+    pub(super) fn plugin(&self) -> &Plugin {
+        &self.plugin
+    }
+
     pub(super) fn lent(&self) -> &Lent {
         self.lent.as_ref().expect("it is there until this is dropped")
     }
@@ -117,25 +120,27 @@ impl Leased {
 
     /// Its payload: first byte and length, layers one after the other. Readable as long as this lives; the bytes may change under
     /// the reader, and are the block only if
-    /// [`Leased::is_current`] says so afterwards.
-    pub fn payload(&self) -> (*const u8, u64) {
-        let shape = self.shape();
-        let payload = payload(self.lent(), shape.header_bytes(), shape.payload_bytes());
-        (payload.address().cast_const(), payload.bytes())
+    /// [`Leased::is_current`] says so afterwards. Errors: [`PluginError::Usage`] for lossy forms.
+    pub fn payload(&self) -> Result<(*const u8, u64), PluginError> {
+        let payload = self.plain()?;
+        Ok((payload.address().cast_const(), payload.bytes()))
     }
 
-    /// Copies bytes of the payload; false when they mean nothing. Panics when they leave it.
-    pub fn read(&self, offset: u64, target: &mut [u8]) -> bool {
-        let shape = self.shape();
-        payload(self.lent(), shape.header_bytes(), shape.payload_bytes())
-            .part(offset, target.len() as u64)
-            .read(target);
-        self.is_current()
+    /// Copies bytes of the payload; false when they mean nothing. Panics when they leave it. Errors: [`PluginError::Usage`] for lossy forms.
+    pub fn read(&self, offset: u64, target: &mut [u8]) -> Result<bool, PluginError> {
+        self.plain()?.part(offset, target.len() as u64).read(target);
+        Ok(self.is_current())
     }
 
-    /// Bytes of one layer.
+    fn plain(&self) -> Result<Bytes<'_>, PluginError> {
+        self.plugin.expect_plain()?;
+        let shape = self.shape();
+        Ok(part(self.lent(), shape.header_bytes(), shape.payload_bytes()))
+    }
+
+    /// Bytes of one layer in the engine's memory.
     pub fn layer_bytes(&self) -> u64 {
-        self.shape().code_section(0).bytes
+        self.plugin.layer_bytes()
     }
 
     /// Layers.
@@ -144,9 +149,9 @@ impl Leased {
     }
 }
 
-/// The payload of a lent block, behind its header pages.
-pub(super) fn payload(lent: &Lent, header_bytes: u64, payload_bytes: u64) -> Bytes<'_> {
-    Bytes::of_lent(lent.extent(), lent.offset() + header_bytes, payload_bytes)
+/// Part of a lent block's slot image.
+pub(super) fn part(lent: &Lent, offset: u64, bytes: u64) -> Bytes<'_> {
+    Bytes::of_lent(lent.extent(), lent.offset() + offset, bytes)
 }
 
 impl Drop for Leased {

@@ -7,13 +7,15 @@
 //! | `error` | why a call was not done, as a code and a sentence |
 //! | `memory` | bytes moved between memory that others write: the module's unsafe code |
 //! | `slabs` | where an engine keeps keys and values |
+//! | `lossy` | the other forms: a block's elements out of an engine's memory, encoded, and back |
 //! | `transfer` | load and store: whole blocks between slabs and the daemon |
 //! | `leases` | reading in place |
 //! | `places` | writing in place |
 //! | `mod` | the plugin: a client for one namespace |
 //!
 //! **Blocks** are in the form `opaque`: so many bytes a layer, which only the engine can read. What was put comes back, bit for
-//! bit, or not at all.
+//! bit, or not at all. An engine that [states](Lossy) where keys and values are in these bytes can have them stored in a lossy form instead: then what
+//! comes back is what the form makes of them, and calls that show bytes in place are refused.
 //!
 //! **Chains** are the engine's: hashes of 32 bytes, each the child of the one before; `parent` and `depth` say what stands before
 //! the first one.
@@ -25,6 +27,7 @@
 mod error;
 mod identity;
 mod leases;
+mod lossy;
 mod memory;
 mod places;
 mod slabs;
@@ -33,7 +36,7 @@ mod transfer;
 use std::sync::Arc;
 
 use cache_core::chain::Link;
-use cache_core::form::{Accept, FormMapId, Lineage, Provenance};
+use cache_core::form::{Accept, Lineage, Provenance};
 use cache_core::hash::{BlockHash, Namespace, TenantId};
 use cache_core::key::CopyKey;
 use cache_core::miss::MissReason;
@@ -43,10 +46,12 @@ use cache_core::units::Tier;
 pub use error::{PluginError, codes};
 pub use identity::{Identity, RopeStated};
 pub use leases::{Leased, Leases};
+pub use lossy::{Lossy, Strides};
 pub use memory::Region;
 pub use places::{Outcome, PlaceState, Reservations};
 pub use slabs::{SKIP, Slabs};
 
+use self::lossy::{Coder, TAINTED};
 use crate::client::{Client, ClientSettings, Wanted};
 use crate::wire::BATCH_MAX;
 
@@ -74,6 +79,10 @@ pub struct Plugin {
     client: Option<Client>,
     process: u32,
     namespace: Namespace,
+    /// Bytes of a layer of a stored block in the engine's memory.
+    layer_bytes: u64,
+    /// For a lossy form.
+    coder: Option<Coder>,
 }
 
 impl Plugin {
@@ -82,12 +91,19 @@ impl Plugin {
         let (manifest, shape) = identity.manifest()?;
         let client = Client::open(settings, shape);
         let namespace = client.name(&manifest, TenantId::of_salt(identity.salt.as_deref()));
-        Ok(Plugin { client: Some(client), process: std::process::id(), namespace })
+        let coder = identity.lossy.map(|lossy| Coder::new(shape, lossy));
+        let layer_bytes = identity.layer_bytes.into();
+        Ok(Plugin { client: Some(client), process: std::process::id(), namespace, layer_bytes, coder })
     }
 
     /// The shape of its blocks.
     pub fn shape(&self) -> BlockShape {
         self.open_client().shape()
+    }
+
+    /// Bytes of one layer of a stored block in the engine's memory, keys and values together.
+    pub fn layer_bytes(&self) -> u64 {
+        self.layer_bytes
     }
 
     /// The digest of everything that makes blocks compatible.
@@ -105,7 +121,7 @@ impl Plugin {
         let (client, links) = (self.client()?, links(hashes, before)?);
         let mut found = Found { tiers: Vec::with_capacity(links.len()), miss: None };
         for part in links.chunks(BATCH_MAX) {
-            let (tiers, miss) = client.lookup(&self.wanted(part), Accept::Exact)?;
+            let (tiers, miss) = client.lookup(&self.wanted(part), self.accept())?;
             let is_short = tiers.len() < part.len();
             found.tiers.extend(tiers);
             if is_short {
@@ -121,7 +137,7 @@ impl Plugin {
         let (client, links) = (self.client()?, links(hashes, before)?);
         let mut accepted = 0;
         for part in links.chunks(BATCH_MAX) {
-            let now = client.prefetch(&self.wanted(part), Accept::Exact)?;
+            let now = client.prefetch(&self.wanted(part), self.accept())?;
             accepted += now;
             if (now as usize) < part.len() {
                 break;
@@ -165,16 +181,41 @@ impl Plugin {
     }
 
     fn wanted<'a>(&self, links: &'a [Link]) -> Wanted<'a> {
-        Wanted { namespace: self.namespace, provenance: Provenance::EXACT, links }
+        Wanted { namespace: self.namespace, provenance: self.provenance(), links }
     }
 
     fn key(&self, link: &Link) -> CopyKey {
-        CopyKey { form: FormMapId::OPAQUE, ..CopyKey::exact(self.namespace, link.hash) }
+        let (form, provenance) = (self.shape().form_map(), self.provenance());
+        CopyKey { form, provenance, ..CopyKey::exact(self.namespace, link.hash) }
+    }
+
+    /// What its copies are encoded from.
+    fn lineage(&self) -> Lineage {
+        Lineage::of(self.shape().form_map())
+    }
+
+    fn provenance(&self) -> Provenance {
+        if self.coder.is_some() { TAINTED } else { Provenance::EXACT }
+    }
+
+    /// Its own copies and no others.
+    fn accept(&self) -> Accept {
+        if self.coder.is_some() { Accept::AtLeast(self.shape().form) } else { Accept::Exact }
+    }
+
+    /// For calls that show bytes where they lie. Errors: [`PluginError::Usage`] for those that are encoded.
+    fn expect_plain(&self) -> Result<(), PluginError> {
+        match self.coder {
+            None => Ok(()),
+            Some(_) => {
+                let form = self.shape().form;
+                Err(PluginError::usage(format!(
+                    "blocks in {form} are encoded: they are loaded and stored, not read or written in place"
+                )))
+            }
+        }
     }
 }
-
-/// What the engine computed is encoded from nothing else.
-const LINEAGE: Lineage = Lineage(FormMapId::OPAQUE);
 
 impl Drop for Plugin {
     fn drop(&mut self) {

@@ -10,7 +10,7 @@ use host_tier::Staging;
 
 use super::memory::Bytes;
 use super::transfer::PIECE_BYTES;
-use super::{Before, LINEAGE, Plugin, PluginError, SharedPlugin, links};
+use super::{Before, Plugin, PluginError, SharedPlugin, links};
 use crate::client::{Client, Place};
 use crate::wire::{BATCH_MAX, CommitCode, ReservationId};
 
@@ -31,11 +31,13 @@ pub enum Outcome {
     Unknown,
     /// It was given up here.
     Abandoned,
+    /// Its values do not fit the form that it was to be stored in: a NaN, an infinity, or beyond what a header holds.
+    Unfit,
 }
 
 impl Outcome {
     /// Every outcome.
-    pub const ALL: [Outcome; 7] = [
+    pub const ALL: [Outcome; 8] = [
         Outcome::Inserted,
         Outcome::Present,
         Outcome::Pending,
@@ -43,6 +45,7 @@ impl Outcome {
         Outcome::FailedCheck,
         Outcome::Unknown,
         Outcome::Abandoned,
+        Outcome::Unfit,
     ];
 
     /// Name for programs.
@@ -55,6 +58,7 @@ impl Outcome {
             Outcome::FailedCheck => "failed_check",
             Outcome::Unknown => "unknown",
             Outcome::Abandoned => "abandoned",
+            Outcome::Unfit => "unfit",
         }
     }
 
@@ -106,10 +110,11 @@ pub struct Reservations {
 
 impl Plugin {
     /// Reserves places for a run of blocks, at most 1,024; those beyond, and those that the staging memory does not hold beside
-    /// the others, are `Full`.
+    /// the others, are `Full`. Errors: [`PluginError::Usage`] for lossy forms.
     pub fn reserve(self: &SharedPlugin, hashes: &[BlockHash], before: Before) -> Result<Reservations, PluginError> {
+        self.expect_plain()?;
         let (client, links) = (self.client()?, links(hashes, before)?);
-        let found = client.reserve(&self.wanted(&links[..links.len().min(BATCH_MAX)]), LINEAGE)?;
+        let found = client.reserve(&self.wanted(&links[..links.len().min(BATCH_MAX)]), self.lineage())?;
         let answers = found.answers.iter().copied().chain(std::iter::repeat(Place::Full));
         let place = |(link, place): (&Link, Place)| {
             let over = |outcome| Reserved {
@@ -136,7 +141,7 @@ impl Plugin {
     pub(super) fn seal(&self, client: &Client, image: Bytes<'_>, link: &Link, piece: &mut [u8]) {
         let (shape, key) = (client.shape(), self.key(link));
         let sum = |section: cache_core::payload::Section| {
-            let mut hasher = SectionHasher::new(&key, LINEAGE, section.index);
+            let mut hasher = SectionHasher::new(&key, self.lineage(), section.index);
             for source in image.part(section.offset, section.bytes).pieces(piece.len()) {
                 let piece = &mut piece[..source.bytes() as usize];
                 source.read(piece);
@@ -161,7 +166,7 @@ impl Plugin {
             sums.iter().zip(shape.extents()).map(|(sum, extent)| SealedSection { sum: *sum, extent }).collect();
         let header = SlotHeader {
             key: self.key(link),
-            lineage: LINEAGE,
+            lineage: self.lineage(),
             link: *link,
             image_pages: (shape.slot_bytes() / cache_core::buffer::PAGE_BYTES) as u32,
             place: cache_core::header::RecordPlace::default(),

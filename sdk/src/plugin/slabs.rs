@@ -5,10 +5,9 @@
 //! stored block:      | layer 0: c engine blocks | layer 1: c engine blocks | ...      one after the other
 //! ```
 
-use cache_core::payload::BlockShape;
-
-use super::PluginError;
+use super::lossy::Coder;
 use super::memory::{Bytes, Region};
+use super::{Plugin, PluginError};
 
 /// In the place of an engine's block: this part of the stored block goes nowhere. Only where blocks are loaded.
 pub const SKIP: u32 = u32::MAX;
@@ -57,29 +56,36 @@ impl Slabs {
         self.block_bytes
     }
 
-    /// The engine's blocks in a stored one, if these slabs fit its shape.
-    pub fn chunk(&self, shape: &BlockShape) -> Result<usize, PluginError> {
-        let layer_bytes = shape.code_section(0).bytes;
-        if self.layers() != shape.layers {
-            let reason = format!("{} slabs for blocks of {} layers", self.layers(), shape.layers);
+    /// The engine's blocks in a stored one, if these slabs fit.
+    fn chunk(&self, plugin: &Plugin) -> Result<usize, PluginError> {
+        let (layers, layer_bytes) = (plugin.shape().layers, plugin.layer_bytes());
+        if self.layers() != layers {
+            let reason = format!("{} slabs for blocks of {layers} layers", self.layers());
             return Err(PluginError::usage(reason));
         }
         if !layer_bytes.is_multiple_of(self.block_bytes) {
             let reason = format!("a layer of {layer_bytes} bytes is no whole number of blocks of {}", self.block_bytes);
             return Err(PluginError::usage(reason));
         }
-        Ok((layer_bytes / self.block_bytes) as usize)
+        let chunk = (layer_bytes / self.block_bytes) as usize;
+        match plugin.coder.as_ref().map(Coder::chunk) {
+            Some(stated) if stated != chunk => {
+                let reason = format!("{chunk} of the slabs' blocks make a stored one, by the layout {stated} do");
+                Err(PluginError::usage(reason))
+            }
+            _ => Ok(chunk),
+        }
     }
 
     /// Checks a list of blocks for so many stored ones and returns how many of them make one.
     pub(super) fn check(
         &self,
-        shape: &BlockShape,
+        plugin: &Plugin,
         stored: usize,
         blocks: &[u32],
         is_load: bool,
     ) -> Result<usize, PluginError> {
-        let chunk = self.chunk(shape)?;
+        let chunk = self.chunk(plugin)?;
         if Some(blocks.len()) != stored.checked_mul(chunk) {
             let reason = format!("{} blocks for {stored} stored ones of {chunk} each", blocks.len());
             return Err(PluginError::usage(reason));

@@ -5,13 +5,13 @@ use std::ops::Range;
 use cache_core::chain::Link;
 use cache_core::hash::BlockHash;
 use cache_core::miss::MissReason;
-use cache_core::payload::BlockShape;
-use cache_core::sum::SectionHasher;
+use cache_core::payload::Section;
+use cache_core::sum::{SectionHasher, SectionSum};
 use host_tier::Staging;
 
-use super::leases::{Leased, payload};
+use super::leases::{Leased, part};
 use super::memory::Bytes;
-use super::{Before, Found, LINEAGE, Outcome, Plugin, PluginError, SKIP, Slabs, links};
+use super::{Before, Found, Outcome, Plugin, PluginError, SKIP, Slabs, links};
 use crate::client::{Client, Committing, Lent, Place, Places};
 use crate::wire::{BATCH_MAX, ReservationId};
 
@@ -29,7 +29,7 @@ impl Plugin {
         blocks: &[u32],
     ) -> Result<Found, PluginError> {
         let (client, links) = (self.client()?, links(hashes, before)?);
-        let chunk = slabs.check(&client.shape(), links.len(), blocks, true)?;
+        let chunk = slabs.check(self, links.len(), blocks, true)?;
         let mut loaded = Found { tiers: Vec::with_capacity(links.len()), miss: None };
         for (part, blocks) in links.chunks(BATCH_MAX).zip(blocks.chunks(BATCH_MAX * chunk)) {
             let (lent, miss) = match self.lease(client, part) {
@@ -38,8 +38,8 @@ impl Plugin {
                 }
                 leased => leased?,
             };
-            let shape = client.shape();
-            let is_filled = |lent: &Lent, blocks| fill(&shape, lent, slabs, blocks, 0..shape.layers);
+            let layers = client.shape().layers;
+            let is_filled = |lent: &Lent, blocks| self.fill(lent, slabs, blocks, 0..layers);
             let current = lent.iter().zip(blocks.chunks(chunk)).take_while(|(lent, blocks)| is_filled(lent, blocks));
             let good: Vec<_> = current.map(|(lent, _)| lent.tier()).collect();
             loaded.miss = if good.len() < lent.len() { Some(MissReason::LeaseLost) } else { miss };
@@ -66,14 +66,14 @@ impl Plugin {
         blocks: &[u32],
     ) -> Result<Vec<Outcome>, PluginError> {
         let (client, links) = (self.client()?, links(hashes, before)?);
-        let chunk = slabs.check(&client.shape(), links.len(), blocks, false)?;
+        let chunk = slabs.check(self, links.len(), blocks, false)?;
         let mut store = Storing { plugin: self, client, links: &links, outcomes: vec![None; links.len()] };
         let mut piece = vec![0; PIECE_BYTES];
         // Written and not handed over yet; handed over and not answered yet.
         let (mut written, mut under_way) = (Group::default(), None);
         loop {
             store.settle(under_way.take()).inspect_err(|_| store.give_up(&written))?;
-            let next = store.reserve(written.held.len()).inspect_err(|_| store.give_up(&written))?;
+            let mut next = store.reserve(written.held.len()).inspect_err(|_| store.give_up(&written))?;
             let is_alone = written.held.is_empty();
             under_way = store.hand_over(written).inspect_err(|_| store.give_up(&next))?;
             if is_alone && next.held.is_empty() && (next.is_full || store.is_over()) {
@@ -81,45 +81,77 @@ impl Plugin {
                 let full = |outcome: Option<Outcome>| outcome.unwrap_or(Outcome::Full);
                 return Ok(store.outcomes.into_iter().map(full).collect());
             }
+            let mut unfit = Vec::new();
             for (at, _, offset) in &next.held {
                 let places = next.places.as_ref().expect("what is held has its places");
                 let source = &blocks[at * chunk..(at + 1) * chunk];
-                self.write_block(client, image(client, places, *offset), &links[*at], (slabs, source), &mut piece);
+                let image = image(client, places, *offset);
+                let sums = match &self.coder {
+                    Some(coder) => {
+                        coder.write(image, (slabs, source), |section, bytes| self.sum(&links[*at], section, bytes))
+                    }
+                    None => Some(self.copy_block(client, image, &links[*at], (slabs, source), &mut piece)),
+                };
+                match sums {
+                    Some(sums) => self.write_header(client, image, &links[*at], &sums),
+                    None => unfit.push(*at),
+                }
             }
+            store.refuse(&mut next, &unfit);
             written = next;
         }
     }
 
-    /// Fills and seals a slot image. Bytes go through memory of our own, so that a section's sum is that of the bytes that were
-    /// handed over.
-    fn write_block(
+    /// Fills the sections of a slot image and gives their sums. Bytes go through memory of our own, so that a section's sum is that of the bytes that
+    /// were handed over.
+    fn copy_block(
         &self,
         client: &Client,
         image: Bytes<'_>,
         link: &Link,
         (slabs, blocks): (&Slabs, &[u32]),
         piece: &mut [u8],
-    ) {
-        let key = self.key(link);
+    ) -> Vec<SectionSum> {
+        let (key, lineage) = (self.key(link), self.lineage());
         let sections = client.shape().sections().zip(0..);
-        let sums: Vec<_> = sections
-            .map(|(section, layer)| {
-                let mut hasher = SectionHasher::new(&key, LINEAGE, section.index);
-                let mut target = image.part(section.offset, section.bytes);
-                for block in blocks {
-                    for source in slabs.block(layer, *block).pieces(piece.len()) {
-                        let piece = &mut piece[..source.bytes() as usize];
-                        source.read(piece);
-                        hasher.write(piece);
-                        let (part, rest) = target.split(source.bytes());
-                        part.write(piece);
-                        target = rest;
-                    }
+        let mut sum = |(section, layer): (Section, u32)| {
+            let mut hasher = SectionHasher::new(&key, lineage, section.index);
+            let mut target = image.part(section.offset, section.bytes);
+            for block in blocks {
+                for source in slabs.block(layer, *block).pieces(piece.len()) {
+                    let piece = &mut piece[..source.bytes() as usize];
+                    source.read(piece);
+                    hasher.write(piece);
+                    let (part, rest) = target.split(source.bytes());
+                    part.write(piece);
+                    target = rest;
                 }
-                hasher.sum()
-            })
-            .collect();
-        self.write_header(client, image, link, &sums);
+            }
+            hasher.sum()
+        };
+        sections.map(&mut sum).collect()
+    }
+
+    fn sum(&self, link: &Link, section: Section, bytes: &[u8]) -> SectionSum {
+        let mut hasher = SectionHasher::new(&self.key(link), self.lineage(), section.index);
+        hasher.write(bytes);
+        hasher.sum()
+    }
+
+    /// Copies layers of a lent block into an engine's blocks; false when the bytes mean nothing.
+    fn fill(&self, lent: &Lent, slabs: &Slabs, blocks: &[u32], layers: Range<u32>) -> bool {
+        if let Some(coder) = &self.coder {
+            return coder.fill(lent, slabs, blocks, layers);
+        }
+        let (payload, layer_bytes, piece_bytes) =
+            (self.shape().header_bytes(), self.layer_bytes(), slabs.block_bytes());
+        for layer in layers {
+            for (piece, block) in blocks.iter().enumerate().filter(|(_, block)| **block != SKIP) {
+                let offset = payload + u64::from(layer) * layer_bytes + piece as u64 * piece_bytes;
+                slabs.block(layer, *block).copy_from(part(lent, offset, piece_bytes));
+            }
+        }
+        lent.is_current()
     }
 }
 
@@ -172,7 +204,7 @@ impl Storing<'_> {
         if links.is_empty() {
             return Ok(Group::default());
         }
-        let places = self.client.reserve(&self.plugin.wanted(links), LINEAGE)?;
+        let places = self.client.reserve(&self.plugin.wanted(links), self.plugin.lineage())?;
         let mut group =
             Group { is_full: places.answers.first().is_none_or(|place| *place == Place::Full), ..Group::default() };
         for (at, place) in (first..).zip(places.answers.iter().take(links.len())) {
@@ -214,6 +246,20 @@ impl Storing<'_> {
         Ok(())
     }
 
+    /// Gives up the places of blocks that do not fit the form.
+    fn refuse(&mut self, group: &mut Group, unfit: &[usize]) {
+        if unfit.is_empty() {
+            return;
+        }
+        let is_unfit = |(at, ..): &mut (usize, _, _)| unfit.contains(at);
+        let refused: Vec<_> = group.held.extract_if(.., is_unfit).map(|(_, reservation, _)| reservation).collect();
+        if let Some(places) = &group.places {
+            // What is gone with its connection need not be given back.
+            let _ = self.client.abort(places.connection, &refused);
+        }
+        unfit.iter().for_each(|at| self.outcomes[*at] = Some(Outcome::Unfit));
+    }
+
     fn give_up(&self, group: &Group) {
         if let Some(places) = group.places.as_ref().filter(|_| !group.held.is_empty()) {
             // What is gone with its connection need not be given back.
@@ -231,26 +277,12 @@ impl Leased {
     /// Copies some of its layers into an engine's blocks; `blocks` as in [`Plugin::load`], for this one. False when they mean nothing: the block has
     /// failed, whatever came before. True: these layers, and all that were copied before them, are the block's. Errors: [`PluginError::Usage`].
     pub fn load(&self, slabs: &Slabs, blocks: &[u32], layers: Range<u32>) -> Result<bool, PluginError> {
-        let shape = self.shape();
-        slabs.check(&shape, 1, blocks, true)?;
+        let (plugin, shape) = (self.plugin(), self.shape());
+        slabs.check(plugin, 1, blocks, true)?;
         if layers.start > layers.end || layers.end > shape.layers {
             let reason = format!("layers {} to {} of {}", layers.start, layers.end, shape.layers);
             return Err(PluginError::usage(reason));
         }
-        Ok(fill(&shape, self.lent(), slabs, blocks, layers))
+        Ok(plugin.fill(self.lent(), slabs, blocks, layers))
     }
-}
-
-/// Copies layers of a lent block into an engine's blocks; false when the bytes mean nothing.
-fn fill(shape: &BlockShape, lent: &Lent, slabs: &Slabs, blocks: &[u32], layers: Range<u32>) -> bool {
-    let payload = payload(lent, shape.header_bytes(), shape.payload_bytes());
-    let piece_bytes = slabs.block_bytes();
-    let layer_bytes = shape.code_section(0).bytes;
-    for layer in layers {
-        for (piece, block) in blocks.iter().enumerate().filter(|(_, block)| **block != SKIP) {
-            let offset = u64::from(layer) * layer_bytes + piece as u64 * piece_bytes;
-            slabs.block(layer, *block).copy_from(payload.part(offset, piece_bytes));
-        }
-    }
-    lent.is_current()
 }

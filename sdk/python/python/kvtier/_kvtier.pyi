@@ -58,6 +58,31 @@ class Opaque:
     def layout(self) -> str: ...
 
 @final
+class Lossy:
+    """A lossy form (`i8h`, `kc4vt4` or a map of them) of blocks whose elements, bf16, are where the engine states.
+
+    `keys` and `values` are (first, heads, tokens, channels): the element of a head, token and channel is number `first + head * heads + token * tokens +
+    channel * channels` of a layer of an engine block of `block_tokens` tokens. Loaded blocks are what the form makes of them, and are never exact.
+    """
+
+    def __new__(
+        cls,
+        form: str,
+        *,
+        layer_bytes: int,
+        layout: str,
+        block_tokens: int,
+        keys: tuple[int, int, int, int],
+        values: tuple[int, int, int, int],
+    ) -> Self: ...
+    @property
+    def form(self) -> str: ...
+    @property
+    def layer_bytes(self) -> int: ...
+    @property
+    def layout(self) -> str: ...
+
+@final
 class Slabs:
     """An engine's memory, one slab a layer. Engine block `b` of layer `l` is bytes `[b * stride, b * stride + block_bytes)` of slab `l`."""
 
@@ -160,7 +185,7 @@ class Client:
         socket: str | os.PathLike[str] | None = None,
         *,
         manifest: Manifest,
-        form: Opaque,
+        form: Opaque | Lossy,
         salt: str | None = None,
         name: str = "python",
         deadline_ms: int = 2000,
