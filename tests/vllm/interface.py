@@ -13,6 +13,7 @@ from units.test_conformance import REAL, signatures  # noqa: E402
 import vllm  # noqa: E402
 from vllm.distributed.kv_transfer.kv_connector.v1 import base  # noqa: E402
 from vllm.v1 import outputs  # noqa: E402
+from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl  # noqa: E402
 from vllm.v1.core.sched import output  # noqa: E402
 from vllm.v1.metrics.cache_hit_source import CacheHitSource  # noqa: E402
 
@@ -31,9 +32,11 @@ found = {
     "classes": {each.__name__: signatures(each) for each in CLASSES},
     "fields": {each.__name__: [field.name for field in dataclasses.fields(each)] for each in FIELDS},
     "sources": {source.name: source.value for source in CacheHitSource},
+    # What lossy forms are checked with.
+    "writes": signatures(CPUAttentionBackendImpl)["do_kv_cache_update"],
 }
 if "--check" in sys.argv:
     recorded = json.loads(REAL.read_text())
-    differences = [name for name in ("classes", "fields", "sources") if recorded[name] != found[name]]
+    differences = [name for name in ("classes", "fields", "sources", "writes") if recorded[name] != found[name]]
     sys.exit(f"vLLM {vllm.__version__} differs from the recorded {recorded['version']} in {differences}" if differences else 0)
 print(json.dumps(found, indent=1))

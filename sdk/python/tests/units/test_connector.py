@@ -40,6 +40,19 @@ class Loads(unittest.TestCase):
                     self.assertEqual(engine.memories[0].values(table[16]), {200}, "beyond the load")
                     engine.close()
 
+    def test_where_blocks_are_encoded_one_that_was_there_in_part_is_not_offered(self):
+        for is_lossy, first in ((False, 1), (True, 2)):
+            engine = Engine(factor=4)
+            engine.scheduler.is_lossy = is_lossy
+            wanted = request("r", PROMPT)
+            engine.scheduler.matched(wanted, 5 * BLOCK_TOKENS)
+            table = list(range(1, 20))
+            engine.scheduler.allocated(wanted, table, 0)
+            orders = engine.scheduler.build(step(new=[("r", table, 20)], scheduled={"r": 45}))
+            self.assertEqual([save.span.first for save in orders.saves], [first])
+            self.assertEqual(len(orders.saves[0].span.keys), 4 - first, "up to the last whole one")
+            engine.close()
+
     def test_failed_blocks_are_told_in_the_same_step_and_only_those(self):
         for layerwise in (False, True):
             engine = Engine(factor=4, layerwise=layerwise)

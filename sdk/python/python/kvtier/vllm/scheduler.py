@@ -35,11 +35,13 @@ class Running:
 class Scheduler:
     """Plans loads and saves. One instance in the scheduler's process."""
 
-    def __init__(self, chunks: Chunks, *, load_async: bool = False, reads: bool = True, writes: bool = True) -> None:
+    def __init__(self, chunks: Chunks, *, load_async: bool = False, reads: bool = True, writes: bool = True, is_lossy: bool = False) -> None:
+        """`is_lossy`: a stored block of which a part was there before is not offered: that part may be decoded, and nothing is encoded twice."""
         self.chunks = chunks
         self.load_async = load_async
         self.reads = reads
         self.writes = writes
+        self.is_lossy = is_lossy
         self.ranks: list[Finds] = []
         self._matches: dict[str, Match] = {}
         """The last match of each request, until it ends."""
@@ -88,7 +90,7 @@ class Scheduler:
             return
         self._asked.discard(name)
         done = match.local_tokens + tokens
-        self._running[name] = Running(request, list(table), done // self.chunks.stored_tokens, done)
+        self._running[name] = Running(request, list(table), self._offered(done), done)
         if tokens:
             self._order(request, match, table, tokens)
 
@@ -153,7 +155,7 @@ class Scheduler:
         """What the request fills in this step. A step that came out wrong shows as fewer computed tokens than before: from there on, again."""
         running = self._running[name]
         if computed < running.computed:
-            running.saved = min(running.saved, self.chunks.whole(computed))
+            running.saved = min(running.saved, self._offered(computed))
         running.computed = computed + scheduled
         if self._spoilt and not self._is_clean(running, computed):
             return None
@@ -169,6 +171,9 @@ class Scheduler:
         first, running.saved = running.saved, end
         return Save(name, self.chunks.span(hashes, first, end), save_rows(self.chunks, running.table, first, end), after)
 
+    def _offered(self, tokens: int) -> int:
+        """Stored blocks that are not offered when so many tokens were there before."""
+        return -(-tokens // self.chunks.stored_tokens) if self.is_lossy else self.chunks.whole(tokens)
 
     def _is_clean(self, running: Running, computed: int) -> bool:
         """Whether what this step computes comes from good blocks alone. The blocks that it fills are as good as those before them."""

@@ -27,6 +27,10 @@ class Settings:
     """What the weights are, where their files are not to be read."""
     deadline_ms: int = 2000
     """The most that a call to the daemon may take."""
+    form: str | None = None
+    """A lossy form to store blocks in; else their bytes as they are."""
+    layout: Mapping[str, Any] | None = None
+    """Where keys and values are in a block: goes with `form`."""
 
 
 def parse(extra: Mapping[str, Any]) -> Settings:
@@ -40,6 +44,8 @@ def parse(extra: Mapping[str, Any]) -> Settings:
             raise ValueError(f"there is no setting {name}; there are {', '.join(PREFIX + known for known in TAKES)}")
         if value is not None:
             read[field] = TAKES[field](name, value)
+    if ("form" in read) != ("layout" in read):
+        raise ValueError(f"{PREFIX}form and {PREFIX}layout go together: a form needs to know where keys and values are")
     return Settings(**read)
 
 
@@ -52,6 +58,12 @@ def text(name: str, value: Any) -> str:
 def flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"{name} takes true or false, not {value!r}")
+    return value
+
+
+def mapping(name: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name} takes a table, not {value!r}")
     return value
 
 
@@ -72,4 +84,6 @@ TAKES: dict[str, Callable[[str, Any], Any]] = {
     "salt": text,
     "model_id": text,
     "deadline_ms": number(1, 86_400_000),
+    "form": text,
+    "layout": mapping,
 }

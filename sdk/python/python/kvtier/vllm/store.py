@@ -28,6 +28,21 @@ def name_outside(request: str) -> str:
     return UNIQUE.sub("", request).encode()[:NAME_BYTES].decode(errors="ignore")
 
 
+def form_of(identity: Identity) -> kvtier.Opaque | kvtier.Lossy:
+    """How blocks are stored."""
+    lossy = identity.lossy
+    if lossy is None:
+        return kvtier.Opaque(layer_bytes=identity.layer_bytes, layout=identity.layout)
+    return kvtier.Lossy(
+        lossy.form,
+        layer_bytes=identity.layer_bytes,
+        layout=identity.layout,
+        block_tokens=identity.block_tokens,
+        keys=lossy.keys.tuple(),
+        values=lossy.values.tuple(),
+    )
+
+
 class Store:
     """A connection for blocks of one identity; `slabs` for the side that moves bytes."""
 
@@ -35,14 +50,16 @@ class Store:
         self.client = kvtier.Client(
             settings.socket,
             manifest=kvtier.Manifest(**identity.manifest),
-            form=kvtier.Opaque(layer_bytes=identity.layer_bytes, layout=identity.layout),
+            form=form_of(identity),
             salt=settings.salt,
             name=name,
             deadline_ms=settings.deadline_ms,
         )
         self.slabs = slabs
+        self._is_plain = identity.lossy is None
         self._told = float("-inf")
         self._was_full = False
+        self._was_unfit = False
 
     def prepare(self) -> None:
         """Has the memory through which blocks are stored committed before the first step waits for it."""
@@ -63,10 +80,10 @@ class Store:
             return []
 
     def _note_miss(self, span: Span, number: int, request: str) -> None:
-        """Has the daemon remember, under the request's name, why this block is not there: it does for blocks that are asked for in earnest."""
+        """Has the daemon count and remember, under the request's name, this block and all behind it: it does for blocks that are asked for in earnest."""
         parent = span.keys[number - 1] if number else span.parent
         self.client.tag(name_outside(request))
-        with self.client.acquire(span.keys[number : number + 1], parent=parent, depth=span.first + number):
+        with self.client.acquire(span.keys[number:], parent=parent, depth=span.first + number):
             pass
 
     def load(self, request: str, span: Span, rows: Sequence[Sequence[int]]) -> int:
@@ -124,10 +141,15 @@ class Store:
             self._was_full = True
             what = (states.count("full"), len(states), self.client.slot_bytes)
             logger.warning("kvtier: %d of %d blocks found no room; one takes %d bytes of the daemon's host_mem and, on its way in, of client_staging", *what)
+        if "unfit" in states and not self._was_unfit:
+            self._was_unfit = True
+            logger.warning("kvtier: %d of %d blocks do not fit the lossy form: a value is not finite, or too large", states.count("unfit"), len(states))
         return states.count("inserted")
 
     def reserve(self, span: Span) -> Any:
-        """Places to write blocks into, or `None`."""
+        """Places to write blocks into, or `None`; also where blocks are encoded, which are stored in one piece."""
+        if not self._is_plain:
+            return None
         try:
             return self.client.reserve(span.keys, parent=span.parent, depth=span.first)
         except kvtier.Error as error:
