@@ -82,6 +82,7 @@ fn decode_gives_the_logits_of_run() {
         let [found] = &found[..] else { panic!("one object: {found:?}") };
         assert_eq!(found["logits_digest"], run["logits_digest"]);
         assert_eq!((&found["ctx"], &found["form"]), (&run["prompt_tokens"], &Value::from(form)));
+        assert_eq!(found["attend"], "full");
         assert_eq!((&found["threads"].to_string()[..], &found["tokens"]), (threads, &Value::from(5)));
         let (bytes, kv) = (number(found, "bytes_per_token"), number(found, "kv_bytes_per_token"));
         let exact = token_bytes * number(found, "ctx");

@@ -171,6 +171,31 @@ fn a_second_process_answers_from_disk_with_equal_bits() {
 }
 
 #[test]
+fn an_exact_answer_behind_a_lossy_one_takes_nothing_lossy() {
+    let folder = Folder::new();
+    let lossy = ["--form", "kc4vt4"];
+    let exact = [&lossy[..], &["--exact"]].concat();
+    let plain = kvtier(&folder.run(&["--no-cache"]), "auto").0;
+    let first = kvtier(&folder.run(&lossy), "auto").0;
+    assert_ne!(first["logits_digest"], plain["logits_digest"]);
+    let (again, _) = kvtier(&folder.run(&lossy), "auto");
+    assert!(cached(&again, "disk") > 2 * BLOCK_TOKENS, "lossy blocks are there: {again}");
+    // The first blocks are exact in either: rows that read the latest blocks as they are have nothing lossy before them.
+    let (behind, _) = kvtier(&folder.run(&exact), "auto");
+    assert!(
+        cached(&behind, "disk") < cached(&again, "disk") / 2,
+        "{} of {}: {behind}",
+        cached(&behind, "disk"),
+        cached(&again, "disk")
+    );
+    assert_eq!(behind["logits_digest"], plain["logits_digest"]);
+    let full_blocks = (plain["prompt_tokens"].as_u64().unwrap() - 1) / BLOCK_TOKENS;
+    let (second, _) = kvtier(&folder.run(&exact), "auto");
+    assert_eq!(cached(&second, "disk"), full_blocks * BLOCK_TOKENS, "then every full block");
+    assert_eq!(second["logits_digest"], plain["logits_digest"]);
+}
+
+#[test]
 fn a_second_hit_is_written_and_a_first_is_not() {
     let folder = Folder::new();
     let args = folder.run(&["--disk-admission", "second-hit"]);
