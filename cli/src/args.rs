@@ -88,6 +88,9 @@ pub enum BenchCommand {
     ///
     /// Encoding, decoding, sums and attention of one token, over one layer with 8 KV heads of 128 channels and 32 query heads. The floor is
     /// what the driver's own copy inside device memory takes to read and write as many bytes, or matrix units to do as many operations.
+    ///
+    /// Without a driver or a card nothing is timed: it prints what was counted of the compiled kernels (bytes moved, sectors for each request,
+    /// conflicts of shared memory, instructions for each byte and their mix).
     Cuda(BenchCudaArgs),
     /// A daemon under clients, beside a plain copy of the same bytes and beside Redis
     ///

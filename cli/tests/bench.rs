@@ -209,21 +209,69 @@ fn cuda_gives_one_object_a_kind_of_work() {
 }
 
 #[test]
-fn cuda_shows_people_a_table_or_says_that_there_is_no_card() {
+fn cuda_shows_people_a_table_or_names_the_card_that_is_not_there() {
     let output = on_the_double(&["bench", "cuda", "--ctx", "64", "--rounds", "1"]);
     let text = String::from_utf8(output.stdout).expect("UTF-8");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(text.starts_with("driver double: one layer of 64 positions"), "{text}");
     assert!(["i8h encode", "attend kc4vt4"].iter().all(|work| text.contains(work)), "{text}");
 
-    let output = kvtier(&["bench", "cuda", "--ctx", "64", "--rounds", "1"]);
-    if output.status.success() {
-        println!("skipped: this machine has a CUDA driver and a device");
-        return;
-    }
+    // A driver that has no such device: what was asked for is not there, and nothing stands in for it.
+    let output = on_the_double(&["bench", "cuda", "--device", "1", "--ctx", "64", "--rounds", "1"]);
     let message = String::from_utf8_lossy(&output.stderr);
     assert_eq!((output.status.code(), message.lines().count()), (Some(2), 1), "{message}");
-    assert!(message.starts_with("kvtier: ") && message.contains("cuda device"), "{message}");
+    assert!(output.stdout.is_empty() && message.contains("no device 1"), "{message}");
+}
+
+/// Stdout without a driver, line by line; `None` where this machine has one.
+fn without_a_driver(args: &[&str]) -> Option<Vec<String>> {
+    let output = kvtier(args);
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{message}");
+    if message.is_empty() {
+        println!("skipped: this machine has a CUDA driver and a device");
+        return None;
+    }
+    assert!(message.starts_with("kvtier: nothing is timed") && message.contains("cuda device"), "{message}");
+    assert_eq!(message.lines().count(), 1, "{message}");
+    Some(String::from_utf8(output.stdout).expect("UTF-8").lines().map(str::to_owned).collect())
+}
+
+/// What a line says, however its cells are padded.
+fn words(line: &str) -> Vec<&str> {
+    line.split_whitespace().collect()
+}
+
+#[test]
+fn cuda_without_a_driver_prints_the_table_of_counts() {
+    let counts = include_str!("../../gpu-tier/kernels/traffic.tsv");
+    let Some(lines) = without_a_driver(&["bench", "cuda", "--ctx", "64", "--rounds", "1"]) else { return };
+    assert!(lines[0].starts_with("Counts of the compiled kernels") && lines[0].contains("not times"), "{lines:?}");
+    let start = lines.iter().position(String::is_empty).expect("a line between text and table") + 1;
+    let printed: Vec<Vec<&str>> = lines[start..].iter().map(|line| words(line)).collect();
+    assert_eq!(printed, counts.lines().map(words).collect::<Vec<_>>());
+
+    let Some(lines) = without_a_driver(&["bench", "cuda", "--json"]) else { return };
+    let mut rows = counts.lines().map(|line| line.split('\t').collect::<Vec<_>>());
+    let columns = rows.next().expect("a header");
+    let rows: Vec<_> = rows.collect();
+    assert_eq!(lines.len(), rows.len());
+    for (line, row) in lines.iter().zip(rows) {
+        let object: Value = serde_json::from_str(line).expect("one object a line");
+        assert_eq!(object.as_object().map(|fields| fields.len()), Some(columns.len() + 1), "{object}");
+        assert_eq!(object["counted"], true);
+        for (column, cell) in columns.iter().zip(&row) {
+            let found = &object[column.replace(" / ", "_per_").replace("% ", "percent_").replace([' ', '-'], "_")];
+            match cell.parse::<f64>() {
+                Ok(expected) => assert_eq!(found.as_f64(), Some(expected), "{column} of {object}"),
+                Err(_) => assert_eq!(found, cell, "{column} of {object}"),
+            }
+        }
+        for field in ["instructions_per_byte", "sectors_per_request"] {
+            number(&object, field);
+        }
+        assert!(object["conflicts_per_shared_request"].is_number() && object["seconds"].is_null(), "{object}");
+    }
 }
 
 #[test]

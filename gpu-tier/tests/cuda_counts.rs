@@ -18,11 +18,11 @@ use cache_core::payload::Side;
 use contract::{Arena, finish, piece};
 use cuda_ladder::{KINDS, Kind};
 use double::{Double, KernelCounts};
-use gpu_tier::attention::closed::{Closed, Codes};
-use gpu_tier::attention::{Element, Products};
+use gpu_tier::attention::closed::{Closed, ClosedPlace, Codes, Encode};
+use gpu_tier::attention::{Attention, Element, Products, SectionPlace};
 use gpu_tier::cuda::codec::{DONE, Slice, Sum, Sx12Layer};
 use gpu_tier::cuda::{CudaConfig, CudaDevice, KernelSource};
-use gpu_tier::device::{Device, DeviceBuffer, Stream};
+use gpu_tier::device::{Device, DeviceBuffer, HostRange, Stream};
 use scene::{Scene, Stage, WHOLE};
 
 /// Compute capabilities, and the architectures whose PTX they get.
@@ -94,6 +94,15 @@ fn header() -> String {
     MIX.iter().fold(columns.to_owned(), |text, (name, _)| format!("{text}\t% {name}"))
 }
 
+/// Bytes of scales and of codes of one head's keys or values.
+fn slice_bytes(form: Codes, side: Side, grid: Grid) -> (u64, u64) {
+    let elements = grid.elements() as u64;
+    match form {
+        Codes::Int8 => (2 * i8h::tokens(side, grid) as u64, elements),
+        Codes::Rows4 => (4 * grid.rows as u64, elements / 2),
+    }
+}
+
 /// A device of one architecture, and what is measured on it.
 struct Bench<'d> {
     double: &'d Double,
@@ -108,7 +117,7 @@ impl Bench<'_> {
     fn count(&mut self, what: &str, kernels: &str, bytes: u64, work: impl FnOnce(&CudaDevice)) {
         self.double.forget_counts();
         work(&self.device);
-        for stream in [Stream::Compute, Stream::CopyIn] {
+        for stream in [Stream::Compute, Stream::CopyIn, Stream::CopyOut] {
             finish(&self.device, stream);
         }
         self.add(what, kernels, bytes);
@@ -155,12 +164,8 @@ impl Bench<'_> {
         let mut places = Vec::new();
         for i in 0..2 * KV_HEADS as usize {
             let (side, grid) = (Side::ALL[i % 2], self.grid(Side::ALL[i % 2]));
-            let elements = grid.elements() as u64;
-            let (scales, codes) = match form {
-                Codes::Int8 => (2 * i8h::tokens(side, grid) as u64, elements),
-                Codes::Rows4 => (4 * grid.rows as u64, elements / 2),
-            };
-            places.push((side, grid, [take(0, 2 * elements), take(1, scales), take(2, codes)]));
+            let (scales, codes) = slice_bytes(form, side, grid);
+            places.push((side, grid, [take(0, 2 * grid.elements() as u64), take(1, scales), take(2, codes)]));
         }
         let [scales, codes] = [at[1], at[2]].map(|bytes| self.device.allocate(bytes).unwrap());
         let verdict = self.put(&[0; 4]);
@@ -277,6 +282,37 @@ impl Bench<'_> {
         self.count("gather", "kvtier_gather", 8 * piece_bytes, |device| {
             device.copy_in(Stream::CopyIn, &pieces).unwrap();
         });
+        self.count("scatter", "kvtier_gather", 8 * piece_bytes, |device| {
+            device.copy_out(Stream::CopyOut, &pieces).unwrap();
+        });
+    }
+
+    /// Closing a block straight into a pinned host extent.
+    fn encode_to_host(&mut self, name: &str, closed: Closed) {
+        let geometry = self.scene(Some(closed)).geometry();
+        // Header, scales and codes. Keys of `kc4vt4` have their scales in the header.
+        let mut sizes = [0; 3];
+        for (side, form) in [(Side::Key, closed.keys), (Side::Value, closed.values)] {
+            let (scales, codes) = slice_bytes(form, side, self.grid(side));
+            sizes[usize::from(side == Side::Value || form == Codes::Int8)] += u64::from(KV_HEADS) * scales;
+            sizes[2] += u64::from(KV_HEADS) * codes;
+        }
+        let raw = self.put(&self.raw());
+        let verdict = self.put(&[0; 4]);
+        let stored: u64 = sizes.iter().sum();
+        let extent = self.device.register(Arena::new(stored.next_multiple_of(4096) as usize)).unwrap();
+        let mut end = 0;
+        let mut take = |bytes: u64| {
+            end += bytes;
+            SectionPlace::Host(HostRange { extent, offset: end - bytes, bytes })
+        };
+        let header = (sizes[0] > 0).then(|| take(sizes[0]));
+        let into = ClosedPlace { header, scale: take(sizes[1]), codes: take(sizes[2]) };
+        let job = Encode { exact: SectionPlace::Device(raw.range()), into, verdict: verdict.range() };
+        let bytes = raw.range().bytes + stored;
+        self.count(&format!("{name} encode to host"), &format!("kvtier_{name}_encode"), bytes, |device| {
+            device.encode(Stream::Compute, &geometry, closed, &[job]).unwrap();
+        });
     }
 }
 
@@ -301,6 +337,8 @@ fn measure(double: &Double) -> Vec<Line> {
             bench.append();
             bench.sums();
             bench.gather();
+            bench.encode_to_host("i8h", Closed::I8H);
+            bench.encode_to_host("kc4vt4", Closed::KC4VT4);
             all.append(&mut bench.lines);
         }
     }
@@ -313,7 +351,7 @@ fn kernels_do_what_the_table_says() {
     let lines = measure(&double);
     assert_eq!(lines[0].counts.by_kind.len(), KINDS, "the double and the ladder have the same kinds");
     let is_judged =
-        |line: &&Line| line.what.ends_with("code") || line.what.starts_with("attend") || line.what == "finish";
+        |line: &&Line| line.what.contains("code") || line.what.starts_with("attend") || line.what == "finish";
     for line in lines.iter().filter(is_judged) {
         assert!((1.0..1.05).contains(&line.moved()) && line.by_16() >= 0.99, "{}\n{}", header(), line.text());
     }

@@ -21,6 +21,7 @@ mod address;
 mod attention;
 pub mod bench;
 pub mod codec;
+pub mod counts;
 mod extent;
 mod health;
 mod kernels;
