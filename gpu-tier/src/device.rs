@@ -141,12 +141,16 @@ pub struct HostRange {
 /// write the bytes at any time: a device reads them through raw pointers only and never trusts one as a length or an index.
 #[expect(unsafe_code, reason = "the contract is about raw addresses; implementors vouch for a mapping's lifetime")]
 pub unsafe trait HostExtent: Send + Sync {
-    /// The copy engine's mapping, readable and writable.
+    /// The copy engine's mapping, readable, and writable unless [`HostExtent::is_read_only`].
     fn service_address(&self) -> *mut u8;
     /// The reader's mapping that attention uses in place. It may be protected (PROT_NONE) when the device is strict.
     fn reader_address(&self) -> *const u8;
     /// Length in bytes.
     fn bytes(&self) -> u64;
+    /// Whether the copy engine's mapping can only be read, as of memory that another process lends. Such an extent is never a target.
+    fn is_read_only(&self) -> bool {
+        false
+    }
 }
 
 /// One piece of a copy between the host arena and the device; both sides have the same length.
@@ -185,7 +189,7 @@ pub trait Device: Send + Sync {
     fn synchronize(&self, event: Event) -> Result<(), DeviceError>;
     /// Gathers slices of the host arena into device ranges, in order.
     fn copy_in(&self, stream: Stream, pieces: &[CopyPiece]) -> Result<(), DeviceError>;
-    /// Scatters device ranges into the host arena, in order.
+    /// Scatters device ranges into the host arena, in order. Errors: [`DeviceError::ReadOnly`] for an extent that is only read.
     fn copy_out(&self, stream: Stream, pieces: &[CopyPiece]) -> Result<(), DeviceError>;
     /// Copies device memory to device memory, both ranges of one length and apart (overlapping ones may be refused).
     fn copy_within(&self, stream: Stream, source: DeviceRange, target: DeviceRange) -> Result<(), DeviceError>;

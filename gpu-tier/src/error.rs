@@ -32,6 +32,12 @@ pub enum DeviceError {
         /// Length.
         bytes: u64,
     },
+    /// A host extent that is only read was to be written.
+    #[error("write to host extent {extent:?}: it is mapped read-only")]
+    ReadOnly {
+        /// The extent.
+        extent: ExtentId,
+    },
     /// A job whose parts do not fit together.
     #[error("run {what}: {problem}")]
     Shape {

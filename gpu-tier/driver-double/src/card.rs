@@ -3,6 +3,7 @@
 use std::ffi::c_int;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use crate::control;
 use crate::status::{Code, answer};
 
 /// Compute capability times ten until [`cuda_double_set_capability`] says otherwise.
@@ -59,6 +60,8 @@ pub(crate) fn attribute(number: c_int) -> c_int {
         76 => (capability() % 10) as c_int,
         // MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
         97 => shared_bytes_most() as c_int,
+        // READ_ONLY_HOST_REGISTER_SUPPORTED
+        113 => c_int::from(control::registers_read_only()),
         _ => 0,
     }
 }

@@ -47,6 +47,7 @@ impl Countdown {
 static FAULTS: [Countdown; 3] = [const { Countdown::new() }; 3];
 static COUNTS: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 static REFUSE_REGISTRATION: AtomicBool = AtomicBool::new(false);
+static READ_ONLY_REGISTRATION: AtomicBool = AtomicBool::new(true);
 static JITTER_US: AtomicU64 = AtomicU64::new(UNSET);
 static ENVIRONMENT: LazyLock<u64> =
     LazyLock::new(|| std::env::var(JITTER).ok().and_then(|text| text.parse().ok()).unwrap_or(0));
@@ -68,6 +69,10 @@ pub(crate) fn count(what: Counted) {
 
 pub(crate) fn refuses_registration() -> bool {
     REFUSE_REGISTRATION.load(Ordering::SeqCst)
+}
+
+pub(crate) fn registers_read_only() -> bool {
+    READ_ONLY_REGISTRATION.load(Ordering::SeqCst)
 }
 
 /// What a job does before it runs: waits while its kind is held, then sleeps if there is jitter.
@@ -95,6 +100,7 @@ extern "C" fn cuda_double_reset() {
     FAULTS.iter().for_each(|countdown| countdown.left.store(0, Ordering::SeqCst));
     COUNTS.iter().for_each(|count| count.store(0, Ordering::SeqCst));
     REFUSE_REGISTRATION.store(false, Ordering::SeqCst);
+    READ_ONLY_REGISTRATION.store(true, Ordering::SeqCst);
     cuda_double_set_jitter_us(UNSET);
     cuda_double_hold(0);
     module::forget();
@@ -131,6 +137,12 @@ extern "C" fn cuda_double_refuse_registration(refuse: bool) {
     REFUSE_REGISTRATION.store(refuse, Ordering::SeqCst);
 }
 
+/// Whether `cuMemHostRegister` takes `CU_MEMHOSTREGISTER_READ_ONLY`, as the device's attribute says.
+#[unsafe(no_mangle)]
+extern "C" fn cuda_double_set_read_only_registration(supported: bool) {
+    READ_ONLY_REGISTRATION.store(supported, Ordering::SeqCst);
+}
+
 /// Gives blocks no more alignment than the driver promises, 256 bytes.
 #[unsafe(no_mangle)]
 extern "C" fn cuda_double_misalign(misalign: bool) {
@@ -158,11 +170,12 @@ struct Counters {
     modules: u64,
     copies: u64,
     launches: u64,
+    read_only_bytes: u64,
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn cuda_double_counters() -> Counters {
-    let [live_bytes, peak_bytes, live_blocks, pinned_bytes] = memory::read().usage();
+    let [live_bytes, peak_bytes, live_blocks, pinned_bytes, read_only_bytes] = memory::read().usage();
     let [copies, launches] = COUNTS.each_ref().map(|count| count.load(Ordering::SeqCst));
     Counters {
         live_bytes,
@@ -174,5 +187,6 @@ extern "C" fn cuda_double_counters() -> Counters {
         modules: module::count(),
         copies,
         launches,
+        read_only_bytes,
     }
 }

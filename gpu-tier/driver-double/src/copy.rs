@@ -62,6 +62,9 @@ unsafe extern "C" fn cuMemcpyDtoHAsync_v2(target: *mut u8, source: u64, bytes: u
     answer(enter(stream, source, bytes).and_then(|stream| {
         let fault = control::fault(Fault::Copy);
         let target = target as usize;
+        if read().is_pinned_read_only(target, bytes) {
+            return Err(Code::INVALID_VALUE);
+        }
         let pinned = read().is_pinned(target, bytes);
         stream.enqueue(Kind::CopyOut, move || {
             fault?;

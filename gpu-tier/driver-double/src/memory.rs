@@ -126,10 +126,16 @@ impl Memory {
         self.pinned_in(address, bytes).is_some()
     }
 
-    /// Live device bytes, their high-water mark, live blocks, and pinned host bytes.
-    pub(crate) fn usage(&self) -> [u64; 4] {
+    /// Whether the host range is pinned, but not to be written by the device.
+    pub(crate) fn is_pinned_read_only(&self, address: usize, bytes: usize) -> bool {
+        self.pinned_in(address, bytes).is_some_and(|pinned| pinned.read_only)
+    }
+
+    /// Live device bytes, their high-water mark, live blocks, pinned host bytes, and those of them that are only read.
+    pub(crate) fn usage(&self) -> [u64; 5] {
         let pinned: usize = self.pinned.values().map(|pinned| pinned.bytes).sum();
-        [self.live_bytes as u64, self.peak_bytes as u64, self.device.len() as u64, pinned as u64]
+        let read_only: usize = self.pinned.values().filter(|pinned| pinned.read_only).map(|pinned| pinned.bytes).sum();
+        [self.live_bytes, self.peak_bytes, self.device.len(), pinned, read_only].map(|number| number as u64)
     }
 
     pub(crate) fn set_misalign(&mut self, misalign: bool) {
@@ -269,11 +275,28 @@ unsafe extern "C" fn cuMemFreeHost(pointer: *mut c_void) -> u32 {
     }))
 }
 
+/// Whether the process may write at an address. Where it may not, a device without access to the host's page tables has to be told
+/// (`CU_MEMHOSTREGISTER_READ_ONLY` in cuda.h); this is such a device.
+fn host_may_write(address: usize) -> bool {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let holder = maps.lines().find_map(|line| {
+        let (range, rest) = line.split_once(' ')?;
+        let (start, end) = range.split_once('-')?;
+        let bound = |text| usize::from_str_radix(text, 16).ok();
+        (bound(start)?..bound(end)?).contains(&address).then_some(rest)
+    });
+    holder.is_none_or(|rest| rest.as_bytes().get(1) == Some(&b'w'))
+}
+
 #[unsafe(no_mangle)]
 extern "C" fn cuMemHostRegister_v2(pointer: *mut c_void, bytes: usize, flags: u32) -> u32 {
     answer(context::enter().and_then(|()| {
-        if control::refuses_registration() {
+        let read_only = flags & READ_ONLY != 0;
+        if control::refuses_registration() || read_only && !control::registers_read_only() {
             return Err(Code::NOT_SUPPORTED);
+        }
+        if !read_only && !host_may_write(pointer as usize) {
+            return Err(Code::INVALID_VALUE);
         }
         write().pin(pointer as usize, bytes, flags, false)
     }))

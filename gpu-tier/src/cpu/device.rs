@@ -181,6 +181,12 @@ impl CpuDevice {
         Ok(unsafe { base.add(offset as usize) })
     }
 
+    /// Whether a registered extent is only read.
+    fn is_read_only(&self, extent: ExtentId) -> bool {
+        let extents = self.extents.read().unwrap_or_else(PoisonError::into_inner);
+        extents.get(extent.0 as usize).is_some_and(|found| found.is_read_only())
+    }
+
     /// A copy between host arena and device.
     fn transfer(&self, stream: Stream, direction: Direction, pieces: &[CopyPiece]) -> Result<(), DeviceError> {
         let (moves, pinned) = self.memory.pin(|access| {
@@ -192,6 +198,9 @@ impl CpuDevice {
                         return Err(DeviceError::Shape { what: "copy", problem });
                     }
                     let host_address = self.host_address(*host, false)?;
+                    if matches!(direction, Direction::Out) && self.is_read_only(host.extent) {
+                        return Err(DeviceError::ReadOnly { extent: host.extent });
+                    }
                     let address = access.address(*device)?;
                     let bytes = host.bytes as usize;
                     Ok(match direction {

@@ -3,7 +3,8 @@
 use std::ffi::c_void;
 use std::sync::Arc;
 
-use cudarc::driver::{DriverError, sys};
+use cudarc::driver::sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_READ_ONLY_HOST_REGISTER_SUPPORTED;
+use cudarc::driver::{CudaContext, DriverError, sys};
 
 use super::address::DevicePtr;
 use crate::device::{ExtentId, HostExtent, HostRange};
@@ -28,17 +29,31 @@ pub(super) struct HostPlace {
     pub(super) mapped: Option<DevicePtr>,
 }
 
+/// Whether the device can pin memory that the host may only read. A driver that does not know the question cannot.
+fn can_pin_read_only(context: &CudaContext) -> bool {
+    context.attribute(CU_DEVICE_ATTRIBUTE_READ_ONLY_HOST_REGISTER_SUPPORTED).is_ok_and(|supported| supported != 0)
+}
+
 impl Extents {
-    /// Pins an extent for this device. A driver may refuse (no such support, locked-memory limit, pinned by somebody else);
-    /// the extent then works all the same, with driver copies only, of which those out wait for their stream.
-    pub(super) fn register(&mut self, owner: Arc<dyn HostExtent>) -> Result<ExtentId, DriverError> {
+    /// Pins an extent for this device, read-only where the extent is so and the device can do that. A driver may refuse (no such support,
+    /// locked-memory limit, pinned by somebody else); the extent then works all the same, through pinned slots (`bounce`).
+    pub(super) fn register(
+        &mut self,
+        owner: Arc<dyn HostExtent>,
+        context: &CudaContext,
+    ) -> Result<ExtentId, DriverError> {
         let id = ExtentId(u32::try_from(self.0.len()).expect("fewer than 2^32 extents"));
-        let flags = sys::CU_MEMHOSTREGISTER_PORTABLE | sys::CU_MEMHOSTREGISTER_DEVICEMAP;
         let address = owner.service_address().cast::<c_void>();
         let bytes = usize::try_from(owner.bytes()).expect("an extent is mapped");
         let mut mapped = None;
-        // SAFETY: the extent stays mapped as long as `owner` (its contract), which is kept until `clear` has unregistered it.
-        if unsafe { sys::cuMemHostRegister_v2(address, bytes, flags) }.result().is_ok() {
+        let pins = |flags: u32| {
+            // SAFETY: the extent stays mapped as long as `owner` (its contract), which is kept until `clear` has unregistered it.
+            unsafe { sys::cuMemHostRegister_v2(address, bytes, flags) }.result().is_ok()
+        };
+        let flags = sys::CU_MEMHOSTREGISTER_PORTABLE | sys::CU_MEMHOSTREGISTER_DEVICEMAP;
+        // A device that uses the host's page tables takes read-only memory without the flag too; others refuse.
+        let read_only = owner.is_read_only() && can_pin_read_only(context);
+        if read_only && pins(flags | sys::CU_MEMHOSTREGISTER_READ_ONLY) || pins(flags) {
             let mut raw = 0;
             // SAFETY: registered for device mapping just now.
             let found = unsafe { sys::cuMemHostGetDevicePointer_v2(&raw mut raw, address, 0) }.result();
@@ -51,6 +66,16 @@ impl Extents {
         }
         self.0.push(Extent { owner, mapped });
         Ok(id)
+    }
+
+    /// The place of a range that is to be written. Errors: also [`DeviceError::ReadOnly`].
+    pub(super) fn resolve_target(&self, range: HostRange) -> Result<HostPlace, DeviceError> {
+        let place = self.resolve(range)?;
+        let index = usize::try_from(range.extent.0).expect("it was found");
+        if self.0[index].owner.is_read_only() {
+            return Err(DeviceError::ReadOnly { extent: range.extent });
+        }
+        Ok(place)
     }
 
     /// The place of a range of a registered extent.

@@ -212,7 +212,11 @@ impl Shared {
                 let problem = format!("{} host bytes against {} device bytes", host.bytes, device.bytes);
                 return Err(DeviceError::Shape { what, problem });
             }
-            let piece = Move { host: extents.resolve(host)?, device: memory.resolve(device)?, bytes: host.bytes };
+            let place = match direction {
+                Direction::In => extents.resolve(host)?,
+                Direction::Out => extents.resolve_target(host)?,
+            };
+            let piece = Move { host: place, device: memory.resolve(device)?, bytes: host.bytes };
             total += host.bytes;
             // The driver and the kernel need not know about empty pieces.
             moves.extend((host.bytes > 0).then_some(piece));
@@ -276,7 +280,7 @@ impl Device for CudaDevice {
     fn register(&self, extent: Arc<dyn HostExtent>) -> Result<ExtentId, DeviceError> {
         self.shared.enter()?;
         let mut extents = self.shared.extents.write().unwrap_or_else(PoisonError::into_inner);
-        self.shared.health.told("register a host extent", extents.register(extent))
+        self.shared.health.told("register a host extent", extents.register(extent, &self.shared.context))
     }
 
     fn record(&self, stream: Stream) -> Result<Event, DeviceError> {

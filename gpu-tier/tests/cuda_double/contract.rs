@@ -2,12 +2,13 @@
 
 use std::ptr::{NonNull, null_mut};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use gpu_tier::DeviceError;
 use gpu_tier::device::{
     BufferId, CopyPiece, Device, DeviceRange, Event, ExtentId, HostExtent, HostRange, MemoryUse, Stream,
 };
-use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 
 /// The budget that [`check`] wants its device to be opened with.
 pub const BUDGET: u64 = 64 << 10;
@@ -17,6 +18,7 @@ const PAGE: u64 = 4096;
 pub struct Arena {
     start: NonNull<u8>,
     bytes: usize,
+    read_only: AtomicBool,
 }
 
 // SAFETY: a plain mapping that lives as long as the object.
@@ -35,6 +37,9 @@ unsafe impl HostExtent for Arena {
     fn bytes(&self) -> u64 {
         self.bytes as u64
     }
+    fn is_read_only(&self) -> bool {
+        self.read_only.load(Ordering::SeqCst)
+    }
 }
 
 impl Arena {
@@ -42,7 +47,14 @@ impl Arena {
         // SAFETY: a fresh mapping that nothing refers to yet.
         let map =
             unsafe { mmap_anonymous(null_mut(), bytes, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED) }.unwrap();
-        Arc::new(Arena { start: NonNull::new(map.cast()).unwrap(), bytes })
+        Arc::new(Arena { start: NonNull::new(map.cast()).unwrap(), bytes, read_only: AtomicBool::new(false) })
+    }
+
+    /// From here on it can only be read, as memory that another process lends.
+    pub fn protect(&self) {
+        // SAFETY: the mapping made in `new`; who writes after this is told by a fault.
+        unsafe { mprotect(self.start.as_ptr().cast(), self.bytes, MprotectFlags::READ) }.unwrap();
+        self.read_only.store(true, Ordering::SeqCst);
     }
 
     /// Writes bytes that no work is copying.
@@ -108,6 +120,7 @@ pub fn check(device: &dyn Device, page_overhead: u64) {
     ranges_are_checked(device);
     copies_are_ordered_across_streams(device);
     pieces_are_copied_in_order(device);
+    read_only_extents_are_never_written(device);
     any_thread_may_use_it(device);
 }
 
@@ -232,6 +245,28 @@ fn pieces_are_copied_in_order(device: &dyn Device) {
     finish(device, Stream::CopyIn);
     assert_eq!(arena.read(PAGE as usize, 300), expected[..300]);
     assert_eq!(arena.read(PAGE as usize + 300, 600), expected[2000..2600]);
+}
+
+fn read_only_extents_are_never_written(device: &dyn Device) {
+    let arena = Arena::new(2 * PAGE as usize);
+    let data = pattern(6, 2 * PAGE as usize);
+    arena.write(0, &data);
+    arena.protect();
+    let extent = device.register(arena.clone()).unwrap();
+    let buffer = device.allocate(2 * PAGE).unwrap();
+    let whole = buffer.range();
+    // Apart and in another order: on one kind of device a launch, on another copies.
+    let pieces = [piece(extent, PAGE, whole.slice(0, PAGE)), piece(extent, 0, whole.slice(PAGE, PAGE))];
+    device.copy_in(Stream::CopyIn, &pieces).unwrap();
+    let swapped = [&data[PAGE as usize..], &data[..PAGE as usize]].concat();
+    assert_eq!(fetch(device, Stream::CopyIn, whole), swapped);
+    let before = device.traffic().copied_out_bytes;
+    for pieces in [&pieces[..], &pieces[..1]] {
+        assert_eq!(device.copy_out(Stream::CopyOut, pieces), Err(DeviceError::ReadOnly { extent }));
+    }
+    finish(device, Stream::CopyOut);
+    assert_eq!(arena.read(0, 2 * PAGE as usize), data);
+    assert_eq!(device.traffic().copied_out_bytes, before);
 }
 
 fn any_thread_may_use_it(device: &dyn Device) {

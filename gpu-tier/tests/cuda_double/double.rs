@@ -40,6 +40,8 @@ pub struct Counters {
     pub modules: u64,
     pub copies: u64,
     pub launches: u64,
+    /// Pinned for reading only.
+    pub read_only_bytes: u64,
 }
 
 /// What launches of a kernel did in sum (`report.rs` of the double).
@@ -129,6 +131,11 @@ impl Double {
 
     pub fn refuse_registration(&self) {
         self.call("cuda_double_refuse_registration", true);
+    }
+
+    /// The card cannot pin memory that the host may only read.
+    pub fn forbid_read_only_registration(&self) {
+        self.call("cuda_double_set_read_only_registration", false);
     }
 
     pub fn misalign(&self) {

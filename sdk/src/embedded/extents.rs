@@ -74,7 +74,7 @@ impl LentMemory {
 }
 
 // SAFETY: the address is the page-aligned start of a mapping of `bytes()` bytes that `self.extent` owns until it is dropped, of a memfd that cannot
-// shrink. It is mapped read-only: a device that wrote there would be told so by a fault, and the driver never makes it (see the type).
+// shrink. It is mapped read-only, and says so: a device refuses to write there.
 unsafe impl HostExtent for LentMemory {
     fn service_address(&self) -> *mut u8 {
         self.extent.address().cast_mut()
@@ -86,6 +86,10 @@ unsafe impl HostExtent for LentMemory {
 
     fn bytes(&self) -> u64 {
         self.extent.bytes()
+    }
+
+    fn is_read_only(&self) -> bool {
+        true
     }
 }
 

@@ -49,7 +49,7 @@ impl<'a> Encoding<'a> {
             SectionPlace::Host(range) => {
                 let what = self.resolver.what;
                 check_section(what, index, (range.offset, range.bytes), bytes, VECTOR_BYTES)?;
-                let address = self.extents.resolve(range)?.mapped;
+                let address = self.extents.resolve_target(range)?.mapped;
                 let address = address.ok_or_else(|| shape(what, format!("target {index} is in pageable memory")))?;
                 self.in_host.push(range);
                 Ok(address)

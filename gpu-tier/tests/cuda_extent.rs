@@ -1,0 +1,104 @@
+//! Host extents of the cuda device: memory that is only read, pinned or not, and memory that the driver will not pin.
+
+#[path = "cuda_double/contract.rs"]
+#[expect(dead_code, reason = "tests of the device use the rest")]
+mod contract;
+#[path = "cuda_double/double.rs"]
+#[expect(dead_code, reason = "tests of the device use the rest")]
+mod double;
+
+use contract::{Arena, fetch, finish, pattern, piece};
+use double::Double;
+use gpu_tier::DeviceError;
+use gpu_tier::attention::closed::{Closed, ClosedPlace, Encode};
+use gpu_tier::attention::{Attention, Element, Geometry, SectionPlace};
+use gpu_tier::cuda::{CudaConfig, CudaDevice, KernelSource};
+use gpu_tier::device::{Device, ExtentId, HostRange, Stream};
+
+const PAGE: u64 = 4096;
+
+fn open() -> CudaDevice {
+    CudaDevice::open(CudaConfig { ordinal: 0, budget_bytes: 16 << 20, kernels: KernelSource::Embedded }).unwrap()
+}
+
+/// Registers four pages that can only be read, copies them in in another order, and is refused when they are to be written. Returns whether they were
+/// pinned, as how many bytes that the device may only read, and the copies and launches that it took.
+fn lend(double: &Double) -> (bool, u64, u64, u64) {
+    let device = open();
+    let arena = Arena::new(4 * PAGE as usize);
+    let data = pattern(1, 4 * PAGE as usize);
+    arena.write(0, &data);
+    arena.protect();
+    let extent = device.register(arena.clone()).unwrap();
+    let buffer = device.allocate(4 * PAGE).unwrap();
+    let before = double.counters();
+    let at = |from: u64, to: u64| piece(extent, from * PAGE, buffer.range().slice(to * PAGE, PAGE));
+    device.copy_in(Stream::CopyIn, &[at(2, 0), at(3, 1), at(0, 2), at(1, 3)]).unwrap();
+    finish(&device, Stream::CopyIn);
+    let after = double.counters();
+    let (first, last) = data.split_at(2 * PAGE as usize);
+    assert_eq!(fetch(&device, Stream::CopyIn, buffer.range()), [last, first].concat());
+    refuses_writes(&device, extent, double);
+    assert_eq!(arena.read(0, data.len()), data);
+    let pinned = device.is_pinned(extent).unwrap();
+    drop((buffer, device));
+    double.assert_nothing_left();
+    (pinned, before.read_only_bytes, after.copies - before.copies, after.launches - before.launches)
+}
+
+/// Neither a copy nor a kernel writes there, and nothing is enqueued.
+fn refuses_writes(device: &CudaDevice, extent: ExtentId, double: &Double) {
+    let refused = Err(DeviceError::ReadOnly { extent });
+    let geometry =
+        Geometry { heads: 1, kv_heads: 1, head_dim: 16, block_tokens: 64, element: Element::Bf16, scale: 0.25 };
+    let memory = device.allocate(8192).unwrap();
+    let (before, copied) = (double.counters(), device.traffic().copied_out_bytes);
+    assert_eq!(device.copy_out(Stream::CopyOut, &[piece(extent, 0, memory.range().slice(0, PAGE))]), refused);
+    // Keys' scales of 16 rows, values' of 64, and codes of half a byte.
+    let place = |offset, bytes| SectionPlace::Host(HostRange { extent, offset, bytes });
+    let into = ClosedPlace { header: Some(place(0, 64)), scale: place(64, 256), codes: place(320, 1024) };
+    let exact = SectionPlace::Device(memory.range().slice(0, geometry.section_bytes()));
+    let job = Encode { exact, into, verdict: memory.range().slice(4096, 4) };
+    assert_eq!(device.encode(Stream::Compute, &geometry, Closed::KC4VT4, &[job]), refused);
+    assert_eq!((double.counters(), device.traffic().copied_out_bytes), (before, copied));
+}
+
+#[test]
+fn memory_that_is_only_read_is_pinned_so() {
+    let double = Double::take();
+    double.set_jitter_us(100);
+    // One launch reads all of it over the bus; its table lies in pinned memory as well.
+    assert_eq!(lend(&double), (true, 4 * PAGE, 0, 1));
+}
+
+#[test]
+fn memory_that_is_only_read_works_on_a_card_that_cannot_pin_it() {
+    let double = Double::take();
+    double.set_jitter_us(100);
+    double.forbid_read_only_registration();
+    assert_eq!(lend(&double), (false, 0, 4, 0));
+}
+
+#[test]
+fn memory_that_is_only_read_works_where_the_driver_refuses_to_pin_it() {
+    let double = Double::take();
+    double.set_jitter_us(100);
+    double.refuse_registration();
+    assert_eq!(lend(&double), (false, 0, 4, 0));
+}
+
+/// Only what is lent is registered so: what can be written is pinned as ever, on either kind of card.
+#[test]
+fn memory_that_can_be_written_is_not_pinned_read_only() {
+    let double = Double::take();
+    for supported in [true, false] {
+        if !supported {
+            double.forbid_read_only_registration();
+        }
+        let device = open();
+        let extent = device.register(Arena::new(PAGE as usize)).unwrap();
+        assert_eq!((device.is_pinned(extent), double.counters().read_only_bytes), (Some(true), 0));
+        drop(device);
+        double.assert_nothing_left();
+    }
+}
