@@ -7,13 +7,15 @@ mod contract;
 #[expect(dead_code, reason = "tests of the device use the rest")]
 mod double;
 
+use std::sync::Arc;
+
 use contract::{Arena, fetch, finish, pattern, piece};
 use double::Double;
 use gpu_tier::DeviceError;
 use gpu_tier::attention::closed::{Closed, ClosedPlace, Encode};
 use gpu_tier::attention::{Attention, Element, Geometry, SectionPlace};
 use gpu_tier::cuda::{CudaConfig, CudaDevice, KernelSource};
-use gpu_tier::device::{Device, ExtentId, HostRange, Stream};
+use gpu_tier::device::{Device, DeviceBuffer, ExtentId, HostRange, Stream};
 
 const PAGE: u64 = 4096;
 
@@ -101,4 +103,86 @@ fn memory_that_can_be_written_is_not_pinned_read_only() {
         drop(device);
         double.assert_nothing_left();
     }
+}
+
+/// A device whose driver pins nothing of ours, an arena with a pattern in its first half, and a buffer of that size.
+fn unpinned(double: &Double, bytes: u64) -> (CudaDevice, Arc<Arena>, ExtentId, DeviceBuffer) {
+    double.refuse_registration();
+    let device = open();
+    let arena = Arena::new(2 * bytes as usize);
+    arena.write(0, &pattern(2, bytes as usize));
+    let extent = device.register(arena.clone()).unwrap();
+    assert_eq!(device.is_pinned(extent), Some(false));
+    let buffer = device.allocate(bytes).unwrap();
+    (device, arena, extent, buffer)
+}
+
+/// Neither its caller nor another stream waits for it: a copy out is held back, and then what would write its bytes to the host.
+#[test]
+fn copies_of_unpinned_memory_overlap() {
+    let double = Double::take();
+    let (device, arena, extent, buffer) = unpinned(&double, 4 * PAGE);
+    let data = arena.read(0, 4 * PAGE as usize);
+    let whole = buffer.range();
+    device.copy_in(Stream::CopyIn, &[piece(extent, 0, whole)]).unwrap();
+    finish(&device, Stream::CopyIn);
+    for held in [double::COPY_OUT, double::HOST_FUNCTION] {
+        arena.write(4 * PAGE as usize, &vec![0; 4 * PAGE as usize]);
+        let gate = double.hold(held);
+        device.copy_out(Stream::CopyOut, &[piece(extent, 4 * PAGE, whole)]).unwrap();
+        let out = device.record(Stream::CopyOut).unwrap();
+        if held == double::COPY_OUT {
+            // A copy in of the same memory begins and ends meanwhile.
+            device.copy_in(Stream::CopyIn, &[piece(extent, 0, whole)]).unwrap();
+            finish(&device, Stream::CopyIn);
+        }
+        device.upload(Stream::Compute, &[1], device.allocate(1).unwrap().range()).unwrap();
+        finish(&device, Stream::Compute);
+        assert_eq!(device.is_done(out), Ok(false));
+        assert_eq!(arena.read(4 * PAGE as usize, data.len()), vec![0; data.len()]);
+        drop(gate);
+        device.synchronize(out).unwrap();
+        assert_eq!(arena.read(4 * PAGE as usize, data.len()), data);
+    }
+    drop((buffer, device));
+    double.assert_nothing_left();
+}
+
+/// More than the slots hold, in pieces that end nowhere near theirs, both ways, under jitter.
+#[test]
+fn slots_for_unpinned_memory_are_bounded_and_reused_in_time() {
+    let double = Double::take();
+    let bytes = 6 << 20;
+    let (device, arena, extent, buffer) = unpinned(&double, bytes);
+    double.set_jitter_us(2000);
+    let cuts = [0, 1, 700, 1 << 20, (1 << 20) + 3, 5 << 20, bytes];
+    let pieces = |host: u64| -> Vec<_> {
+        let of = |cut: &[u64]| piece(extent, host + cut[0], buffer.range().slice(cut[0], cut[1] - cut[0]));
+        cuts.windows(2).map(of).collect()
+    };
+    device.copy_in(Stream::CopyIn, &pieces(0)).unwrap();
+    device.wait(Stream::CopyOut, device.record(Stream::CopyIn).unwrap()).unwrap();
+    device.copy_out(Stream::CopyOut, &pieces(bytes)).unwrap();
+    assert_eq!(double.counters().pinned_bytes, 2 * (4 << 20), "four slots a stream");
+    finish(&device, Stream::CopyOut);
+    assert_eq!(arena.read(bytes as usize, bytes as usize), pattern(2, bytes as usize));
+    drop((buffer, device));
+    double.assert_nothing_left();
+}
+
+/// A context that fails calls no host function any more: what it was to copy stays as it was, and nothing is left.
+#[test]
+fn failed_copy_of_unpinned_memory_writes_nothing() {
+    let double = Double::take();
+    let (device, arena, extent, buffer) = unpinned(&double, PAGE);
+    let gate = double.hold(double::COPY_OUT);
+    double.fail(double::COPY, 1, double::ECC_UNCORRECTABLE);
+    device.copy_out(Stream::CopyOut, &[piece(extent, PAGE, buffer.range())]).unwrap();
+    let out = device.record(Stream::CopyOut).unwrap();
+    drop(gate);
+    assert!(matches!(device.synchronize(out), Err(DeviceError::Driver { .. })));
+    assert_eq!(device.is_done(out), Err(DeviceError::Lost));
+    drop((buffer, device));
+    assert_eq!(arena.read(PAGE as usize, PAGE as usize), vec![0; PAGE as usize]);
+    double.assert_nothing_left();
 }

@@ -112,7 +112,7 @@ extern "C" fn cuda_double_reset() {
 }
 
 /// Jobs of the kinds in `mask` wait at the gate until a call with a mask that lacks them: 1 host to device, 2 device to host,
-/// 4 device to device, 8 fills, 16 launches.
+/// 4 device to device, 8 fills, 16 launches, 32 host functions.
 #[unsafe(no_mangle)]
 extern "C" fn cuda_double_hold(mask: u32) {
     *HELD.lock().unwrap_or_else(PoisonError::into_inner) = mask;

@@ -1,6 +1,7 @@
 //! Streams: a thread and a queue each, so that only events order two of them.
 
 use std::collections::HashMap;
+use std::ffi::c_void;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -22,6 +23,8 @@ pub(crate) enum Kind {
     Set = 8,
     /// Kernel.
     Launch = 16,
+    /// Host function.
+    Host = 32,
     /// Event records and waits: they run also after a failure, so that nobody waits for ever.
     Order = 0,
 }
@@ -152,5 +155,21 @@ extern "C" fn cuStreamSynchronize(handle: usize) -> u32 {
     answer(context::enter().and_then(|()| {
         find(handle)?.drain();
         context::healthy()
+    }))
+}
+
+/// Calls `run` in the stream's order, and not at all once the context has failed.
+///
+/// # Safety
+/// `run` may be called with `data`, from any thread, once.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cuLaunchHostFunc(handle: usize, run: unsafe extern "C" fn(*mut c_void), data: *mut c_void) -> u32 {
+    let data = data as usize;
+    answer(context::enter().and_then(|()| {
+        find(handle)?.enqueue(Kind::Host, move || {
+            // SAFETY: the caller vouches for it.
+            unsafe { run(data as *mut c_void) };
+            Ok(())
+        })
     }))
 }

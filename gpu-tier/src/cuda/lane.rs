@@ -1,14 +1,17 @@
-//! One of the three streams, with its numbered events.
+//! One of the three streams, with its numbered events and its slots for host memory that is not pinned.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError};
 
-/// A CUDA stream and the events recorded in it that have not been seen done.
+use super::bounce::Bounce;
+
+/// A CUDA stream, its slots, and the events recorded in it that have not been seen done.
 pub(super) struct Lane {
     stream: Arc<CudaStream>,
     events: Mutex<Events>,
+    bounce: Mutex<Bounce>,
 }
 
 #[derive(Default)]
@@ -52,11 +55,15 @@ impl Events {
 
 impl Lane {
     pub(super) fn new(context: &Arc<CudaContext>) -> Result<Lane, DriverError> {
-        Ok(Lane { stream: context.new_stream()?, events: Mutex::default() })
+        Ok(Lane { stream: context.new_stream()?, events: Mutex::default(), bounce: Mutex::default() })
     }
 
     pub(super) fn stream(&self) -> &Arc<CudaStream> {
         &self.stream
+    }
+
+    pub(super) fn bounce(&self) -> MutexGuard<'_, Bounce> {
+        self.bounce.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn events(&self) -> MutexGuard<'_, Events> {

@@ -11,15 +11,16 @@
 //! |---|---|---|
 //! | device range | the work enqueued before its buffer was dropped is done | `memory`: an operation resolves and enqueues under its read lock, a drop records events on every stream under the write lock and the memory goes after them |
 //! | host extent | the device is dropped | `extents` holds the `Arc` and unpins after the context is idle |
-//! | staging chunk | the work that reads it is done | the chunk's event |
+//! | staging chunk, slot for unpinned memory | the work that uses it is done | the chunk's event |
 //! | caller's slice | the call returns | operations wait for the stream before they return |
 //!
-//! Lock order: `memory`, `extents`, `staging`, a lane's events, `health`. A copy to a pageable extent, and one that needs
-//! a staging chunk, waits for a stream while it holds the locks before; work in a stream never needs a lock, so such a wait ends.
+//! Lock order: `memory`, `extents`, `staging`, a lane's slots, its events, `health`. What needs a staging chunk or a slot waits for a stream while it
+//! holds the locks before; work in a stream never needs one of these locks, so such a wait ends.
 
 mod address;
 mod attention;
 pub mod bench;
+mod bounce;
 pub mod codec;
 pub mod counts;
 mod extent;
@@ -142,8 +143,8 @@ impl CudaDevice {
         Ok(CudaDevice { shared: Arc::new(shared) })
     }
 
-    /// Whether the driver has pinned an extent; `None` for one that is not registered. Copies to an extent that is not
-    /// pinned wait for their stream.
+    /// Whether the driver has pinned an extent; `None` for one that is not registered. Copies of one that is not go through pinned slots, and
+    /// kernels cannot reach it.
     pub fn is_pinned(&self, extent: ExtentId) -> Option<bool> {
         self.shared.extents().is_pinned(extent)
     }
@@ -221,9 +222,8 @@ impl Shared {
             // The driver and the kernel need not know about empty pieces.
             moves.extend((host.bytes > 0).then_some(piece));
         }
-        let stream = self.lane(stream).stream();
-        self.health
-            .told(what, transfer::enqueue(stream, Gather::of(&self.kernels), &self.staging, direction, &moves))?;
+        let lane = self.lane(stream);
+        self.health.told(what, transfer::enqueue(lane, Gather::of(&self.kernels), &self.staging, direction, &moves))?;
         Ok(total)
     }
 
@@ -398,6 +398,9 @@ impl Drop for Shared {
         let _ = self.context.bind_to_thread();
         // On failure the context has ended all work by itself; either way nothing runs after this.
         let _ = self.context.synchronize();
+        for lane in [&self.compute, &self.copy_in, &self.copy_out] {
+            lane.bounce().clear();
+        }
         self.staging.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
         self.extents.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
         self.memory.get_mut().unwrap_or_else(PoisonError::into_inner).clear();

@@ -1,4 +1,5 @@
-//! A small pinned buffer that data handed over as a slice goes through, so that the caller may reuse the slice at once.
+//! A small pinned buffer that data handed over as a slice goes through, so that the caller may reuse the slice at once. Copies of unpinned
+//! memory have one each for their stream (`bounce`).
 //!
 //! Handing the slice itself to the driver would not do: whether it is staged or read later depends on whether the memory
 //! happens to be pinned, and on the machine.
@@ -34,8 +35,8 @@ struct Chunk {
     free_after: CudaEvent,
 }
 
-// SAFETY: the chunks' memory belongs to `Staging` alone; the host writes it only in `with`, through `&mut self`, and the device
-// reads it only until `free_after`.
+// SAFETY: the chunks' memory belongs to `Staging` alone; the host writes it only in `with`, through `&mut self`, and work in a stream (the
+// device's, and host functions of `bounce`) uses it only until `free_after`.
 unsafe impl Send for Staging {}
 // SAFETY: as above; nothing is reachable through a shared reference.
 unsafe impl Sync for Staging {}
@@ -83,6 +84,15 @@ impl Staging {
         })
     }
 
+    /// Lets `enqueue` enqueue work on `stream` that writes and reads a chunk's [`CHUNK_BYTES`]; nothing else does until it is done.
+    pub(super) fn lend(
+        &mut self,
+        stream: &CudaStream,
+        enqueue: impl FnOnce(NonNull<u8>) -> Result<(), DriverError>,
+    ) -> Result<(), DriverError> {
+        self.with_free(stream, |chunk| enqueue(chunk.memory))
+    }
+
     fn with_chunk(
         &mut self,
         stream: &CudaStream,
@@ -90,15 +100,26 @@ impl Staging {
         enqueue: impl FnOnce(&mut Chunk) -> Result<(), DriverError>,
     ) -> Result<(), DriverError> {
         assert!(data.len() <= CHUNK_BYTES, "{} bytes for a staging chunk of {CHUNK_BYTES}", data.len());
+        self.with_free(stream, |chunk| {
+            // SAFETY: the chunk is `CHUNK_BYTES` long, and the device has finished reading it; `data` is not in it, since slices
+            // of chunks are never lent out.
+            unsafe { chunk.memory.copy_from_nonoverlapping(NonNull::from(data).cast(), data.len()) };
+            enqueue(chunk)
+        })
+    }
+
+    /// The next chunk, once the work on it is done; `enqueue` adds more.
+    fn with_free(
+        &mut self,
+        stream: &CudaStream,
+        enqueue: impl FnOnce(&mut Chunk) -> Result<(), DriverError>,
+    ) -> Result<(), DriverError> {
         if self.chunks.len() < CHUNKS && self.next == self.chunks.len() {
             self.chunks.push(Chunk::new(stream)?);
         }
         let chunk = &mut self.chunks[self.next];
         self.next = (self.next + 1) % CHUNKS;
         chunk.free_after.synchronize()?;
-        // SAFETY: the chunk is `CHUNK_BYTES` long, and the device has finished reading it; `data` is not in it, since chunks
-        // are never lent out.
-        unsafe { chunk.memory.copy_from_nonoverlapping(NonNull::from(data).cast(), data.len()) };
         let enqueued = enqueue(chunk);
         enqueued.and(chunk.free_after.record(stream))
     }

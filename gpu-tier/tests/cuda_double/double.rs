@@ -13,6 +13,7 @@ pub const COPY_IN: u32 = 1;
 pub const COPY_OUT: u32 = 2;
 pub const FILL: u32 = 8;
 pub const KERNEL: u32 = 16;
+pub const HOST_FUNCTION: u32 = 32;
 
 /// Kinds of operations that [`Double::fail`] can fail.
 pub const ALLOCATION: u32 = 0;
