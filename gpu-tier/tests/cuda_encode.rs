@@ -109,8 +109,14 @@ impl Rig<'_> {
     }
 }
 
-fn stored(double: &Double) -> u64 {
-    ENCODERS.iter().map(|kernel| double.kernel_counts(kernel).global_store_bytes).sum()
+/// What encoders have stored, and copies without a launch to go with; with a real driver nothing is counted.
+fn counted(double: &Double) -> (u64, u64) {
+    if !double.has_counts() {
+        return (0, 0);
+    }
+    let counters = double.counters();
+    let stored = ENCODERS.iter().map(|kernel| double.kernel_counts(kernel).global_store_bytes).sum();
+    (stored, counters.copies - counters.launches)
 }
 
 #[test]
@@ -125,15 +131,14 @@ fn a_block_crosses_the_link_once_as_its_stored_bytes() {
         let expected = fetch(&device, Stream::Compute, rig.on_device.range());
         assert_eq!((rig.verdicts(), device.traffic().copied_out_bytes), (vec![FITS, FITS, STAYS_RAW], 0));
 
-        let (before, counters) = (stored(&double), double.counters());
+        let before = counted(&double);
         rig.encode(|offset, bytes| rig.host(offset, bytes)).unwrap();
         finish(&device, Stream::Compute);
         let each = plane_bytes(closed).iter().sum::<u64>();
         // What threads stored, what the device counts, and no copy: tables of a launch for each kernel and for the verdicts go in.
-        assert_eq!(stored(&double) - before, BLOCKS * each);
+        let stored = if double.has_counts() { BLOCKS * each } else { 0 };
+        assert_eq!(counted(&double), (before.0 + stored, before.1));
         assert_eq!(device.traffic().copied_out_bytes, BLOCKS * each);
-        let after = double.counters();
-        assert_eq!(after.copies - counters.copies, after.launches - counters.launches);
         let fitting = (2 * each) as usize;
         assert_eq!(rig.arena.read(0, fitting), expected[..fitting], "{closed:?}");
         assert_eq!(rig.verdicts(), [FITS, FITS, STAYS_RAW]);
@@ -145,7 +150,7 @@ fn a_block_crosses_the_link_once_as_its_stored_bytes() {
 
 #[test]
 fn host_targets_that_cannot_be_written_are_refused() {
-    let double = Double::take();
+    let Some(double) = Double::take_hooks() else { return };
     let device = open();
     let rig = Rig::new(&device, Closed::KC4VT4);
     let launches = double.counters().launches;

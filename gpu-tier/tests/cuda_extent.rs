@@ -67,7 +67,7 @@ fn refuses_writes(device: &CudaDevice, extent: ExtentId, double: &Double) {
 
 #[test]
 fn memory_that_is_only_read_is_pinned_so() {
-    let double = Double::take();
+    let Some(double) = Double::take_hooks() else { return };
     double.set_jitter_us(100);
     // One launch reads all of it over the bus; its table lies in pinned memory as well.
     assert_eq!(lend(&double), (true, 4 * PAGE, 0, 1));
@@ -75,7 +75,7 @@ fn memory_that_is_only_read_is_pinned_so() {
 
 #[test]
 fn memory_that_is_only_read_works_on_a_card_that_cannot_pin_it() {
-    let double = Double::take();
+    let Some(double) = Double::take_hooks() else { return };
     double.set_jitter_us(100);
     double.forbid_read_only_registration();
     assert_eq!(lend(&double), (false, 0, 4, 0));
@@ -83,7 +83,7 @@ fn memory_that_is_only_read_works_on_a_card_that_cannot_pin_it() {
 
 #[test]
 fn memory_that_is_only_read_works_where_the_driver_refuses_to_pin_it() {
-    let double = Double::take();
+    let Some(double) = Double::take_hooks() else { return };
     double.set_jitter_us(100);
     double.refuse_registration();
     assert_eq!(lend(&double), (false, 0, 4, 0));
@@ -92,7 +92,7 @@ fn memory_that_is_only_read_works_where_the_driver_refuses_to_pin_it() {
 /// Only what is lent is registered so: what can be written is pinned as ever, on either kind of card.
 #[test]
 fn memory_that_can_be_written_is_not_pinned_read_only() {
-    let double = Double::take();
+    let Some(double) = Double::take_hooks() else { return };
     for supported in [true, false] {
         if !supported {
             double.forbid_read_only_registration();
@@ -120,7 +120,7 @@ fn unpinned(double: &Double, bytes: u64) -> (CudaDevice, Arc<Arena>, ExtentId, D
 /// Neither its caller nor another stream waits for it: a copy out is held back, and then what would write its bytes to the host.
 #[test]
 fn copies_of_unpinned_memory_overlap() {
-    let double = Double::take();
+    let Some(double) = Double::take_hooks() else { return };
     let (device, arena, extent, buffer) = unpinned(&double, 4 * PAGE);
     let data = arena.read(0, 4 * PAGE as usize);
     let whole = buffer.range();
@@ -151,7 +151,7 @@ fn copies_of_unpinned_memory_overlap() {
 /// More than the slots hold, in pieces that end nowhere near theirs, both ways, under jitter.
 #[test]
 fn slots_for_unpinned_memory_are_bounded_and_reused_in_time() {
-    let double = Double::take();
+    let Some(double) = Double::take_hooks() else { return };
     let bytes = 6 << 20;
     let (device, arena, extent, buffer) = unpinned(&double, bytes);
     double.set_jitter_us(2000);
@@ -173,7 +173,7 @@ fn slots_for_unpinned_memory_are_bounded_and_reused_in_time() {
 /// A context that fails calls no host function any more: what it was to copy stays as it was, and nothing is left.
 #[test]
 fn failed_copy_of_unpinned_memory_writes_nothing() {
-    let double = Double::take();
+    let Some(double) = Double::take_hooks() else { return };
     let (device, arena, extent, buffer) = unpinned(&double, PAGE);
     let gate = double.hold(double::COPY_OUT);
     double.fail(double::COPY, 1, double::ECC_UNCORRECTABLE);

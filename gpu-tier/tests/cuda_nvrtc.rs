@@ -30,7 +30,7 @@ fn open() -> Result<CudaDevice, DeviceError> {
 
 #[test]
 fn an_older_driver_gets_kernels_from_its_own_compiler() {
-    let double = Double::take();
+    let Some(double) = Double::take_hooks() else { return };
     double.set_driver(CUDA_12_8);
     match open() {
         Err(error) => {

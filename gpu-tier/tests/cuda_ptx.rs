@@ -135,6 +135,9 @@ fn kernels_run_end_to_end_and_are_counted() {
         axpy.launch(&stream, 4, 128, 0, &[&x.0, &y.0, &z.0, &0.5f32, &500u32]).unwrap();
         let expected: Vec<f32> = values.iter().map(|value| 1.5 * value).collect();
         assert_eq!(z.read(500, &stream).unwrap(), expected);
+        if !double.has_counts() {
+            continue;
+        }
         let counts = double.kernel_counts("axpy");
         assert_eq!(
             (counts.launches, counts.global_load_bytes, counts.global_store_bytes),
@@ -147,7 +150,7 @@ fn kernels_run_end_to_end_and_are_counted() {
 
 #[test]
 fn modules_are_read_as_a_driver_of_13_0_reads_them() {
-    let double = Double::take();
+    let Some(double) = Double::take_hooks() else { return };
     let (context, stream) = open();
     let newer = BASICS.replace(".version 9.0", ".version 9.1");
     assert_eq!(refused(&context, &newer), CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION);
@@ -187,7 +190,7 @@ fn fail_axpy(double: &Double, count: u32, shift: u64) -> (CUresult, String) {
 
 #[test]
 fn wrong_kernels_end_the_context_as_on_hardware() {
-    let double = Double::take();
+    let Some(double) = Double::take_hooks() else { return };
     let (code, message) = fail_axpy(&double, 101, 0);
     assert_eq!(code, CUresult::CUDA_ERROR_ILLEGAL_ADDRESS);
     assert!(
@@ -216,7 +219,7 @@ fn wrong_kernels_end_the_context_as_on_hardware() {
 
 #[test]
 fn launches_beyond_the_limits_are_refused() {
-    let double = Double::take();
+    let Some(double) = Double::take_hooks() else { return };
     let (context, stream) = open();
     let reverse = Kernel::load(&context, BASICS, "reverse").unwrap();
     let block = Block::of(&[0.0; 128], &stream);
@@ -261,7 +264,7 @@ fn scaled_after_copy(double: &Double, waits: bool) -> f32 {
 
 #[test]
 fn planted_wrong_stream_order_is_seen_by_the_kernel() {
-    let double = Double::take();
+    let Some(double) = Double::take_hooks() else { return };
     assert_eq!(scaled_after_copy(&double, true), 2.0);
     assert_eq!(scaled_after_copy(&double, false), 1.0, "the rig sees a missing wait");
     double.assert_nothing_left();
@@ -269,7 +272,7 @@ fn planted_wrong_stream_order_is_seen_by_the_kernel() {
 
 #[test]
 fn planted_free_before_the_kernel_runs_is_an_illegal_address() {
-    let double = Double::take();
+    let Some(double) = Double::take_hooks() else { return };
     let (context, stream) = open();
     let axpy = Kernel::load(&context, BASICS, "axpy").unwrap();
     let [x, y, z] = [Block::of(&[1.0; 32], &stream), Block::of(&[1.0; 32], &stream), Block::new(128)];
@@ -286,7 +289,7 @@ fn planted_free_before_the_kernel_runs_is_an_illegal_address() {
 
 #[test]
 fn planted_free_while_copying_is_an_illegal_address() {
-    let double = Double::take();
+    let Some(double) = Double::take_hooks() else { return };
     let (context, stream) = open();
     let block = Block::new(128);
     let gate = double.hold(COPY_IN);
@@ -322,7 +325,7 @@ fn through_mapped_memory(flags: u32) -> (Result<(), DriverError>, Vec<f32>) {
 
 #[test]
 fn kernels_use_mapped_host_memory_as_it_was_registered() {
-    let double = Double::take();
+    let Some(double) = Double::take_hooks() else { return };
     let (done, values) = through_mapped_memory(sys::CU_MEMHOSTREGISTER_DEVICEMAP);
     assert_eq!((done, values), (Ok(()), [[3.0; 32], [9.0; 32]].concat()));
     let flags = sys::CU_MEMHOSTREGISTER_DEVICEMAP | sys::CU_MEMHOSTREGISTER_READ_ONLY;
