@@ -105,6 +105,42 @@ fn closed_blocks_give_the_logits_of_the_cpu_device() {
     double.assert_nothing_left();
 }
 
+/// The PTX of each architecture, and a form in which nothing is rounded.
+#[test]
+fn logits_are_those_of_the_cpu_device_on_every_architecture() {
+    let double = Double::take();
+    let prompt = model().prompt(0, 40);
+    for form in [Form::Raw16, Form::Raw32] {
+        let options = EngineOptions { form, ..short(plain()) };
+        let expected = ask(&mut engine(options.clone()), &prompt, 2).logits_digest;
+        for capability in [80, 90, 100] {
+            double.set_capability(capability);
+            let answer = ask(&mut engine(on_cuda(options.clone())), &prompt, 2);
+            assert_eq!(answer.logits_digest, expected, "{form}, capability {capability}");
+        }
+    }
+    double.assert_nothing_left();
+}
+
+/// Onboarding goes on beside attention: blocks of one group are copied in, each copy late by some time, while another group that is there is attended.
+#[test]
+fn an_engine_attends_while_blocks_are_copied_in() {
+    let Some(double) = Double::take_hooks() else { return };
+    let prompt = model().prompt(0, 200);
+    let expected = ask(&mut engine(EngineOptions { chunk: 64, ..short(plain()) }), &prompt, 2).logits_digest;
+    let mut small = EngineOptions { chunk: 64, ..short(on_cuda(options())) };
+    small.device_bytes = minimum(&small);
+    let mut engine = engine(small);
+    double.set_jitter_us(1000);
+    double.log();
+    assert_eq!(ask(&mut engine, &prompt, 2).logits_digest, expected);
+    let beside = double.side_by_side("kvtier_gather", "kvtier_attend");
+    println!("{beside} copies beside attention");
+    assert!(beside > 0, "every copy had the device to itself");
+    drop(engine);
+    double.assert_nothing_left();
+}
+
 /// Attention on matrix units has bits of its own: near the canonical ones, equal to themselves over residency, chunks and batch, and in a namespace apart.
 #[test]
 fn attention_on_matrix_units_is_a_setting_with_bits_of_its_own() {
@@ -114,6 +150,9 @@ fn attention_on_matrix_units_is_a_setting_with_bits_of_its_own() {
     let canonical = ask(&mut engine(short(plain())), &prompt, 3);
     let expected = ask(&mut engine(on_matrix(plain())), &prompt, 3);
     assert_ne!(expected.logits_digest, canonical.logits_digest);
+    let [cpu, cuda, matrix] =
+        [plain(), on_cuda(plain()), on_matrix(plain())].map(|options| engine(short(options)).namespace(None));
+    assert!(cpu != matrix && cuda != matrix, "what it computes is never taken for canonical");
     assert_eq!(expected.tokens, canonical.tokens);
     let chunks = ask(&mut engine(EngineOptions { chunk: 7, ..on_matrix(plain()) }), &prompt, 3);
     assert_eq!(chunks.logits_digest, expected.logits_digest, "chunks of 7");
@@ -146,7 +185,8 @@ fn a_cache_over_the_device_keeps_the_contract() {
 /// waits.
 #[test]
 fn attention_does_not_wait_for_copies_that_it_does_not_need() {
-    let double = Double::take();
+    let Some(double) = Double::take_hooks() else { return };
+    double.set_jitter_us(500);
     let config = CudaConfig { ordinal: 0, budget_bytes: 1 << 20, kernels: KernelSource::Embedded };
     let device = CudaDevice::open(config).unwrap();
     let arena = HostTier::open(HostConfig::new(1 << 20, SHAPE)).unwrap();
@@ -186,6 +226,14 @@ fn attention_does_not_wait_for_copies_that_it_does_not_need() {
     assert!(device.is_done(copied).unwrap());
     let traffic = device.traffic();
     assert_eq!((traffic.copied_out_bytes, traffic.copied_in_bytes), (4096, 4096));
+    // The log sees no overlap where the host waits in between.
+    double.log();
+    for _ in 0..4 {
+        device.copy_in(Stream::CopyIn, &[CopyPiece { host, device: coming }]).unwrap();
+        device.synchronize(device.record(Stream::CopyIn).unwrap()).unwrap();
+        device.synchronize(attend(here, state(0))).unwrap();
+    }
+    assert_eq!(double.side_by_side("copy in", "kvtier_attend"), 0);
     drop(memory);
     drop(device);
     double.assert_nothing_left();

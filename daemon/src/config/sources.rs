@@ -12,7 +12,7 @@ use crate::config::{Config, ConfigError, Machine, Origin};
 /// Names the file, as `--config` does.
 const FILE_VARIABLE: &str = "KVTIER_CONFIG";
 /// Variables of our prefix that are no settings of the daemon: the engine's, and those of developer commands.
-const OTHER_VARIABLES: [&str; 13] = [
+const OTHER_VARIABLES: [&str; 14] = [
     "KVTIER_DEVICE",
     "KVTIER_FUZZ_SECONDS",
     "KVTIER_IO_TEST_CHILD",
@@ -24,6 +24,7 @@ const OTHER_VARIABLES: [&str; 13] = [
     "KVTIER_SEEDS",
     "KVTIER_SOAK",
     "KVTIER_SOAK_MINUTES",
+    "KVTIER_TEST_DRIVER",
     "KVTIER_TEST_REPORT_CUDA",
     "KVTIER_WRITE_HEADER",
 ];

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::status::Code;
 use crate::stream::Kind;
-use crate::{card, event, memory, module, report, stream};
+use crate::{card, event, log, memory, module, report, stream};
 
 /// Environment variable: each job sleeps a pseudo-random time up to this many microseconds before it runs.
 const JITTER: &str = "CUDA_DOUBLE_JITTER_US";
@@ -105,6 +105,7 @@ extern "C" fn cuda_double_reset() {
     cuda_double_hold(0);
     module::forget();
     report::reset();
+    log::cuda_double_log(false);
     card::cuda_double_set_capability(0);
     card::cuda_double_set_driver(0);
     cuda_double_misalign(false);

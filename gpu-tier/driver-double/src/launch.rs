@@ -1,5 +1,6 @@
 //! Launches: checked when they are made, run on their stream's thread.
 
+use std::borrow::Cow;
 use std::ffi::c_void;
 
 use cuda_ladder::{Fault, Launch as PtxLaunch};
@@ -121,7 +122,11 @@ unsafe extern "C" fn cuLaunchKernel(
             // SAFETY: the caller passes as many pointers as the kernel has parameters, each to a value of its size.
             values.push(unsafe { std::slice::from_raw_parts((*parameters.add(index)).cast::<u8>(), bytes) }.to_vec());
         }
-        stream.enqueue(Kind::Launch, move || {
+        let name = match &kernel {
+            Kernel::Host(_) => Cow::Borrowed("host kernel"),
+            Kernel::Ptx(kernel) => Cow::Owned(kernel.name.clone()),
+        };
+        stream.enqueue_as(Kind::Launch, name, move || {
             fault?;
             control::count(Counted::Launch);
             match &kernel {

@@ -9,8 +9,8 @@
 //!
 //! A module is PTX, whose kernels run on the ladder ([`launch`]): every address is checked when a thread uses it, and a kernel that
 //! does wrong ends the context as on hardware (700, 716, 719), with its text on stderr. Or a kernel is a host function registered
-//! under its name ([`module`]). [`control`] and [`report`] hold the symbols that a real driver lacks: faults, gates, jitter,
-//! limits, schedules and counters. Not imitated: the null stream, several devices, timing.
+//! under its name ([`module`]). [`control`], [`report`] and [`log`] hold the symbols that a real driver lacks: faults, gates,
+//! jitter, limits, schedules, counters, and what went on side by side. Not imitated: the null stream, several devices, timing.
 
 mod card;
 mod context;
@@ -18,6 +18,7 @@ mod control;
 mod copy;
 mod event;
 mod launch;
+mod log;
 mod memory;
 mod module;
 mod report;

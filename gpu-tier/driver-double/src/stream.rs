@@ -1,5 +1,6 @@
 //! Streams: a thread and a queue each, so that only events order two of them.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use crate::status::{Code, answer};
-use crate::{context, control};
+use crate::{context, control, log};
 
 /// What a job does, as a bit in the masks of [`control`].
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -29,10 +30,26 @@ pub(crate) enum Kind {
     Order = 0,
 }
 
+impl Kind {
+    /// In the log.
+    fn name(self) -> &'static str {
+        match self {
+            Kind::CopyIn => "copy in",
+            Kind::CopyOut => "copy out",
+            Kind::CopyWithin => "copy within",
+            Kind::Set => "fill",
+            Kind::Launch => "launch",
+            Kind::Host => "host function",
+            Kind::Order => "order",
+        }
+    }
+}
+
 type Work = Box<dyn FnOnce() -> Result<(), Code> + Send>;
 
 struct Job {
     kind: Kind,
+    name: Cow<'static, str>,
     work: Work,
 }
 
@@ -89,9 +106,19 @@ impl Stream {
         kind: Kind,
         work: impl FnOnce() -> Result<(), Code> + Send + 'static,
     ) -> Result<(), Code> {
+        self.enqueue_as(kind, Cow::Borrowed(kind.name()), work)
+    }
+
+    /// Adds a job under a name of its own in the log.
+    pub(crate) fn enqueue_as(
+        &self,
+        kind: Kind,
+        name: Cow<'static, str>,
+        work: impl FnOnce() -> Result<(), Code> + Send + 'static,
+    ) -> Result<(), Code> {
         let mut queue = self.queue();
         let jobs = queue.jobs.as_ref().ok_or(Code::INVALID_HANDLE)?;
-        jobs.send(Job { kind, work: Box::new(work) }).map_err(|_| Code::INVALID_HANDLE)?;
+        jobs.send(Job { kind, name, work: Box::new(work) }).map_err(|_| Code::INVALID_HANDLE)?;
         queue.enqueued += 1;
         Ok(())
     }
@@ -107,11 +134,13 @@ impl Stream {
 
     fn run(&self, jobs: &Receiver<Job>) {
         while let Ok(job) = jobs.recv() {
+            let run = log::begin(&job.name, std::ptr::from_ref(self).addr());
             control::pass(job.kind);
             // After a failure the context does no more work, as on hardware.
             if job.kind == Kind::Order || context::healthy().is_ok() {
                 (job.work)().unwrap_or_else(context::fail);
             }
+            log::end(run);
             self.queue().done += 1;
             self.changed.notify_all();
         }

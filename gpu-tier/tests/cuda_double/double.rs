@@ -244,6 +244,21 @@ impl Double {
         }
     }
 
+    /// Keeps a log of when jobs run; forgets what it has.
+    pub fn log(&self) {
+        self.call("cuda_double_log", true);
+    }
+
+    /// Runs in the log of jobs whose names begin with `first` that went on beside one of `second` in another stream (`log.rs` of the double).
+    pub fn side_by_side(&self, first: &str, second: &str) -> u64 {
+        type SideBySide = unsafe extern "C" fn(*const c_char, *const c_char) -> u64;
+        let [first, second] = [first, second].map(|name| CString::new(name).unwrap());
+        // SAFETY: the symbol has this type in log.rs of the double.
+        unsafe {
+            self.library().get::<SideBySide>("cuda_double_side_by_side").unwrap()(first.as_ptr(), second.as_ptr())
+        }
+    }
+
     /// Text of the last failure of a module or kernel.
     pub fn message(&self) -> String {
         let mut text = vec![0; 4096];
