@@ -283,6 +283,15 @@ fn atomics() {
     let tickets =
         "atom.global.add.u32 %r2, [%d1], 1; mov.u32 %r3, 1; shl.b32 %r3, %r3, %r2; red.global.or.b32 [%d1+4], %r3;";
     assert_eq!(atomic(tickets, 0), (32, u32::MAX));
+    // The largest without a sign, whoever comes last; 31 times the factor is 0xfffffffc.
+    for opcode in ["atom.global.max.u32", "atom.max.u32"] {
+        let line = format!("mul.lo.u32 %r3, %r1, 0x08421084; {opcode} %r2, [%d1], %r3;");
+        assert_eq!(atomic(&line, 5).0, 0xFFFF_FFFC, "{opcode}");
+    }
+    let own = "setp.ne.u32 %p1, %r1, 0; mov.u32 %r3, 0; @!%p1 st.shared.u32 [room], %r3; @!%p1 st.shared.u32 [room+4], %r3; bar.sync 0;\n\
+        atom.shared.add.u32 %r3, [room], 1; mov.u32 %r4, 1; shl.b32 %r4, %r4, %r3; red.shared.or.b32 [room+4], %r4; bar.sync 0;\n\
+        ld.shared.u32 %r2, [room+4];";
+    assert_eq!(each_thread(own, 32).unwrap(), [u32::MAX; 32]);
     // A plain store beside atomics on shared memory is a race.
     let start = "setp.ne.u32 %p1, %r1, 0; mov.u32 %r3, 0; @!%p1 st.shared.u32 [room], %r3; bar.sync 0;";
     let sum = format!("{start} red.shared.add.u32 [room], %r1; bar.sync 0; ld.shared.u32 %r2, [room];");
@@ -331,6 +340,46 @@ fn copies_are_carried_out_group_by_group() {
     assert_eq!(run_on(short, 1, &[0x1234_5678, 0, 0], Schedule::Forward).unwrap().0[2], 0x5678);
     let outside = "mov.u32 %r4, room; cp.async.ca.shared.global [%r4], [%d1+8], 8; cp.async.wait_all;";
     assert_eq!(run_on(outside, 1, &[0; 3], Schedule::Forward).unwrap_err().kind, FaultKind::OutOfBounds);
+}
+
+#[test]
+fn wide_copies_move_16_bytes() {
+    // Words 1 to 4 of memory to words 4 to 7 of shared memory; those around them stay.
+    let copy = |line: &str, wait: &str| {
+        let mut body = String::from("mov.u32 %r4, room; mov.u32 %r5, 99; add.s32 %r6, %r4, 16;");
+        (0..9).for_each(|word| body += &format!(" st.shared.u32 [%r4+{}], %r5;", 4 * word));
+        body += &format!("{line} cp.async.commit_group; {wait}");
+        for word in 0..9 {
+            body += &format!(" ld.shared.u32 %r3, [%r4+{}]; st.global.u32 [%d1+{}], %r3;", 4 * word, 32 + 4 * word);
+        }
+        let data: Vec<u32> = (0..17).map(|index| 0xF000_0000 + index).collect();
+        run_on(&body, 1, &data, Schedule::Forward).map(|(out, _)| out[8..].to_vec())
+    };
+    let plain = "cp.async.cg.shared.global [%r6], [%d1+16], 16;";
+    let whole = [99, 99, 99, 99, 0xF000_0004, 0xF000_0005, 0xF000_0006, 0xF000_0007, 99];
+    assert_eq!(copy(plain, "cp.async.wait_group 0;").unwrap(), whole);
+    assert_eq!(copy(plain, "").unwrap_err().kind, FaultKind::PendingCopy);
+    // What is not read is filled up with zeros, all of it when nothing is.
+    for (bytes, expected) in [(6, [0xF000_0004, 5, 0, 0]), (0, [0; 4]), (16, [whole[4], whole[5], whole[6], whole[7]])]
+    {
+        let short = format!("mov.u32 %r7, {bytes}; cp.async.cg.shared.global [%r6], [%d1+16], 16, %r7;");
+        assert_eq!(copy(&short, "cp.async.wait_group 0;").unwrap()[4..8], expected, "{bytes}");
+    }
+    for (line, kind) in [
+        ("cp.async.cg.shared.global [%r6], [%d1+8], 16;", FaultKind::Misaligned),
+        ("cp.async.cg.shared.global [%r6+8], [%d1], 16;", FaultKind::Misaligned),
+        ("cp.async.cg.shared.global [%r6], [%d1+64], 16;", FaultKind::OutOfBounds),
+        ("cp.async.cg.shared.global [%r6+2032], [%d1], 16;", FaultKind::OutOfBounds),
+    ] {
+        assert_eq!(copy(line, "cp.async.wait_group 0;").unwrap_err().kind, kind, "{line}");
+    }
+}
+
+#[test]
+fn a_thread_that_returns_does_nothing_more() {
+    let body = "mov.u32 %r2, 7; setp.ge.u32 %p1, %r1, 16; @%p1 ret;";
+    assert_eq!(each_thread(body, 32).unwrap(), lanes(|lane| if lane < 16 { 7 } else { 0 }));
+    assert_eq!(each_thread("mov.u32 %r2, 7; ret;", 32).unwrap(), [0; 32]);
 }
 
 #[test]

@@ -8,6 +8,11 @@ const TWO: u64 = 0x4000_0000;
 const ALL: u64 = 0xFFFF_FFFF;
 const NEG_ZERO: u64 = 0x8000_0000;
 
+const SELECT: &[(&[u64], u64)] =
+    &[(&[5, 6, 1], 5), (&[5, 6, 0], 6), (&[0x7F80_0001, ONE, 1], 0x7F80_0001), (&[ONE, 0x8000_0001, 0], 0x8000_0001)];
+const SELECT_SHORT: &[(&[u64], u64)] =
+    &[(&[5, 6, 1], 5), (&[5, 6, 0], 6), (&[0x8001, 1, 1], 0x8001), (&[1, 0xFFFF, 0], 0xFFFF)];
+
 /// Less, equal, greater and unordered, in this order.
 macro_rules! float {
     ($name:literal, $less:literal, $equal:literal, $greater:literal, $unordered:literal) => {
@@ -48,6 +53,45 @@ macro_rules! integer {
     };
 }
 
+/// The same for 64 bits, and numbers whose order one half alone does not show.
+macro_rules! long {
+    ($name:literal, $less:literal, $equal:literal, $greater:literal, $minus_one:literal) => {
+        row(
+            $name,
+            "pdd",
+            &[
+                (&[1, 2], $less),
+                (&[0x8000_0000_0000_0001, 0x8000_0000_0000_0001], $equal),
+                (&[2, 1], $greater),
+                (&[u64::MAX, 1], $minus_one),
+                (&[1 << 63, 0], $minus_one),
+                (&[1 << 32, ALL], $greater),
+                (&[ALL, 1 << 32], $less),
+                (&[0x7FF8_0000_0000_0000, 1], $greater),
+            ],
+        )
+    };
+}
+
+/// The same for 16 bits.
+macro_rules! short {
+    ($name:literal, $less:literal, $equal:literal, $greater:literal, $minus_one:literal) => {
+        row(
+            $name,
+            "phh",
+            &[
+                (&[1, 2], $less),
+                (&[0x8001, 0x8001], $equal),
+                (&[2, 1], $greater),
+                (&[0xFFFF, 1], $minus_one),
+                (&[0x8000, 0], $minus_one),
+                (&[0x7FC0, 1], $greater),
+                (&[1, 0x7FC0], $less),
+            ],
+        )
+    };
+}
+
 pub const ROWS: &[Row] = &[
     float!("setp.eq.f32", 0, 1, 0, 0),
     float!("setp.ne.f32", 1, 0, 1, 0),
@@ -74,8 +118,18 @@ pub const ROWS: &[Row] = &[
     integer!("setp.le.u32", 1, 1, 0, 0),
     integer!("setp.gt.u32", 0, 0, 1, 1),
     integer!("setp.ge.u32", 0, 1, 1, 1),
-    row("setp.lt.s64", "pdd", &[(&[u64::MAX, 1], 1), (&[ALL, 1], 0)]),
-    row("setp.lt.u64", "pdd", &[(&[u64::MAX, 1], 0), (&[1, ALL], 1)]),
+    integer!("setp.eq.b32", 0, 1, 0, 0),
+    long!("setp.eq.b64", 0, 1, 0, 0),
+    long!("setp.eq.s64", 0, 1, 0, 0),
+    long!("setp.ne.s64", 1, 0, 1, 1),
+    long!("setp.lt.s64", 1, 0, 0, 1),
+    long!("setp.lt.u64", 1, 0, 0, 0),
+    long!("setp.le.u64", 1, 1, 0, 0),
+    long!("setp.gt.u64", 0, 0, 1, 1),
+    long!("setp.ge.u64", 0, 1, 1, 1),
+    short!("setp.eq.s16", 0, 1, 0, 0),
+    short!("setp.ne.s16", 1, 0, 1, 1),
+    short!("setp.gt.s16", 0, 0, 1, 0),
     row(
         "setp.gt.f64",
         "pdd",
@@ -103,7 +157,12 @@ pub const ROWS: &[Row] = &[
     row("set.lt.u32.s32", "rrr", &[(&[1, 2], ALL), (&[ALL, 1], ALL), (&[1, ALL], 0)]),
     row("set.lt.f32.s32", "rrr", &[(&[ALL, 1], ONE), (&[1, ALL], 0)]),
     row("set.gtu.u32.f32", "rrr", &[(&[TWO, ONE], ALL), (&[NAN, ONE], ALL), (&[ONE, TWO], 0)]),
-    row("selp.b32", "rrrp", &[(&[5, 6, 1], 5), (&[5, 6, 0], 6)]),
+    // Every bit is kept, a signalling NaN's and a subnormal's too.
+    row("selp.b32", "rrrp", SELECT),
+    row("selp.u32", "rrrp", SELECT),
+    row("selp.f32", "rrrp", SELECT),
+    row("selp.b16", "hhhp", SELECT_SHORT),
+    row("selp.u16", "hhhp", SELECT_SHORT),
     row("selp.b64", "dddp", &[(&[1 << 40, 6, 1], 1 << 40), (&[5, 1 << 50, 0], 1 << 50)]),
     row(
         "slct.b32.s32",

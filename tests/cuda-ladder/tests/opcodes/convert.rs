@@ -16,6 +16,7 @@ pub const ROWS: &[Row] = &[
     row("cvt.sat.u8.s32", "rr", &[(&[300], 255), (&[0xFFFF_FFFF], 0), (&[5], 5)]),
     row("cvt.sat.s32.s64", "rd", &[(&[1 << 40], 0x7FFF_FFFF), (&[1 << 63], 0x8000_0000), (&[u64::MAX], 0xFFFF_FFFF)]),
     row("cvt.u32.u64", "rd", &[(&[0x1_2345_6789], 0x2345_6789), (&[1 << 63], 0)]),
+    row("cvt.u64.u16", "dh", &[(&[0xFFFF], 0xFFFF), (&[0x8000], 0x8000), (&[0x7FFF], 0x7FFF)]),
     row("cvt.u64.u32", "dr", &[(&[0xFFFF_FFFF], 0xFFFF_FFFF)]),
     row("cvt.s64.s32", "dr", &[(&[0xFFFF_FFFF], u64::MAX), (&[5], 5)]),
     row("cvt.u16.u32", "hr", &[(&[0x12345], 0x2345), (&[0xFFFF_FFFF], 0xFFFF)]),

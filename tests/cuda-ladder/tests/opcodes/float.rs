@@ -17,6 +17,23 @@ const HALF_ULP: u64 = 0x3380_0000;
 const MORE_THAN_HALF_ULP: u64 = 0x3380_0001;
 const SUBNORMAL: u64 = 1;
 
+/// Without a modifier they are rounded to nearest, ties to even.
+const DIFFERENCES: &[(&[u64], u64)] = &[
+    (&[ONE, HALF_ULP], 0x3F7F_FFFF),
+    (&[0x3F80_0001, HALF_ULP], ONE),
+    (&[INF, INF], NAN),
+    (&[0, 0], 0),
+    (&[NEG_ZERO, 0], NEG_ZERO),
+];
+const PRODUCTS: &[(&[u64], u64)] = &[
+    (&[TWO, THREE], 0x40C0_0000),
+    (&[INF, 0], NAN),
+    (&[NEG_ZERO, ONE], NEG_ZERO),
+    (&[MAX, TWO], INF),
+    (&[0x0080_0000, 0x3F00_0000], 0x0040_0000),
+    (&[0x3F80_0001, 0x3F80_0001], 0x3F80_0002),
+];
+
 pub const ROWS: &[Row] = &[
     row(
         "add.rn.f32",
@@ -80,23 +97,10 @@ pub const ROWS: &[Row] = &[
         "rrr",
         &[(&[ONE, ONE], ONE), (&[ONE, 0xC000_0000], 0), (&[NAN, ONE], 0), (&[0x3E80_0000, 0x3E80_0000], 0x3F00_0000)],
     ),
-    row(
-        "sub.f32",
-        "rrr",
-        &[(&[ONE, HALF_ULP], 0x3F7F_FFFF), (&[INF, INF], NAN), (&[0, 0], 0), (&[NEG_ZERO, 0], NEG_ZERO)],
-    ),
-    row(
-        "mul.f32",
-        "rrr",
-        &[
-            (&[TWO, THREE], 0x40C0_0000),
-            (&[INF, 0], NAN),
-            (&[NEG_ZERO, ONE], NEG_ZERO),
-            (&[MAX, TWO], INF),
-            (&[0x0080_0000, 0x3F00_0000], 0x0040_0000),
-            (&[0x3F80_0001, 0x3F80_0001], 0x3F80_0002),
-        ],
-    ),
+    row("sub.f32", "rrr", DIFFERENCES),
+    row("sub.rn.f32", "rrr", DIFFERENCES),
+    row("mul.f32", "rrr", PRODUCTS),
+    row("mul.rn.f32", "rrr", PRODUCTS),
     row(
         "mul.rp.f32",
         "rrr",
