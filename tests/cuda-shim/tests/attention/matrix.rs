@@ -50,12 +50,14 @@ fn compiled_kernels_are_near_f64() {
         check_matrix(engine, scene(3, 1, 64, 64, 200, 2), ELEMENTS[index]);
         check_matrix(engine, scene(10, 1, 128, 16, 70, 1), ELEMENTS[index]);
         check_matrix(engine, scene(2, 1, 256, 64, 70, 2), ELEMENTS[index]);
-        // Each architecture another pair of forms, all of them by `soak_cuda`'s scenes.
-        let closed = Some(ALL_CLOSED[index]);
-        let of = |group, head_dim| Scene { closed, ..scene(group, 1, head_dim, 64, 200, 2) };
-        check_matrix(engine, of(5, 64), ELEMENTS[index]);
-        check_matrix(engine, of(16, 128), ELEMENTS[index]);
-        check_matrix(engine, of(2, 256), ELEMENTS[index]);
+        for (case, closed) in ALL_CLOSED.into_iter().enumerate() {
+            // Each with another element of queries; one pair an architecture with two rows.
+            let rows = if case == index { 2 } else { 1 };
+            let of = |group, head_dim| Scene { closed: Some(closed), ..scene(group, 1, head_dim, 64, 200, rows) };
+            check_matrix(engine, of(5, 64), ELEMENTS[(index + case) % 3]);
+            check_matrix(engine, of(16, 128), ELEMENTS[(index + case + 1) % 3]);
+            check_matrix(engine, of(2, 256), ELEMENTS[(index + case + 2) % 3]);
+        }
     }
 }
 
