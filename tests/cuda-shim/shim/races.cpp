@@ -1,8 +1,11 @@
-// Runs every kernel once or more under random orders of threads, for ThreadSanitizer to watch (tests/races.rs). Tables are words, as the
-// launchers of gpu-tier/src/cuda/kernels lay them out.
+// Runs every kernel once or more under random orders of threads, for ThreadSanitizer to watch (tests/races.rs): `races all SEED...`, or
+// `races grids SEED...` for the codecs i8h and kc4vt4 alone. Tables are words, as the launchers of gpu-tier/src/cuda/kernels lay them out.
+// Names what it ran.
 #include <stdio.h>
 #include <stdlib.h>
 
+#include <set>
+#include <string>
 #include <vector>
 
 #include "cuda_host.h"
@@ -11,7 +14,8 @@ extern "C" int shim_launch(const char*, const unsigned*, const unsigned*, void**
 
 typedef unsigned long long u64;
 
-static unsigned long long state = 88172645463325252ull;
+static unsigned long long state;
+static std::set<std::string> ran;
 static unsigned random32() {
     state ^= state << 13;
     state ^= state >> 7;
@@ -55,6 +59,7 @@ static void run(const char* name, unsigned x, unsigned y, unsigned threads, std:
         fprintf(stderr, "%s\n", problem);
         exit(1);
     }
+    ran.insert(name);
 }
 
 static unsigned one = 1, two = 2;
@@ -118,9 +123,22 @@ static void append_and_sum() {
     run("kvtier_clear", 1, 1, 256, {&clears, &two});
 }
 
-// Three spans of one sequence, one of which some rows read closed; partials or a running state.
-static void attend(const char* kernel, unsigned running, unsigned bits) {
-    unsigned dim = 64, kv_heads = 1, heads = 3, rows = 3, first_position = 190, block_tokens = 64;
+// A kernel of attention: query vectors of a tile, channels of a head.
+struct Kernel {
+    const char* name;
+    unsigned tile, dim;
+};
+
+// Bits of closed keys and values, and the element of queries: f32, bf16, f16.
+struct Formats {
+    unsigned keys, values, queries;
+};
+
+// Three spans of one sequence, one of which some rows read closed; partials or a running state. More than one tile, but for the kernel
+// that has few vectors.
+static void attend(Kernel kernel, unsigned running, Formats of) {
+    unsigned dim = kernel.dim, kv_heads = 1, rows = 3, first_position = 190, block_tokens = 64;
+    unsigned heads = kernel.tile == 4 ? 1 : kernel.tile * 3 / 8;
     const unsigned vectors = rows * heads / kv_heads, spans = 3, store_spans = running ? 1 : spans;
     const u64 store = blank(4 * kv_heads * store_spans * (vectors * dim + 2 * ((vectors + 3) / 4 * 4)));
     std::vector<u64> list;
@@ -130,25 +148,45 @@ static void attend(const char* kernel, unsigned running, unsigned bits) {
         list.insert(list.end(), place, place + 8);
     }
     u64 places = table(list);
-    // Elements of 2 bytes, bits of keys and of values, queries of f32.
-    unsigned formats = 2 | bits << 8 | bits << 16, scale_bits;
+    // Exact elements have 2 bytes.
+    unsigned formats = 2 | of.keys << 8 | of.values << 16 | of.queries << 24, scale_bits;
     const float scale = 0.125f;
     memcpy(&scale_bits, &scale, 4);
-    u64 jobs = table({floats(rows * heads * dim), store, 0, words(store_spans, 0), words(rows, spans), words(first_position, running), 0, 0});
-    const unsigned tiles = (vectors + 7) / 8;
-    run(kernel, tiles * kv_heads * store_spans, 1, 64, {&jobs, &places, &one, &heads, &kv_heads, &dim, &block_tokens, &formats, &scale_bits});
+    const u64 queries = of.queries == 0 ? floats(rows * heads * dim) : bf16(rows * heads * dim);
+    u64 jobs = table({queries, store, 0, words(store_spans, 0), words(rows, spans), words(first_position, running), 0, 0});
+    const unsigned tiles = (vectors + kernel.tile - 1) / kernel.tile;
+    run(kernel.name, tiles * kv_heads * store_spans, 1, 64,
+        {&jobs, &places, &one, &heads, &kv_heads, &dim, &block_tokens, &formats, &scale_bits});
     u64 merge = table({store, blank(4 * rows * heads * dim), words(store_spans, 0), words(rows, first_position), words(running, 0), 0, 0, 0});
     run("kvtier_finish", (vectors + 3) / 4 * kv_heads, 1, 64, {&merge, &one, &heads, &kv_heads, &dim});
 }
 
-int main() {
-    grids();
-    sx12();
-    rate();
-    append_and_sum();
-    for (unsigned running = 0; running < 2; running++)
-        for (unsigned bits = 4; bits <= 8; bits += 4)
-            for (const char* kernel : {"kvtier_attend_v8_c1", "kvtier_attend_mma_v8_c1"}) attend(kernel, running, bits);
-    puts("all kernels ran");
+// Each kernel with partials or a running state, the other way round in the next round; pairs of forms and elements of queries in turn.
+static void attention(unsigned round) {
+    const Kernel kernels[] = {
+        {"kvtier_attend_v4_c1", 4, 64},       {"kvtier_attend_v4_c2", 4, 128},      {"kvtier_attend_v4_c4", 4, 256},
+        {"kvtier_attend_v8_c1", 8, 64},       {"kvtier_attend_v8_c2", 8, 128},      {"kvtier_attend_v8_c4", 8, 256},
+        {"kvtier_attend_mma_v8_c1", 8, 64},   {"kvtier_attend_mma_v8_c2", 8, 128},  {"kvtier_attend_mma_v8_c4", 8, 256},
+        {"kvtier_attend_mma_v16_c1", 16, 64}, {"kvtier_attend_mma_v16_c2", 16, 128},
+    };
+    unsigned turn = 5 * round;
+    for (const Kernel& kernel : kernels) {
+        attend(kernel, turn % 2, {turn / 2 % 2 ? 8u : 4u, turn / 4 % 2 ? 8u : 4u, turn % 3});
+        turn++;
+    }
+}
+
+int main(int count, char** arguments) {
+    const bool all = count > 1 && !strcmp(arguments[1], "all");
+    for (int i = 2; i < count; i++) {
+        state = 88172645463325252ull ^ strtoull(arguments[i], nullptr, 10) * 0x9e3779b97f4a7c15ull;
+        grids();
+        if (!all) continue;
+        sx12();
+        rate();
+        append_and_sum();
+        attention(i - 2);
+    }
+    for (const std::string& name : ran) printf("ran %s\n", name.c_str());
     return 0;
 }

@@ -2,6 +2,8 @@
 //! among them, blocks have none. The program is C++ (Rust's own standard library is not built for the sanitizer here): `shim/races.cpp`.
 #![cfg(target_arch = "x86_64")]
 
+use cuda_ladder::Module;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
@@ -36,26 +38,14 @@ fn kernel(folder: &Path, file: &str, change: Change) -> PathBuf {
     compile(folder, &source, &format!("{file}.o"), &["-fsanitize=thread"])
 }
 
-/// The kernels of attention differ in sizes only: one of them is enough.
-fn one_attention(text: &str) -> String {
-    text.lines()
-        .filter(|line| !line.starts_with("KV_ATTEND") || line.contains("(8, 1)"))
-        .map(|line| format!("{line}\n"))
-        .collect()
+/// The kernel files, in order of their names.
+fn kernels() -> Vec<String> {
+    let entries = Path::new(HERE).join("../../gpu-tier/kernels").read_dir().unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut files: Vec<_> = names.filter(|name| name.ends_with(".cu")).collect();
+    files.sort();
+    files
 }
-
-const KERNELS: [&str; 10] = [
-    "append.cu",
-    "attend.cu",
-    "attend_mma.cu",
-    "finish.cu",
-    "gather.cu",
-    "i8h.cu",
-    "kc4vt4.cu",
-    "rate.cu",
-    "sx12.cu",
-    "xxh3.cu",
-];
 
 fn scratch(name: &str) -> PathBuf {
     let scratch = Path::new(env!("CARGO_TARGET_TMPDIR")).join("races").join(name);
@@ -68,21 +58,21 @@ fn objects() -> &'static [PathBuf] {
     static OBJECTS: OnceLock<Vec<PathBuf>> = OnceLock::new();
     OBJECTS.get_or_init(|| {
         let folder = scratch("none");
-        let mut all: Vec<_> = KERNELS.iter().map(|file| kernel(&folder, file, one_attention)).collect();
+        let mut all: Vec<_> = kernels().iter().map(|file| kernel(&folder, file, str::to_owned)).collect();
         all.push(compile(&folder, &Path::new(HERE).join("shim/fibers.cpp"), "fibers.o", &["-DKV_TSAN"]));
         all.push(compile(&folder, &Path::new(HERE).join("shim/races.cpp"), "races.o", &[]));
         all
     })
 }
 
-/// Links and runs the program, with one kernel file changed.
-fn run(name: &str, plant: Option<(&str, Change)>) -> Output {
+/// Links the program with one kernel file changed, and runs it with arguments.
+fn run(name: &str, plant: Option<(&str, Change)>, arguments: &[&str]) -> Output {
     let folder = scratch(name);
     let mut objects = objects().to_vec();
     if let Some((file, change)) = plant {
         let text = std::fs::read_to_string(format!("{HERE}/../../gpu-tier/kernels/{file}")).unwrap();
         assert_ne!(text, change(&text), "the plant fits {file}");
-        let at = KERNELS.iter().position(|kernel| *kernel == file).unwrap();
+        let at = kernels().iter().position(|kernel| kernel == file).unwrap();
         objects[at] = kernel(&folder, file, change);
     }
     let program = folder.join("races");
@@ -92,6 +82,7 @@ fn run(name: &str, plant: Option<(&str, Change)>) -> Output {
     Command::new("setarch")
         .arg("-R")
         .arg(&program)
+        .args(arguments)
         .env("TSAN_OPTIONS", "exitcode=66 report_signal_unsafe=0")
         .output()
         .expect("setarch can be started")
@@ -103,16 +94,25 @@ fn said(output: &Output) -> String {
 
 #[test]
 fn no_kernel_has_a_race() {
-    let output = run("races-none", None);
+    let output = run("races-none", None, &["all", "0", "1", "2"]);
     let said = said(&output);
-    assert!(output.status.success() && said.contains("all kernels ran"), "{said}");
+    assert!(output.status.success(), "{said}");
+    let ran: BTreeSet<&str> = said.lines().filter_map(|line| line.strip_prefix("ran ")).collect();
+    let mut all = BTreeSet::new();
+    for file in kernels() {
+        // What nvcc has compiled from it.
+        let ptx = format!("{HERE}/../../gpu-tier/kernels/ptx/{}", file.replace(".cu", ".compute_80.ptx"));
+        let module = Module::parse(&std::fs::read_to_string(ptx).unwrap()).unwrap();
+        all.extend(module.entries().map(|entry| entry.name().to_owned()));
+    }
+    assert_eq!(ran, all.iter().map(String::as_str).collect());
 }
 
 /// Without the barrier between what threads wrote to shared memory and what others read of it.
 #[test]
 fn a_missing_barrier_is_told_with_both_lines() {
     let plant = |text: &str| text.replacen("    __syncthreads();\n    u16 scale[8];", "    u16 scale[8];", 1);
-    let output = run("races-barrier", Some(("i8h.cu", plant)));
+    let output = run("races-barrier", Some(("i8h.cu", plant)), &["grids", "0"]);
     let said = said(&output);
     assert_eq!(output.status.code(), Some(66), "{said}");
     let lines = said.lines().filter(|line| line.contains("i8h.cu:")).count();
@@ -129,7 +129,7 @@ fn a_race_between_blocks_is_told() {
             1,
         )
     };
-    let output = run("races-blocks", Some(("kc4vt4.cu", plant)));
+    let output = run("races-blocks", Some(("kc4vt4.cu", plant)), &["grids", "0"]);
     let said = said(&output);
     assert_eq!(output.status.code(), Some(66), "{said}");
     assert!(said.contains("data race") && said.contains("kc4vt4.cu:"), "{said}");
