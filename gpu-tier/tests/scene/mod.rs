@@ -74,6 +74,10 @@ impl Random {
         (self.next() >> 33) as usize % n
     }
 
+    fn shuffle<T>(&mut self, items: &mut [T]) {
+        (1..items.len()).rev().for_each(|i| items.swap(i, self.below(i + 1)));
+    }
+
     fn normals(&mut self, n: usize, scale: f32) -> Vec<f32> {
         let unit = |bits: u64| (bits >> 40) as f32 / (1 << 24) as f32 - 0.5;
         (0..n).map(|_| (0..4).map(|_| unit(self.next())).sum::<f32>() * 1.732 * scale).collect()
@@ -103,6 +107,17 @@ impl Scene {
             keys: random.normals(kv, 1.0),
             values: random.normals(kv, 1.0),
         }
+    }
+
+    /// Where in memory each block lies: never one behind the other from the first on.
+    fn places(&self) -> Vec<u64> {
+        let blocks = self.tokens.div_ceil(self.block_tokens as usize) as u64;
+        let mut places: Vec<u64> = (0..blocks).collect();
+        Random(self.seed ^ 0x91ace | 1).shuffle(&mut places);
+        if places.is_sorted() {
+            places.reverse();
+        }
+        places
     }
 
     fn first_row(&self) -> usize {
@@ -148,6 +163,8 @@ pub struct Stage<'d, D> {
     scene: Scene,
     numbers: Numbers,
     arena: DeviceBuffer,
+    /// The place of each block in the arenas.
+    places: Vec<u64>,
     exact: Vec<Option<SectionPlace>>,
     closed: Vec<Option<ClosedPlace>>,
     closed_arena: Option<DeviceBuffer>,
@@ -164,20 +181,22 @@ pub fn floats_of(bytes: &[u8]) -> Vec<f32> {
 }
 
 impl<'d, D: Attention> Stage<'d, D> {
-    /// Appends the sequence in uneven chunks, last block first in memory, over memory full of NaN; encodes what is closed.
+    /// Appends the sequence in uneven chunks, its blocks at shuffled places, over memory full of NaN; encodes what is closed.
     pub fn new(device: &'d D, scene: Scene) -> Result<Stage<'d, D>, DeviceError> {
         let geometry = scene.geometry();
         let blocks = scene.tokens.div_ceil(scene.block_tokens as usize) as u64;
         let section = geometry.section_bytes();
         let arena = device.allocate(blocks * section)?;
         device.upload(Stream::Compute, &vec![0xff; (blocks * section) as usize], arena.range())?;
-        let place = |i: u64| Some(SectionPlace::Device(arena.range().slice((blocks - 1 - i) * section, section)));
-        let exact = (0..blocks).map(place).collect();
+        let places = scene.places();
+        let place = |at: &u64| Some(SectionPlace::Device(arena.range().slice(at * section, section)));
+        let exact = places.iter().map(place).collect();
         let mut stage = Stage {
             device,
             scene,
             numbers: scene.numbers(),
             arena,
+            places,
             exact,
             closed: Vec::new(),
             closed_arena: None,
@@ -242,7 +261,7 @@ impl<'d, D: Attention> Stage<'d, D> {
         self.device.upload(Stream::Compute, &vec![0xff; (4 * blocks) as usize], verdicts.range())?;
         self.closed = (0..blocks)
             .map(|block| {
-                let mut at = block * each;
+                let mut at = self.places[block as usize] * each;
                 let mut take = |bytes: u64| {
                     let range = arena.range().slice(at, bytes);
                     at += bytes;
@@ -299,8 +318,7 @@ impl<'d, D: Attention> Stage<'d, D> {
         };
         let mut order: Vec<u32> = (0..spans).collect();
         if plan.shuffled {
-            let mut random = Random(self.scene.seed ^ 0x5_4aff);
-            (1..order.len()).rev().for_each(|i| order.swap(i, random.below(i + 1)));
+            Random(self.scene.seed ^ 0x5_4aff).shuffle(&mut order);
         }
         let mut exact = self.exact.clone();
         if plan.closed_only {
@@ -324,8 +342,8 @@ impl<'d, D: Attention> Stage<'d, D> {
             let mut bytes = self.get(arena.range())?;
             let each = bytes.len() / self.closed.len();
             // Nobody has written what is not closed.
-            let blank = bytes.chunks_mut(each).zip(&self.closed).filter(|(_, closed)| closed.is_none());
-            blank.for_each(|(bytes, _)| bytes.fill(0));
+            let blank = self.places.iter().zip(&self.closed).filter(|(_, closed)| closed.is_none());
+            blank.for_each(|(place, _)| bytes[*place as usize * each..][..each].fill(0));
             out.push(("closed sections", bytes));
             out.push(("verdicts", self.get(verdicts.range())?));
         }

@@ -1,5 +1,5 @@
-//! The long forms of `operations.rs` and `attention.rs`, run by `cargo xtask soak cuda`: a million values of each form on every engine, and
-//! scenes of any length, drawn anew from another seed.
+//! The long forms of `operations.rs` and `attention`, run by `cargo xtask soak cuda`: a million values of each form on every engine, and
+//! scenes of any length, drawn from another seed, on each engine in turn.
 #![cfg(target_arch = "x86_64")]
 
 #[path = "common/codes.rs"]
@@ -40,6 +40,11 @@ fn a_million_values_of_every_form_on_every_engine() {
     }
 }
 
+/// What executes a case: eight cases, all pairs of forms among them, then the next engine.
+fn engine_of(case: usize) -> Engine {
+    ENGINES[case / 8 % ENGINES.len()]
+}
+
 #[test]
 #[ignore = "minutes: cargo xtask soak cuda"]
 fn scenes_of_any_length_on_matrix_instructions() {
@@ -47,6 +52,7 @@ fn scenes_of_any_length_on_matrix_instructions() {
     let mut worst = 0f64;
     for case in 0..60 {
         let closed = [None, Some(ALL_CLOSED[case / 2 % 4])][case % 2];
+        let engine = engine_of(case);
         let tokens = 1 + random.below(5000);
         let scene = Scene {
             group: 1 + random.below(16) as u32,
@@ -60,8 +66,8 @@ fn scenes_of_any_length_on_matrix_instructions() {
             seed: case as u64,
         };
         let element = ELEMENTS[random.below(3)];
-        worst = worst.max(ways::check_matrix(Engine::Host, scene, element));
-        println!("{worst:e} from f64 so far, {element:?} {scene:?}");
+        worst = worst.max(ways::check_matrix(engine, scene, element));
+        println!("{worst:e} from f64 so far, {engine:?} {element:?} {scene:?}");
     }
 }
 
@@ -71,6 +77,7 @@ fn scenes_of_any_length_form_and_group() {
     let mut random = Random(0x50a4);
     for case in 0..60 {
         let closed = [None, Some(ALL_CLOSED[case / 2 % 4])][case % 2];
+        let engine = engine_of(case);
         let tokens = 1 + random.below(5000);
         let scene = Scene {
             group: 1 + random.below(8) as u32,
@@ -84,7 +91,7 @@ fn scenes_of_any_length_form_and_group() {
             seed: case as u64,
         };
         let element = ELEMENTS[random.below(3)];
-        println!("{element:?} {scene:?}");
-        ways::check_queries(Engine::Host, scene, element);
+        println!("{engine:?} {element:?} {scene:?}");
+        ways::check_queries(engine, scene, element);
     }
 }
