@@ -138,6 +138,50 @@ class Saves(unittest.TestCase):
                 self.assertEqual(entry.layers[0], whole)
             engine.close()
 
+    def test_beside_a_local_hit_only_whole_blocks_of_finished_steps_are_stored(self):
+        chain = request("r", PROMPT).block_hashes
+        table = list(range(1, 18))
+        for layerwise in (False, True):
+            for local in range(1, 8):
+                with self.subTest(local=local, layerwise=layerwise):
+                    engine = Engine(factor=4, layerwise=layerwise)
+                    memory, stored = engine.memories[0], engine.ranks[0].client._blocks
+                    for block in range(local):
+                        memory.fill(table[block], VALUES[block])
+                    self.admit(engine, "r", PROMPT, table, local * BLOCK_TOKENS)
+                    done, first = local * BLOCK_TOKENS, local // 4
+                    self.watch_end(engine.workers[0], stored)
+                    for number, tokens in enumerate((3, 1, 7, 10, 1, 15, len(PROMPT))):
+                        tokens = min(tokens, len(PROMPT) - done)
+                        new, cached = ([("r", table, done)], []) if number == 0 else ([], [("r", None, done, False)])
+                        touched = range(done // BLOCK_TOKENS, min(16, -(-(done + tokens) // BLOCK_TOKENS)))
+                        done += tokens
+                        # A block that the step does not fill holds something else until its last token is computed.
+                        values = {table[block]: VALUES[block] if (block + 1) * BLOCK_TOKENS <= done else 100 + block for block in touched}
+                        engine.run(step(new=new, cached=cached, scheduled={"r": tokens}), values)
+                        whole = range(first, done // (4 * BLOCK_TOKENS))
+                        self.assertEqual(list(stored), [chain[4 * block + 3] for block in whole], f"{done} tokens")
+                        for block, entry in zip(whole, stored.values()):
+                            for layer in range(len(memory.layers)):
+                                parts = (VALUES[4 * block + part] + 16 * layer for part in range(4))
+                                self.assertEqual(entry.layers[layer], b"".join(bytes([part]) * BLOCK_BYTES for part in parts))
+                    self.assertEqual((done, len(stored)), (65, 4 - first))
+                    engine.close()
+
+    def watch_end(self, worker, stored):
+        """From now on, each step has to leave the store as it was until it ends."""
+        begin, end = worker.begin, worker.end
+
+        def begun():
+            self.before = list(stored)
+            begin()
+
+        def ended():
+            self.assertEqual(list(stored), self.before, "stored before its step was done")
+            end()
+
+        worker.begin, worker.end = begun, ended
+
     def test_what_was_computed_from_a_failed_load_is_not_saved(self):
         for ranks in (1, 2):
             with self.subTest(ranks=ranks):
