@@ -79,3 +79,19 @@ fn the_package_is_typed_and_light_and_its_quick_start_runs() {
 fn llama_sessions_in_pieces() {
     run("engines.test_llama_cpp", 6);
 }
+
+/// As an author of a plugin runs it, in the folder of the plugin: our connector, and one with a mistake.
+#[test]
+fn the_conformance_kit_is_in_the_wheel() {
+    for (connector, code, found) in [
+        ("kvtier.vllm.connector:KvtierConnector", 0, "\nconforms\n"),
+        ("units.planted:StoresTooEarly", 1, "garbage-stored: "),
+    ] {
+        let mut command = Command::new(python());
+        command.args(["-B", "-m", "kvtier.conformance", connector, "--seeds", "1"]);
+        let output = command.current_dir(package().join("tests")).env_remove("PYTHONPATH").output().expect("it runs");
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.status.code(), Some(code), "{connector}: {out}\n{err}");
+        assert!(out.contains(found), "{connector}: {out}\n{err}");
+    }
+}
