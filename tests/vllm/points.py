@@ -161,22 +161,28 @@ class Points:
 
     def p8_preemption(self) -> str:
         """8 preemption with few blocks"""
-        self.restart()
-        script = [
-            {"op": "generate", "prompts": CROWD, "count": 16, "one_by_one": False},
-            {"op": "reset"},
-            {"op": "generate", "prompts": CROWD, "count": 120, "one_by_one": False},
-            {"op": "metrics"},
-        ]
+        # Three prompts fill 39 of the 40 blocks, so that one is preempted when their 17th tokens need a block more each. The same few blocks without a connector
+        # preempt one as well; on a CPU with AVX-512 all 120 tokens were those of each prompt alone too, so no bf16 sum hung on the batch or on computing again.
         few = {"num_gpu_blocks_override": FEW_BLOCKS, "max_model_len": 1200}
+        long = {"op": "generate", "prompts": CROWD, "count": 120, "one_by_one": False}
+        expected, alone = Engine(self.folder, "few-baseline", self.model, None, [long, {"op": "metrics"}], llm=few).finish()
+        demand(alone["vllm:num_preemptions"] > 0, "nothing was preempted without a connector")
+        self.restart()
+        script = [{**long, "count": 16}, {"op": "reset"}, long, {"op": "metrics"}]
         answers = self.engine("few", script, llm=few).finish()
         self.check(answers[0], CROWD)
-        preempted = answers[3]["vllm:num_preemptions"]
+        preempted, external = answers[3]["vllm:num_preemptions"], answers[3]["vllm:external_prefix_cache_hits"]
         demand(preempted > 0, "nothing was preempted")
-        for answer, prompt in zip(answers[2], CROWD, strict=True):
-            demand(answer["tokens"][:16] == self.expected[prompt["seed"]], f"prompt {prompt['seed']}: other tokens after preemption")
-        external = answers[3]["vllm:external_prefix_cache_hits"]
-        return f"{preempted:.0f} preemptions, {external:.0f} tokens from kvtier"
+        for answer, wanted, prompt in zip(answers[2], expected, CROWD, strict=True):
+            demand(len(answer["tokens"]) == 120, f"prompt {prompt['seed']}: {len(answer['tokens'])} tokens")
+            differs = [at for at, (mine, theirs) in enumerate(zip(answer["tokens"], wanted["tokens"], strict=True)) if mine != theirs]
+            demand(not differs, f"prompt {prompt['seed']}: other tokens from token {differs[:1]} on")
+            demand(wanted["tokens"][:16] == self.expected[prompt["seed"]], f"prompt {prompt['seed']}: without a connector other tokens than alone")
+        # vLLM counts a request's hit when it is first admitted, the daemon each block that it hands out.
+        handed = self.daemon.stats()["hits"]["host"]["tokens"]
+        demand(external == len(CROWD) * usable(CROWD[0]["tokens"]), f"{external} tokens from kvtier before preemption")
+        demand(handed > external, f"after preemption nothing came from kvtier: {handed} tokens of which {external} before")
+        return f"{preempted:.0f} preemptions, {external:.0f} tokens from kvtier and {handed - external:.0f} after preemption, 120 tokens each as without"
 
     def p9_two_engines(self) -> str:
         """9 two engines share a daemon"""
