@@ -1,4 +1,5 @@
-//! `kvtier delete` against a real daemon: what one salt had is gone, after a restart of the daemon too, and nobody else's is.
+//! `kvtier run` and `kvtier delete` with a real daemon: answers say what they say without one; what a salt had is gone, after a restart of the daemon too, and
+//! nobody else's is.
 
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -58,18 +59,56 @@ fn kvtier(args: &[&str]) -> Command {
     command
 }
 
-/// Tokens that a question about the document takes from the cache.
-fn cached(folder: &Path, daemon: &Daemon, salt: &str) -> u64 {
+/// What a question about the document is answered with.
+fn answer(folder: &Path, more: &[&str]) -> Value {
     let document = folder.join("doc.txt");
     std::fs::write(&document, &TEXT[..1000]).expect("a document");
     let output = kvtier(&["run", "--json", "--ask", "Who speaks?", "--max-tokens", "1", "--device-mem", "64MiB"])
-        .args(["--daemon", &daemon.socket, "--daemon-deadline", "60000", "--salt", salt, "--file"])
+        .args(more)
+        .arg("--file")
         .arg(&document)
         .output()
         .expect("the binary runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let answer: Value = serde_json::from_slice(&output.stdout).expect("one object");
+    serde_json::from_slice(&output.stdout).expect("one object")
+}
+
+/// What it is answered with by way of a daemon.
+fn shared(folder: &Path, daemon: &Daemon, salt: &str) -> Value {
+    answer(folder, &["--daemon", &daemon.socket, "--daemon-deadline", "60000", "--salt", salt])
+}
+
+/// Tokens that an answer took from the cache.
+fn cached(answer: &Value) -> u64 {
     answer["cached_tokens"].as_object().expect("tiers").values().filter_map(Value::as_u64).sum()
+}
+
+/// The names of an object's fields and of those inside it, in order.
+fn fields(value: &Value) -> Vec<String> {
+    let Value::Object(object) = value else { return Vec::new() };
+    let inner = |(name, value): (&String, &Value)| {
+        let below = fields(value).into_iter().map(|below| format!("{name}.{below}")).collect::<Vec<_>>();
+        std::iter::once(name.clone()).chain(below).collect::<Vec<_>>()
+    };
+    object.iter().flat_map(inner).collect()
+}
+
+#[test]
+fn an_answer_says_the_same_with_a_daemon_and_without() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let daemon = Daemon::start(folder.path());
+    let alone = answer(folder.path(), &[]);
+    let first = shared(folder.path(), &daemon, "a");
+    let again = shared(folder.path(), &daemon, "a");
+    assert!(fields(&alone).iter().any(|field| field == "cached_tokens.host"), "{alone}");
+    assert_eq!((cached(&alone), cached(&first)), (0, 0), "{alone} {first}");
+    assert!(cached(&again) >= 128, "nothing came from the daemon: {again}");
+    for other in [&first, &again] {
+        assert_eq!(fields(other), fields(&alone));
+        for equal in ["logits_digest", "tokens", "text", "prompt_tokens"] {
+            assert_eq!(other[equal], alone[equal], "{equal}: {other} {alone}");
+        }
+    }
 }
 
 #[test]
@@ -77,17 +116,17 @@ fn what_a_salt_had_is_gone_and_nobody_elses_is() {
     let folder = tempfile::tempdir().expect("a folder");
     let daemon = Daemon::start(folder.path());
     for salt in ["a", "b"] {
-        assert_eq!(cached(folder.path(), &daemon, salt), 0);
+        assert_eq!(cached(&shared(folder.path(), &daemon, salt)), 0);
     }
-    assert!(cached(folder.path(), &daemon, "a") >= 128);
+    assert!(cached(&shared(folder.path(), &daemon, "a")) >= 128);
     daemon.end();
     let daemon = Daemon::start(folder.path());
     let output = daemon.delete(&["--salt", "a", "--json"]);
     assert_eq!(String::from_utf8_lossy(&output.stdout), "{\"namespaces\":1}\n", "{output:?}");
     daemon.end();
     let daemon = Daemon::start(folder.path());
-    assert_eq!(cached(folder.path(), &daemon, "a"), 0);
-    assert!(cached(folder.path(), &daemon, "b") >= 128);
+    assert_eq!(cached(&shared(folder.path(), &daemon, "a")), 0);
+    assert!(cached(&shared(folder.path(), &daemon, "b")) >= 128);
     let output = daemon.delete(&["--salt", "nobody"]);
     assert_eq!(String::from_utf8_lossy(&output.stdout), "deleted 0 namespaces\n");
     let output = daemon.delete(&["--namespace", &"0".repeat(64)]);
