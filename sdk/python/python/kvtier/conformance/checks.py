@@ -167,7 +167,8 @@ def strangers(run: Run, daemon: Daemon) -> None:
     """Another model, another number of ranks and another size of block meet the same prompts in the same store."""
     document = [random.Random(run.seed).randrange(1000) for _ in range(50)]
     run.serve(run.engine("toy"), [document], "toy")
-    for name, of in {"model": {"model": "other"}, "ranks": {"ranks": 2}, "block size": {"block_tokens": 8}}.items():
+    others: dict[str, dict[str, Any]] = {"model": {"model": "other"}, "ranks": {"ranks": 2}, "block size": {"block_tokens": 8}}
+    for name, of in others.items():
         engine = run.engine(name, **of)
         run.serve(engine, [document], name)
         if engine.external_tokens and name != "ranks":

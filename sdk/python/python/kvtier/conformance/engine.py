@@ -168,9 +168,10 @@ class Engine:
                 self._release(request)
         if request.state == "waiting":
             local = self.pool.hit(request.block_hashes, (request.num_tokens - 1) // self.of.block_tokens)
-            external, is_async = self._match(request, len(local) * self.of.block_tokens)
-            if external is None:
+            found, is_async = self._match(request, len(local) * self.of.block_tokens)
+            if found is None:
                 return True
+            external = found
             computed = len(local) * self.of.block_tokens + external
         else:
             computed = request.num_computed_tokens
@@ -335,7 +336,7 @@ class Engine:
             if request.num_computed_tokens == request.num_tokens:
                 self._sample(request)
         said = [meta for _, _, meta in results if meta is not None]
-        together = said[0] if said else None
+        together: Any = said[0] if said else None
         for other in said[1:]:
             together = together.aggregate(other)
         self._ask(

@@ -46,7 +46,7 @@ class Slabs:
     def __init__(self, layers: Sequence[Any], *, block_bytes: int, stride: int | None = None, writable: bool = True) -> None:
         self.block_bytes = block_bytes
         self.stride = block_bytes if stride is None else stride
-        self._keep = [layer if isinstance(layer, tuple) else tuple_of(layer) for layer in layers]
+        self._keep: list[tuple[int, int, Any]] = [layer if isinstance(layer, tuple) else tuple_of(layer) for layer in layers]
 
     def __len__(self) -> int:
         return len(self._keep)
@@ -185,7 +185,8 @@ class Client:
         depth: int = 0,
     ) -> Found:
         self._answer(hashes)
-        faults, tiers = self.daemon.faults, []
+        faults = self.daemon.faults
+        tiers: list[str] = []
         for key, row in zip(hashes, blocks, strict=True):
             entry = self._blocks.get(key)
             if entry is None or faults.happens(faults.lost):

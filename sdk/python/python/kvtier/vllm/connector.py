@@ -221,7 +221,8 @@ class KvtierConnector(KVConnectorBase_V1, SupportsHMA):
 
     def _read_layout(self, kv_caches: dict[str, Any]) -> layout.Layout:
         group = self._kv_cache_config.kv_cache_groups[0]
-        spec = group.kv_cache_spec
+        # Of full attention: others were refused.
+        spec: Any = group.kv_cache_spec
         return layout.read(
             kv_caches,
             blocks=self._kv_cache_config.num_blocks,
@@ -254,7 +255,8 @@ class KvtierConnector(KVConnectorBase_V1, SupportsHMA):
         slabs = kvtier.Slabs(list(memory.slabs), block_bytes=memory.block_bytes, stride=memory.stride)
         store = Store(whose, self._settings, "vllm worker", slabs)
         self._stores = [store]
-        if self._vllm_config.kv_transfer_config.kv_role in WRITES:
+        transfer: Any = self._vllm_config.kv_transfer_config
+        if transfer.kv_role in WRITES:
             store.prepare()
         between = None
         if self._settings.load_async:

@@ -189,7 +189,7 @@ class Scheduler:
 
 def hashes_of(request: Any) -> Sequence[bytes]:
     """Hashes of the request's full blocks that may be published."""
-    hashes = request.block_hashes
+    hashes: Sequence[bytes] = request.block_hashes
     publishable = getattr(request, "num_publishable_block_hashes", None)
     return hashes if publishable is None else hashes[:publishable]
 
