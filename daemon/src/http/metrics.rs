@@ -147,7 +147,8 @@ fn trust(text: &mut Text, snapshot: &Snapshot) {
     text.by_name("kvtier_integrity_failures_total", "counter", "Copies that did not verify", "tier", failures);
     let what = "What clients did that the protocol forbids";
     text.by_name("kvtier_protocol_errors_total", "counter", what, "kind", &snapshot.protocol_errors);
-    text.single("kvtier_get_copied_bytes_total", "counter", "Bytes copied to answer a get", snapshot.copied_bytes);
+    let what = "Bytes of blocks brought back from the daemon before to answer a get";
+    text.single("kvtier_get_copied_bytes_total", "counter", what, snapshot.copied_bytes);
     let what = "Bytes in memory that were checked again";
     text.single("kvtier_scrubbed_bytes_total", "counter", what, snapshot.scrubbed_bytes);
 }

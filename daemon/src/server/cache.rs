@@ -184,6 +184,8 @@ pub(crate) struct Moved {
     pub(crate) loaded: Amount,
     /// Copies in the attic that did not verify.
     pub(crate) damaged: u64,
+    /// Bytes of blocks that were copied out of the attic.
+    pub(crate) copied_bytes: u64,
 }
 
 /// What is known of a block that is not there.

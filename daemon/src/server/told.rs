@@ -68,6 +68,7 @@ impl Source for Server {
         let (used, moved) = (self.cache.used(), self.cache.take_moved());
         self.counters.evicted(moved.evicted);
         self.counters.loaded(moved.loaded);
+        self.counters.copied(moved.copied_bytes);
         (0..moved.damaged).for_each(|_| self.counters.integrity_failure());
         let disk = self.cache.disk().map(Disk::of);
         let state = match (self.is_ending(), self.cache.disk().map(DiskTier::state)) {

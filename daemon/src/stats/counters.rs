@@ -316,7 +316,7 @@ impl Counters {
         self.protocol_errors[kind as usize].add(1);
     }
 
-    /// Bytes were copied to answer a get.
+    /// So many bytes of blocks were copied to answer a call: out of the attic.
     pub fn copied(&self, bytes: u64) {
         self.copied_bytes.add(bytes);
     }

@@ -82,7 +82,7 @@ pub struct Snapshot {
     pub integrity_failures: ByName,
     /// What clients did that the protocol forbids, by kind. Refused.
     pub protocol_errors: ByName,
-    /// Bytes that the daemon copied to answer a get. Hits are read in place: this stays 0.
+    /// Bytes of blocks that the daemon copied to answer a call: those brought back from the daemon before it. What is in the arena is read in place.
     pub copied_bytes: u64,
     /// Bytes in memory that the scrubber has checked again.
     pub scrubbed_bytes: u64,

@@ -129,6 +129,7 @@ impl Cache {
         state.settle(class, &sealed.key);
         let is_damaged = matches!(filled, Err(StoreError::Check(_)));
         state.moved.damaged += u64::from(is_damaged);
+        state.moved.copied_bytes += if has_come { slot_bytes } else { 0 };
         if has_come || is_damaged {
             let bytes = state.attic.forget(&sealed.key);
             state.pool.give_attic_back(bytes);
