@@ -43,7 +43,7 @@ fn an_older_driver_gets_kernels_from_its_own_compiler() {
     let libraries = match old_nvrtc(&target.join("cuda-nvrtc-12.8")) {
         Ok(libraries) => libraries,
         Err(reason) => {
-            println!("skipped: no toolkit: {reason}");
+            println!("SKIP: no CUDA toolkit: {reason}");
             return;
         }
     };

@@ -56,7 +56,7 @@ fn started_apart(settings: &Settings, namespaces: &[&str]) -> Daemon {
 #[test]
 fn a_client_in_namespaces_of_its_own_shares_blocks_with_one_outside() {
     if !may_unshare() {
-        println!("skipped: no namespaces of one's own here");
+        println!("SKIP: no namespaces of one's own");
         return;
     }
     let folder = tempfile::tempdir().unwrap();
@@ -84,7 +84,7 @@ fn a_client_in_namespaces_of_its_own_shares_blocks_with_one_outside() {
 #[test]
 fn a_client_that_the_daemons_pid_namespace_does_not_see_is_served() {
     if !may_unshare() {
-        println!("skipped: no namespaces of one's own here");
+        println!("SKIP: no namespaces of one's own");
         return;
     }
     let folder = tempfile::tempdir().unwrap();
@@ -105,7 +105,7 @@ fn a_client_that_the_daemons_pid_namespace_does_not_see_is_served() {
 #[test]
 fn a_user_whom_the_daemons_user_namespace_does_not_map_is_refused() {
     if !may_unshare() {
-        println!("skipped: no namespaces of one's own here");
+        println!("SKIP: no namespaces of one's own");
         return;
     }
     let folder = tempfile::tempdir().unwrap();
