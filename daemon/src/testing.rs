@@ -22,6 +22,8 @@ pub enum Point {
     Accept = 4,
     /// The runtime of the statistics endpoint.
     Http = 8,
+    /// The thread that touches memory ahead of its use.
+    Toucher = 128,
     /// One connection's thread, with a request read and not yet performed.
     Session = 16,
     /// One connection's thread, with a block reserved and its image not yet copied out of staging memory.

@@ -191,7 +191,7 @@ fn a_panic_of_a_thread_that_works_for_all_ends_the_daemon() {
     let folder = tempfile::tempdir().unwrap();
     let store = Some(folder.path().join("store"));
     let settings = Settings { store, http: true, ..Settings::new(CHILD, folder.path()) };
-    for point in [Point::Keeper, Point::DiskEnds, Point::Accept, Point::Http] {
+    for point in [Point::Keeper, Point::DiskEnds, Point::Accept, Point::Http, Point::Toucher] {
         let mut daemon = settings.start();
         let client = client(&settings.socket, "test", PATIENCE);
         put(&client, &chain(1, BLOCKS)).unwrap();

@@ -159,7 +159,10 @@ pub fn serve_with(config: Config, testing: Testing) -> Result<(), ServeError> {
     if server.config.touch_ahead_bytes > 0 {
         let touching = Arc::clone(&server);
         threads.push(server.spawn("toucher", move || {
-            touch::touch(&touching.cache, touching.config.touch_ahead_bytes, &|| touching.is_ending());
+            touch::touch(&touching.cache, touching.config.touch_ahead_bytes, &|| {
+                touching.planted.strike(Point::Toucher);
+                touching.is_ending()
+            });
         })?);
     }
     let accepting = Arc::clone(&server);

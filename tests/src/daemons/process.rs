@@ -216,8 +216,16 @@ pub fn slow_reads(folder: &Path, millis: u64) -> Arc<dyn disk_tier::io::Medium> 
 
 /// Does what the parent says, and does not outlive it.
 fn listen(planted: Planted) {
-    let points =
-        [Point::Keeper, Point::DiskEnds, Point::Accept, Point::Http, Point::Session, Point::Commit, Point::HangUp];
+    let points = [
+        Point::Keeper,
+        Point::DiskEnds,
+        Point::Accept,
+        Point::Http,
+        Point::Toucher,
+        Point::Session,
+        Point::Commit,
+        Point::HangUp,
+    ];
     std::thread::spawn(move || {
         for line in std::io::stdin().lines() {
             let line = line.expect("whole lines");
