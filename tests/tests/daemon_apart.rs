@@ -1,6 +1,11 @@
 //! A client in namespaces of its own (user, mount, IPC, PID), whose file system has the socket's folder and nothing else in common with the daemon's: no
-//! host IPC, no shared `/dev/shm`, no path to the daemon's memory. And a daemon in namespaces from which its clients cannot be named.
+//! host IPC, no shared `/dev/shm`, no path to the daemon's memory. A daemon in namespaces from which its clients cannot be named. And who gets as far as the
+//! socket at all: by its mode, and by the user that the kernel notes.
 
+use std::io::Read;
+use std::net::SocketAddr;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -51,6 +56,14 @@ fn started_apart(settings: &Settings, namespaces: &[&str]) -> Daemon {
     let daemon = Daemon::spawn(command);
     wait_until("the socket appears", || settings.socket.exists());
     daemon
+}
+
+/// What the statistics endpoint says of clients: it asks nobody who he is.
+fn clients_of(http: SocketAddr) -> Value {
+    let agent: ureq::Agent = ureq::Agent::config_builder().proxy(None).build().into();
+    let mut answer = agent.get(format!("http://{http}/stats")).call().unwrap();
+    let stats: Value = serde_json::from_str(&answer.body_mut().read_to_string().unwrap()).unwrap();
+    stats["clients"].clone()
 }
 
 #[test]
@@ -113,14 +126,59 @@ fn a_user_whom_the_daemons_user_namespace_does_not_map_is_refused() {
     let mut daemon = started_apart(&settings, &["--user"]);
     let http = daemon.http();
     let outside = client(&settings.socket, "outside", PATIENCE);
-    let agent: ureq::Agent = ureq::Agent::config_builder().proxy(None).build().into();
-    let clients = || {
-        let mut answer = agent.get(format!("http://{http}/stats")).call().unwrap();
-        let stats: Value = serde_json::from_str(&answer.body_mut().read_to_string().unwrap()).unwrap();
-        stats["clients"].clone()
-    };
+    let clients = || clients_of(http);
     wait_until("it tries to connect", || clients()["rejected"]["user"].as_u64() > Some(0));
     assert!(!outside.is_connected());
     assert_eq!(clients()["count"], 0);
+    drop(daemon);
+}
+
+#[test]
+fn a_user_who_is_not_in_the_list_is_refused_and_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let own = std::fs::metadata(folder.path()).unwrap().uid();
+    for (allow_uid, is_allowed) in [(own + 1, false), (own, true)] {
+        let settings = Settings { http: true, allow_uid: Some(allow_uid), ..Settings::new(CHILD, folder.path()) };
+        let mut daemon = settings.start();
+        let http = daemon.http();
+        let rejected = || clients_of(http)["rejected"]["user"].as_u64().unwrap();
+        // The start has looked whether somebody listens.
+        wait_until("that look is over", || rejected() == u64::from(!is_allowed));
+        let before = rejected();
+        let mut stream = UnixStream::connect(&settings.socket).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        if is_allowed {
+            wait_until("it is let in", || clients_of(http)["count"] == 1);
+            assert_eq!(rejected(), 0);
+            drop(stream);
+            let outside = client(&settings.socket, "outside", PATIENCE);
+            assert_eq!(put(&outside, &chain(1, 8)).unwrap(), 8);
+        } else {
+            assert_eq!(stream.read(&mut [0; 64]).unwrap(), 0, "it is hung up on before it has said anything");
+            wait_until("it is counted", || rejected() == before + 1);
+            let outside = client(&settings.socket, "outside", Duration::from_secs(1));
+            assert!(!outside.is_connected());
+            assert!(put(&outside, &chain(1, 8)).is_err());
+            assert_eq!(clients_of(http)["count"], 0);
+        }
+        daemon.kill();
+    }
+}
+
+#[test]
+fn the_socket_is_the_users_and_the_groups_and_so_is_a_folder_that_was_made_for_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let settings = Settings { socket: run.join("kvtier.sock"), ..Settings::new(CHILD, folder.path()) };
+    let daemon = settings.start();
+    let mode = |path: &Path| std::fs::symlink_metadata(path).unwrap().permissions().mode() & 0o7777;
+    assert_eq!(format!("{:o}", mode(&settings.socket)), "660");
+    assert_eq!(format!("{:o}", mode(&run)), "750");
+    assert_eq!(format!("{:o}", mode(&run.join("kvtier.sock.lock"))), "600");
+    drop(daemon);
+    // A folder that was there keeps the mode that its owner gave it.
+    std::fs::set_permissions(&run, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let daemon = settings.start();
+    assert_eq!(format!("{:o} {:o}", mode(&run), mode(&settings.socket)), "700 660");
     drop(daemon);
 }

@@ -15,7 +15,7 @@ fn main() {
         Some("die") => die(Path::new(&words[1]), Step::ALL[number(2) as usize], number(3)),
         Some("visit") => visit(Path::new(&words[1]), number(2), number(3), number(4) as usize),
         _ => panic!(
-            "serve SOCKET HOST_MIB STORE|- READ_MILLIS STAGING_KIB http|- | die SOCKET STEP NUMBER | visit SOCKET PUT GET BLOCKS"
+            "serve SOCKET HOST_MIB STORE|- READ_MILLIS STAGING_KIB http|- UID|- | die SOCKET STEP NUMBER | visit SOCKET PUT GET BLOCKS"
         ),
     }
 }

@@ -45,6 +45,8 @@ pub struct Settings {
     pub read_millis: u64,
     /// With a statistics endpoint, at a port of its own.
     pub http: bool,
+    /// The user whose processes may connect, in the place of the daemon's own.
+    pub allow_uid: Option<u32>,
 }
 
 impl Settings {
@@ -58,6 +60,7 @@ impl Settings {
             store: None,
             read_millis: 0,
             http: false,
+            allow_uid: None,
         }
     }
 
@@ -80,6 +83,7 @@ impl Settings {
         let store = self.store.as_ref().map_or("-".into(), |path| path.clone().into_os_string());
         let number = |number: u64| number.to_string().into();
         let http = if self.http { "http" } else { "-" }.into();
+        let allow_uid = self.allow_uid.map_or("-".into(), |uid| uid.to_string().into());
         let socket = self.socket.clone().into_os_string();
         vec![
             "serve".into(),
@@ -89,6 +93,7 @@ impl Settings {
             number(self.read_millis),
             number(self.staging_kib),
             http,
+            allow_uid,
         ]
     }
 }
@@ -166,9 +171,11 @@ pub const STOP: i32 = 19;
 /// See [`TERM`].
 pub const CONT: i32 = 18;
 
-/// The process's side: `serve SOCKET HOST_MIB STORE|- READ_MILLIS STAGING_KIB http|-`. Ends with the daemon's exit code.
+/// The process's side: `serve SOCKET HOST_MIB STORE|- READ_MILLIS STAGING_KIB http|- UID|-`. Ends with the daemon's exit code.
 pub fn serve(words: &[String]) -> ! {
-    let [socket, host_mib, store, read_millis, staging_kib, http] = words else { panic!("six words, not {words:?}") };
+    let [socket, host_mib, store, read_millis, staging_kib, http, allow_uid] = words else {
+        panic!("seven words, not {words:?}")
+    };
     let mut config = Config::defaults(&Machine::here().expect("this machine"));
     config.socket = socket.into();
     config.host_mem_bytes = host_mib.parse::<u64>().expect("a number") << 20;
@@ -183,6 +190,9 @@ pub fn serve(words: &[String]) -> ! {
         println!("{address}");
         address
     });
+    if allow_uid != "-" {
+        config.allow_uids = vec![allow_uid.parse().expect("a number")];
+    }
     let read_millis: u64 = read_millis.parse().expect("a number");
     let slow = |folder: &PathBuf| slow_reads(folder, read_millis);
     let medium = config.disk.as_ref().filter(|_| read_millis > 0).map(slow);
