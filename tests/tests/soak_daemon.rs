@@ -33,7 +33,8 @@ fn a_thousand_clients_die() {
     let _clock = Clock::start("1,000 clients killed");
     let folder = tempfile::tempdir().unwrap();
     let store = Some(folder.path().join("store"));
-    let settings = Settings { host_mib: 32, store, read_millis: 3, ..Settings::new(CHILD, folder.path()) };
+    let common = Settings::new(CHILD, folder.path());
+    let settings = Settings { host_mib: 48, staging_kib: 320, store, read_millis: 3, ..common };
     let patience = Duration::from_secs(3);
     let tally = kill_clients(&settings, Kills { kills: 1000, workers: 8, patience });
     println!("  {tally:?}");

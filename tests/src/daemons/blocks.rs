@@ -27,6 +27,11 @@ pub fn namespace() -> Namespace {
     manifest().namespace(TenantId::of_salt(None))
 }
 
+/// The namespace of [`manifest`] for a tenant whose blocks others have nothing to do with.
+pub fn namespace_of(tenant: TenantId) -> Namespace {
+    manifest().namespace(tenant)
+}
+
 /// A client with this deadline, connected or not.
 pub fn client(socket: &std::path::Path, name: &str, deadline: Duration) -> Client {
     let settings = ClientSettings { socket: socket.to_owned(), name: name.to_owned(), deadline };
@@ -37,19 +42,29 @@ pub fn client(socket: &std::path::Path, name: &str, deadline: Duration) -> Clien
 
 /// Chain number `chain`, so many blocks.
 pub fn chain(chain: u32, blocks: usize) -> Vec<Link> {
+    chain_in(namespace(), chain, blocks)
+}
+
+/// The same in another namespace.
+pub fn chain_in(namespace: Namespace, chain: u32, blocks: usize) -> Vec<Link> {
     let tokens: Vec<u32> = (0..SHAPE.block_tokens * blocks as u32).map(|token| token ^ chain << 12).collect();
-    Chain::over(namespace(), SHAPE.block_tokens, &tokens).links().to_vec()
+    Chain::over(namespace, SHAPE.block_tokens, &tokens).links().to_vec()
 }
 
 /// The slot image of a block: bytes that follow from its hash.
 pub fn image(link: &Link) -> Vec<u8> {
+    image_in(namespace(), link)
+}
+
+/// The same in another namespace.
+pub fn image_in(namespace: Namespace, link: &Link) -> Vec<u8> {
     let mut image = vec![0; SHAPE.slot_bytes() as usize];
     let seed = u64::from_le_bytes(link.hash.0[..8].try_into().expect("eight bytes"));
     let mut random = SplitMix64::new(seed);
     for word in image[SHAPE.header_bytes() as usize..].chunks_exact_mut(8) {
         word.copy_from_slice(&random.next().to_le_bytes());
     }
-    let key = CopyKey::exact(namespace(), link.hash);
+    let key = CopyKey::exact(namespace, link.hash);
     seal_image(&SHAPE, key, Lineage::of(key.form), *link, &mut image);
     image
 }

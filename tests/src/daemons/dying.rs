@@ -11,19 +11,21 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use cache_core::chain::Link;
+use cache_core::hash::TenantId;
 use disk_tier::io::rig::SplitMix64;
+use host_tier::Staging;
 use kvtier_sdk::client::Client;
 use kvtier_sdk::wire::{
-    AcceptId, Acquire, Await, Batch, Commit, DeleteNamespace, Empty, KeyParts, Lookup, Pin, Reply, Request,
+    AcceptId, Acquire, Await, Batch, Commit, DeleteNamespace, Empty, KeyParts, Lookup, Pin, Reply, Request, Stage,
 };
 
-use crate::daemons::blocks::{Look, chain, client, get, image, look, namespace, put};
+use crate::daemons::blocks::{Look, SHAPE, chain, chain_in, client, get, image_in, look, namespace, namespace_of, put};
 use crate::daemons::figures::{Held, held};
 use crate::daemons::process::{Daemon, Settings, wait_until};
 use crate::daemons::raw::{Raw, frame, hashes, hello, run};
 
 /// Chains that everybody works with, and blocks of each: more than the daemon's memory holds.
-pub const CHAINS: u32 = 64;
+pub const CHAINS: u32 = 96;
 /// See [`CHAINS`].
 pub const BLOCKS: usize = 24;
 /// The chain whose only block is reserved by somebody who never fills it.
@@ -74,11 +76,19 @@ pub enum Step {
     Pinning,
     /// With answers unread: the daemon's thread is in a write.
     NotReading,
+    /// More staging memory is asked for; the answer, with a descriptor, is not read.
+    StageUnread,
+    /// While its staging memory is replaced by more, one connection after the other.
+    Staging,
+    /// While it pins and unpins.
+    Unpinning,
+    /// While it puts blocks, leases them and deletes their namespace.
+    Deleting,
 }
 
 impl Step {
     /// All steps.
-    pub const ALL: [Step; 18] = [
+    pub const ALL: [Step; 22] = [
         Step::Connected,
         Step::HalfHello,
         Step::HelloUnread,
@@ -97,6 +107,10 @@ impl Step {
         Step::Prefetching,
         Step::Pinning,
         Step::NotReading,
+        Step::StageUnread,
+        Step::Staging,
+        Step::Unpinning,
+        Step::Deleting,
     ];
 }
 
@@ -107,6 +121,9 @@ pub fn die(socket: &Path, step: Step, number: u32) -> ! {
     let own = chain(OWN + number, 4);
     match step {
         Step::Reading | Step::Putting => by_client(socket, step, &known, number),
+        Step::Staging => stage(socket),
+        Step::Unpinning => unpin(socket, &known),
+        Step::Deleting => delete(socket, number),
         Step::Connected | Step::HalfHello | Step::HelloUnread => {
             let mut raw = Raw::connect(socket);
             let bytes = frame(&hello(), 1, FOREVER_MILLIS);
@@ -159,6 +176,7 @@ fn by_hand(raw: &mut Raw, parts: KeyParts, step: Step, known: &[Link], own: &[Li
             let pin = Pin { parts, accept, ttl_ms: PIN_MILLIS, run: run(known, &known_hashes) };
             raw.call(&Request::Pin(pin), |_| ());
         }
+        Step::StageUnread => raw.ask(&more_staging(), FOREVER_MILLIS),
         Step::NotReading => {
             let lookup = Lookup { parts, accept, hashes: Batch::new(&own_hashes).expect("few") };
             for _ in 0..64 {
@@ -170,13 +188,17 @@ fn by_hand(raw: &mut Raw, parts: KeyParts, step: Step, known: &[Link], own: &[Li
     }
 }
 
-fn fill(raw: &mut Raw, parts: KeyParts, step: Step, own: &[Link]) {
+fn staging(raw: &mut Raw) -> Staging {
     let staging = raw.descriptor().expect("it came with the introduction");
     let bytes = rustix::fs::fstat(&staging).expect("its length").st_size as u64;
-    let staging = host_tier::Staging::map(staging, bytes).expect("staging memory");
+    Staging::map(staging, bytes).expect("staging memory")
+}
+
+fn fill(raw: &mut Raw, parts: KeyParts, step: Step, own: &[Link]) {
+    let staging = staging(raw);
     let granted = raw.reserve(parts, own);
     for ((_, offset), link) in granted.iter().zip(own) {
-        let image = image(link);
+        let image = image_in(parts.namespace, link);
         let written = match step {
             Step::Reserved => 0,
             Step::HalfFilled => image.len() / 16 * 8,
@@ -207,6 +229,83 @@ fn by_client(socket: &Path, step: Step, known: &[Link], number: u32) -> ! {
         }
     }
     unreachable!("it is killed");
+}
+
+/// More staging memory than a connection begins with, or as much where there is no more.
+fn more_staging() -> Request<'static> {
+    Request::Stage(Stage { least_bytes: SHAPE.slot_bytes() })
+}
+
+/// Has its staging memory replaced, over and over, each time in a connection of its own. Ready once it has got more than it began with.
+fn stage(socket: &Path) -> ! {
+    let mut is_ready = false;
+    loop {
+        let mut raw = Raw::connect(socket);
+        raw.ask(&hello(), FOREVER_MILLIS);
+        let first = raw.hear(|answer| match answer {
+            Ok(Reply::Hello(hello)) => Some(hello.staging_bytes),
+            // Those who were here just before still have theirs.
+            _ => None,
+        });
+        let Some(first_bytes) = first else { continue };
+        raw.ask(&more_staging(), FOREVER_MILLIS);
+        let has_grown = raw.hear(|answer| match answer {
+            Ok(Reply::Stage(staged)) => staged.bytes > first_bytes,
+            _ => false,
+        });
+        if has_grown && !std::mem::replace(&mut is_ready, true) {
+            say_ready();
+        }
+    }
+}
+
+/// Pins and unpins, over and over.
+fn unpin(socket: &Path, known: &[Link]) -> ! {
+    let mut raw = Raw::introduced(socket);
+    let (parts, accept) = (raw.open(), AcceptId::Exact);
+    let known_hashes = hashes(known);
+    let pin = Pin { parts, accept, ttl_ms: PIN_MILLIS, run: run(known, &known_hashes) };
+    let unpin = Lookup { parts, accept, hashes: Batch::new(&known_hashes).expect("few") };
+    say_ready();
+    loop {
+        raw.call(&Request::Pin(pin), |reply| assert!(matches!(reply, Reply::Pin(_))));
+        raw.call(&Request::Unpin(unpin), |reply| assert!(matches!(reply, Reply::Unpin(_))));
+    }
+}
+
+/// Puts blocks of a namespace that the others have nothing to do with, leases them and deletes it, over and over. Ready once it has leased and not deleted.
+fn delete(socket: &Path, number: u32) -> ! {
+    let mut raw = Raw::introduced(socket);
+    let staging = staging(&mut raw);
+    let (parts, accept) = (raw.open_as(deleting()), AcceptId::Exact);
+    let own = chain_in(parts.namespace, OWN + number, 4);
+    let own_hashes = hashes(&own);
+    let mut is_ready = false;
+    loop {
+        let granted = raw.reserve(parts, &own);
+        for ((_, offset), link) in granted.iter().zip(&own) {
+            staging.write(*offset, &image_in(parts.namespace, link));
+        }
+        let reservations: Vec<_> = granted.iter().map(|(reservation, _)| *reservation).collect();
+        let reservations = Batch::new(&reservations).expect("few");
+        raw.call(&Request::Commit(Commit { reservations }), |_| ());
+        let acquire = Acquire { parts, accept, run: run(&own, &own_hashes) };
+        let leases = raw.call(&Request::Acquire(acquire), |reply| match reply {
+            Reply::Acquire(acquired) => acquired.hits.len(),
+            other => panic!("{other:?}"),
+        });
+        // Memory may be short just then.
+        if leases > 0 && !std::mem::replace(&mut is_ready, true) {
+            say_ready();
+        }
+        let namespace = parts.namespace;
+        raw.call(&Request::DeleteNamespace(DeleteNamespace { namespace }), |_| ());
+    }
+}
+
+/// The tenant of those who delete.
+fn deleting() -> TenantId {
+    TenantId::of_salt(Some("deleting"))
 }
 
 fn say_ready() {
@@ -304,8 +403,10 @@ pub fn kill_clients_of(daemon: &mut Daemon, settings: &Settings, plan: Plan, spo
                 })
             })
             .collect();
-        killers.into_iter().for_each(|killer| killer.join().expect("a killer"));
+        let killers: Vec<_> = killers.into_iter().map(|killer| killer.join()).collect();
+        // Also when one of them has failed: the others would work for ever.
         ends.store(true, Ordering::SeqCst);
+        killers.into_iter().for_each(|killer| killer.expect("a killer"));
     });
     let since = Instant::now();
     drop(stuck);
@@ -349,8 +450,9 @@ fn at_rest(watcher: &Client, daemon: &Daemon, socket: &Path) -> Held {
 /// Deletes every block, so that what is left is what does not go.
 fn delete_all(socket: &Path) {
     let mut raw = Raw::introduced(socket);
-    raw.open();
-    raw.call(&Request::DeleteNamespace(DeleteNamespace { namespace: namespace() }), |_| ());
+    for namespace in [namespace(), namespace_of(deleting())] {
+        raw.call(&Request::DeleteNamespace(DeleteNamespace { namespace }), |_| ());
+    }
 }
 
 fn kill_one(program: &Path, socket: &Path, number: u64) {

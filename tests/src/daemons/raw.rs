@@ -16,7 +16,7 @@ use kvtier_sdk::wire::{
     ReserveCode, Run, Text, VERSION, Zero, read_frame,
 };
 
-use crate::daemons::blocks::{SHAPE, manifest, namespace};
+use crate::daemons::blocks::{SHAPE, manifest, namespace, namespace_of};
 
 /// A connection.
 pub struct Raw {
@@ -95,13 +95,17 @@ impl Raw {
 
     /// Opens the namespace of [`manifest`].
     pub fn open(&mut self) -> KeyParts {
-        let open =
-            OpenNamespace { tenant: TenantId::of_salt(None), manifest: manifest(), group: GroupId(0), shape: SHAPE };
+        self.open_as(TenantId::of_salt(None))
+    }
+
+    /// Opens that of a tenant.
+    pub fn open_as(&mut self, tenant: TenantId) -> KeyParts {
+        let open = OpenNamespace { tenant, manifest: manifest(), group: GroupId(0), shape: SHAPE };
         let class = self.call(&Request::OpenNamespace(Box::new(open)), |reply| match reply {
             Reply::OpenNamespace(opened) => opened.class,
             other => panic!("{other:?}"),
         });
-        parts(class)
+        KeyParts { namespace: namespace_of(tenant), ..parts(class) }
     }
 
     /// Reserves blocks; returns what was granted.
