@@ -118,7 +118,9 @@ fn bodies_that_are_none_are_refused_and_the_connection_goes_on() {
     let honest = Honest::beside(&daemon.socket);
     let (mut raw, ..) = Raw::open(&daemon.socket);
     let parts = raw.open_namespace(&manifest(), tenant("a"));
-    let mut bad: Vec<Vec<u8>> = [0, 22, 999, u16::MAX].map(|kind| frame(kind, 5, &[])).to_vec();
+    // The first number that no kind has, too.
+    let first_free = Kind::ALL.iter().map(|kind| kind.number()).max().unwrap() + 1;
+    let mut bad: Vec<Vec<u8>> = [0, first_free, 999, u16::MAX].map(|kind| frame(kind, 5, &[])).to_vec();
     for request in requests(parts) {
         let (kind, body) = (u16::from_le_bytes([request[4], request[5]]), &request[FrameHeader::BYTES..]);
         bad.push(frame(kind, 5, &[body, &[0]].concat()));
