@@ -2,6 +2,9 @@
 
 mod rig;
 
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+
 use cache_core::chain::Link;
 use cache_core::form::{Accept, Lineage, Provenance};
 use cache_core::hash::{Namespace, TenantId, WeightsId};
@@ -29,6 +32,21 @@ fn put(client: &Client, namespace: Namespace, links: &[Link], change: impl Fn(&m
     client.commit(places.connection, &reservations).unwrap()
 }
 
+/// How the kernel has this memory mapped, and what it is memory of. Panics unless one mapping has all of it.
+fn mapping_of(wanted: Range<u64>) -> (String, String) {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let found = maps.lines().find_map(|line| {
+        // Range, access, offset, device, inode, and a name that may have spaces in it.
+        let mut fields = line.splitn(6, ' ');
+        let (start, end) = fields.next()?.split_once('-')?;
+        let [start, end] = [start, end].map(|address| u64::from_str_radix(address, 16).unwrap());
+        let access = fields.next()?;
+        let has_all = start <= wanted.start && wanted.end <= end;
+        has_all.then(|| (access.to_owned(), fields.nth(3).unwrap_or_default().trim().to_owned()))
+    });
+    found.unwrap_or_else(|| panic!("{wanted:x?} is in no mapping:\n{maps}"))
+}
+
 #[test]
 fn what_one_client_puts_another_reads_in_place() {
     let folder = tempfile::tempdir().unwrap();
@@ -42,9 +60,17 @@ fn what_one_client_puts_another_reads_in_place() {
     assert_eq!((tiers, miss), (vec![Tier::Host; 4], Some(MissReason::NeverStored)));
     let (lent, miss) = reader.acquire(&wanted(namespace, &links), Accept::Exact).unwrap();
     assert_eq!((lent.len(), miss), (4, Some(MissReason::NeverStored)));
+    let memory = std::fs::File::open("/proc/self/mem").unwrap();
     for (lent, link) in lent.iter().zip(&links) {
         let slot_end = lent.offset() + SHAPE.slot_bytes();
         assert!(slot_end <= lent.extent().bytes(), "the block lies inside the mapped extent");
+        // Where its reader has it is memory of the daemon's arena, mapped read-only: no copy of it.
+        let address = lent.extent().address() as u64 + lent.offset();
+        let (access, name) = mapping_of(address..address + SHAPE.slot_bytes());
+        assert_eq!((access.as_str(), name.as_str()), ("r--s", "/memfd:kvtier-extent (deleted)"));
+        let mut there = vec![0; SHAPE.slot_bytes() as usize];
+        memory.read_exact_at(&mut there, address).unwrap();
+        assert_eq!(there, image(namespace, link));
         let mut read = vec![0; SHAPE.slot_bytes() as usize];
         assert!(lent.read(0, &mut read));
         verify_image(&SHAPE, &key(SHAPE, namespace, Provenance::EXACT, link), &read).unwrap();
