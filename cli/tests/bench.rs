@@ -229,7 +229,7 @@ fn without_a_driver(args: &[&str]) -> Option<Vec<String>> {
     let message = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{message}");
     if message.is_empty() {
-        println!("skipped: this machine has a CUDA driver and a device");
+        println!("SKIP: a GPU is there");
         return None;
     }
     assert!(message.starts_with("kvtier: nothing is timed") && message.contains("cuda device"), "{message}");

@@ -4,7 +4,7 @@ use crate::report::Report;
 use crate::stage;
 
 /// Runs all stages, also after a failure, and prints one summary. A stage that fails without a failed test counts as
-/// one failure. With `CI=true` a skip for any reason other than `no GPU` is a failure too.
+/// one failure. With `CI=true` a skip for any reason other than that there is no GPU, or that there is one, is a failure too.
 pub fn run() -> Result<(), String> {
     let mut failures = Vec::new();
     let mut fmt = stage::cargo();
