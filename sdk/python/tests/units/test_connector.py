@@ -3,7 +3,11 @@
 import threading
 import unittest
 
-from kvtier.vllm.store import name_outside
+from kvtier.conformance import store as kit
+from kvtier.vllm.identity import Identity
+from kvtier.vllm.plan import Span
+from kvtier.vllm.settings import Settings
+from kvtier.vllm.store import Store, name_outside
 
 from .rig import BLOCK_BYTES, BLOCK_TOKENS, Engine, request, step
 
@@ -311,6 +315,32 @@ class LayersOneByOne(unittest.TestCase):
         self.assertEqual(worker.bad_blocks(), set(table[:16]))
         self.assertEqual(stepped.loaded, [0, 1], "a load that has failed is not gone on with")
         engine.close()
+
+
+class Misses(unittest.TestCase):
+    def test_a_request_that_is_looked_up_again_and_again_misses_all_that_is_not_there_once(self):
+        daemon = kit.Daemon()
+        span = Span(3, tuple(bytes([number] * 32) for number in range(1, 7)), bytes(32))
+        asked = []
+        with kit.install(daemon):
+            store = Store(Identity({"weights": bytes(32), "layers": 1}, BLOCK_BYTES, "toy", BLOCK_TOKENS), Settings(), "test")
+            slabs = kit.Slabs([bytearray(BLOCK_BYTES)], block_bytes=BLOCK_BYTES)
+            store.client.store(span.keys[:2], slabs, [[0], [0]], parent=span.parent, depth=3)
+            acquire = store.client.acquire
+
+            def watched(hashes, *, parent=None, depth=0):
+                asked.append((tuple(hashes), parent, depth))
+                return acquire(hashes, parent=parent, depth=depth)
+
+            store.client.acquire = watched
+            for request, again in (("a", 3), ("b", 2), ("a", 1)):
+                for _ in range(again):
+                    self.assertEqual(store.find(span, request), ["host"] * 2)
+            missed = (span.keys[2:], span.keys[1], 5)
+            self.assertEqual(asked, [missed] * 3, "once each time that it comes")
+            store.client.store(span.keys[2:3], slabs, [[0]], parent=span.keys[1], depth=5)
+            self.assertEqual(store.find(span, "a"), ["host"] * 3)
+            self.assertEqual(asked[3:], [(span.keys[3:], span.keys[2], 6)], "what is still not there")
 
 
 class Names(unittest.TestCase):

@@ -58,6 +58,8 @@ class Store:
         self.slabs = slabs
         self._is_plain = identity.lossy is None
         self._told = float("-inf")
+        self._missed = ("", 0)
+        """The last request that a miss was noted for, and at which block."""
         self._was_full = False
         self._was_unfit = False
 
@@ -80,7 +82,12 @@ class Store:
             return []
 
     def _note_miss(self, span: Span, number: int, request: str) -> None:
-        """Has the daemon count and remember, under the request's name, this block and all behind it: it does for blocks that are asked for in earnest."""
+        """Has the daemon count and remember, under the request's name, this block and all behind it: it does for blocks that are asked for in earnest.
+
+        A request that waits for room is looked up again in each step: it missed once."""
+        if self._missed == (request, span.first + number):
+            return
+        self._missed = (request, span.first + number)
         parent = span.keys[number - 1] if number else span.parent
         self.client.tag(name_outside(request))
         with self.client.acquire(span.keys[number:], parent=parent, depth=span.first + number):
