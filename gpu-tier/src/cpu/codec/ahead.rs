@@ -19,10 +19,7 @@ impl Ahead {
     pub(super) fn lines<const N: usize>(&mut self) {
         for _ in 0..N {
             // SAFETY: a hint; every x86-64 has it, and any address will do.
-            #[allow(unused_unsafe, reason = "safe where the compiler knows the set")]
-            unsafe {
-                _mm_prefetch::<_MM_HINT_T0>(self.0)
-            };
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(self.0) };
             self.0 = self.0.wrapping_byte_add(64);
         }
     }

@@ -2,7 +2,6 @@
 #![cfg(target_arch = "x86_64")]
 
 #[path = "../common/device.rs"]
-#[allow(dead_code, reason = "parts that other tests use")]
 mod device;
 #[path = "../../../../gpu-tier/tests/cuda_double/double.rs"]
 #[allow(dead_code, reason = "the hooks of the double that other tests use")]
@@ -14,3 +13,12 @@ mod ways;
 
 mod canonical;
 mod matrix;
+
+use gpu_tier::attention::Element;
+use scene::Scene;
+
+/// A scene of exact blocks of bf16.
+fn exact(group: u32, kv_heads: u32, head_dim: u32, block_tokens: u32, tokens: usize, rows: usize) -> Scene {
+    let seed = tokens as u64 * 31 + u64::from(head_dim + group);
+    Scene { group, kv_heads, head_dim, block_tokens, element: Element::Bf16, closed: None, tokens, rows, seed }
+}

@@ -3,16 +3,12 @@
 
 use crate::device::{ENGINES, Engine, cuda, cuda_matrix};
 use crate::double::Double;
+use crate::exact;
 use crate::scene::{ALL_CLOSED, Scene, Stage, WHOLE};
 use crate::ways::check_matrix;
 use gpu_tier::DeviceError;
 use gpu_tier::attention::{Attention, Element, Products};
 use gpu_tier::cuda::QueryElement;
-
-fn scene(group: u32, kv_heads: u32, head_dim: u32, block_tokens: u32, tokens: usize, rows: usize) -> Scene {
-    let seed = tokens as u64 * 31 + u64::from(head_dim + group);
-    Scene { group, kv_heads, head_dim, block_tokens, element: Element::Bf16, closed: None, tokens, rows, seed }
-}
 
 const ELEMENTS: [QueryElement; 3] = [QueryElement::F32, QueryElement::Bf16, QueryElement::F16];
 
@@ -30,7 +26,7 @@ fn exact_blocks_are_near_f64() {
     .into_iter()
     .enumerate()
     {
-        check_matrix(Engine::Host, scene(group, 2, head_dim, block_tokens, tokens, rows), ELEMENTS[case % 3]);
+        check_matrix(Engine::Host, exact(group, 2, head_dim, block_tokens, tokens, rows), ELEMENTS[case % 3]);
     }
 }
 
@@ -38,7 +34,7 @@ fn exact_blocks_are_near_f64() {
 fn closed_blocks_are_near_f64() {
     for (case, closed) in ALL_CLOSED.into_iter().enumerate() {
         for (group, head_dim, block_tokens) in [(3, 64, 64), (16, 128, 64), (2, 192, 128)] {
-            let scene = Scene { closed: Some(closed), ..scene(group, 1, head_dim, block_tokens, 300, 5) };
+            let scene = Scene { closed: Some(closed), ..exact(group, 1, head_dim, block_tokens, 300, 5) };
             check_matrix(Engine::Host, scene, ELEMENTS[case % 3]);
         }
     }
@@ -47,13 +43,13 @@ fn closed_blocks_are_near_f64() {
 #[test]
 fn compiled_kernels_are_near_f64() {
     for (index, engine) in ENGINES.into_iter().filter(|engine| *engine != Engine::Host).enumerate() {
-        check_matrix(engine, scene(3, 1, 64, 64, 200, 2), ELEMENTS[index]);
-        check_matrix(engine, scene(10, 1, 128, 16, 70, 1), ELEMENTS[index]);
-        check_matrix(engine, scene(2, 1, 256, 64, 70, 2), ELEMENTS[index]);
+        check_matrix(engine, exact(3, 1, 64, 64, 200, 2), ELEMENTS[index]);
+        check_matrix(engine, exact(10, 1, 128, 16, 70, 1), ELEMENTS[index]);
+        check_matrix(engine, exact(2, 1, 256, 64, 70, 2), ELEMENTS[index]);
         for (case, closed) in ALL_CLOSED.into_iter().enumerate() {
             // Each with another element of queries; one pair an architecture with two rows.
             let rows = if case == index { 2 } else { 1 };
-            let of = |group, head_dim| Scene { closed: Some(closed), ..scene(group, 1, head_dim, 64, 200, rows) };
+            let of = |group, head_dim| Scene { closed: Some(closed), ..exact(group, 1, head_dim, 64, 200, rows) };
             check_matrix(engine, of(5, 64), ELEMENTS[(index + case) % 3]);
             check_matrix(engine, of(16, 128), ELEMENTS[(index + case + 1) % 3]);
             check_matrix(engine, of(2, 256), ELEMENTS[(index + case + 2) % 3]);
@@ -68,7 +64,7 @@ fn what_matrix_instructions_compute_is_named_apart() {
     assert_eq!((plain.products(), matrix.products()), (Products::Canonical, Products::Matrix));
     assert_ne!(plain.products().numerics(), matrix.products().numerics());
     // Heads that no kernel is for, and exact blocks of f32, are refused.
-    for wrong in [scene(2, 1, 96, 64, 70, 1), Scene { element: Element::F32, ..scene(2, 1, 64, 64, 70, 1) }] {
+    for wrong in [exact(2, 1, 96, 64, 70, 1), Scene { element: Element::F32, ..exact(2, 1, 64, 64, 70, 1) }] {
         let refused = Stage::new(&matrix, wrong).unwrap().attend(&WHOLE).unwrap_err();
         assert!(matches!(refused, DeviceError::Shape { what: "attend", .. }), "{refused}");
     }
