@@ -29,10 +29,6 @@ class Strides:
     tokens: int
     channels: int
 
-    def tuple(self) -> tuple[int, int, int, int]:
-        """As `kvtier.Lossy` takes them."""
-        return self.first, self.heads, self.tokens, self.channels
-
 
 @dataclass(frozen=True)
 class Lossy:

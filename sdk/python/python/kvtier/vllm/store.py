@@ -6,6 +6,7 @@ import logging
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import astuple
 from typing import Any
 
 import kvtier
@@ -38,8 +39,8 @@ def form_of(identity: Identity) -> kvtier.Opaque | kvtier.Lossy:
         layer_bytes=identity.layer_bytes,
         layout=identity.layout,
         block_tokens=identity.block_tokens,
-        keys=lossy.keys.tuple(),
-        values=lossy.values.tuple(),
+        keys=astuple(lossy.keys),
+        values=astuple(lossy.values),
     )
 
 
