@@ -5,14 +5,7 @@ use std::fmt;
 use sha2::{Digest, Sha256};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Bytes in hexadecimal digits.
-pub(crate) struct Hex<'a>(pub(crate) &'a [u8; 32]);
-
-impl fmt::Display for Hex<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
+use crate::hex::Hex;
 
 macro_rules! identity {
     ($(#[$doc:meta])* $name:ident) => {

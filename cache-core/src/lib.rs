@@ -15,6 +15,7 @@ pub mod form;
 pub mod hash;
 pub mod hasher;
 pub mod header;
+pub mod hex;
 pub mod key;
 pub mod manager;
 pub mod manifest;

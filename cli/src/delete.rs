@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::Args;
 use kvtier_daemon::config::{Config, Flag, Sources};
 use kvtier_sdk::client::{CallError, ClientSettings, Deleted, delete};
+use kvtier_sdk::hex::from_hex;
 use serde_json::json;
 
 use crate::failure::Failure;
@@ -58,12 +59,7 @@ pub fn run(args: &DeleteArgs) -> Result<(), Failure> {
 }
 
 fn parse_digest(text: &str) -> Result<[u8; 32], String> {
-    let digits: Option<Vec<u8>> = text.chars().map(|digit| digit.to_digit(16).map(|digit| digit as u8)).collect();
-    let digest = digits.filter(|digits| digits.len() == 64).map(|digits| {
-        let mut digest = [0; 32];
-        digest.iter_mut().zip(digits.chunks(2)).for_each(|(byte, pair)| *byte = pair[0] << 4 | pair[1]);
-        digest
-    });
+    let digest = from_hex(text).and_then(|bytes| bytes.try_into().ok());
     digest.ok_or_else(|| "give the 64 hexadecimal digits of a namespace".to_owned())
 }
 

@@ -8,14 +8,10 @@ use kvtier_engine::run::MissReason;
 use kvtier_engine::run::engine::Engine;
 use kvtier_engine::run::request::{Answer, Progress};
 use kvtier_engine::tokenizer::{StreamDecoder, Tokenizer};
+use kvtier_sdk::hex::Hex;
 use serde_json::{Map, Value, json};
 
 use crate::failure::Failure;
-
-/// Lowercase hexadecimal.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
 
 /// Tokens per second; 0 for no time.
 pub fn rate(tokens: u32, time: Duration) -> f64 {
@@ -38,7 +34,7 @@ pub fn answer_json(answer: &Answer, tokenizer: &Tokenizer, engine: &Engine) -> V
     json!({
         "request_id": answer.id,
         "tokens": answer.tokens,
-        "logits_digest": hex(&answer.logits_digest),
+        "logits_digest": Hex(&answer.logits_digest).to_string(),
         "text": text(tokenizer, &answer.tokens),
         "prompt_tokens": answer.prompt_tokens,
         "cached_tokens": { "device": answer.cached_tokens.device, "host": answer.cached_tokens.host, "disk": answer.cached_tokens.disk },

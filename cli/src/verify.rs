@@ -1,6 +1,7 @@
 //! `kvtier verify`: every record of a store read and checked, while nobody has it open.
 
 use kvtier_sdk::embedded::{DiskTier, VerifyReport};
+use kvtier_sdk::hex::Hex;
 use serde_json::{Value, json};
 
 use crate::args::VerifyArgs;
@@ -43,7 +44,7 @@ fn object(report: &VerifyReport) -> Value {
     json!({
         "ok": report.damage.is_empty(),
         "version": report.version,
-        "store_id": output::hex(&report.store_id),
+        "store_id": Hex(&report.store_id).to_string(),
         "superblocks": report.superblocks,
         "has_snapshot": report.has_snapshot,
         "segments": report.segments,
@@ -63,7 +64,7 @@ fn print(report: &VerifyReport) -> Result<(), Failure> {
     let row = |name: &str, value: String| vec![name.to_owned(), value];
     output::print_table(&[
         row("format version", report.version.to_string()),
-        row("store", output::hex(&report.store_id)),
+        row("store", Hex(&report.store_id).to_string()),
         row("superblocks", format!("{} of 2 sound", report.superblocks)),
         row("last end", end.to_owned()),
         row("segments", format!("{}, {} with a footer", report.segments, report.footers)),

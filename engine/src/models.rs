@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use cache_core::hex::Hex;
 use sha2::{Digest, Sha256};
 
 /// The model used when none is named.
@@ -355,8 +356,7 @@ fn copy_hashed(
         }
     }
     let digest = hash.finalize();
-    let hex = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok((done, hex))
+    Ok((done, Hex(digest).to_string()))
 }
 
 /// Bytes of the files below a directory; what cannot be read counts as nothing.

@@ -9,3 +9,5 @@ pub mod embedded;
 pub mod plugin;
 pub mod socket;
 pub mod wire;
+
+pub use cache_core::hex;

@@ -3,7 +3,8 @@
 use std::fmt;
 
 use super::Form;
-use crate::hash::{FieldHasher, Hex};
+use crate::hash::FieldHasher;
+use crate::hex::{Hex, from_hex};
 
 /// What two blocks of an engine's own bytes must share to be alike. Never encoded and never decoded: what was put comes back.
 ///
@@ -61,16 +62,10 @@ impl fmt::Display for Opaque {
 pub(super) fn parse_parts(text: &str) -> Result<Form, String> {
     let (bytes, digits) = text.split_once(':').ok_or("opaque: wants the bytes of a layer and a layout")?;
     let layer_bytes = bytes.parse().ok().filter(|number: &u32| number.to_string() == bytes);
-    let mut layout = [0; 32];
-    let is_digest = digits.len() == 64
-        && digits.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
-        && layout.iter_mut().zip(digits.as_bytes().chunks_exact(2)).all(|(byte, pair)| {
-            let read = std::str::from_utf8(pair).ok().and_then(|pair| u8::from_str_radix(pair, 16).ok());
-            read.map(|read| *byte = read).is_some()
-        });
-    if !is_digest {
+    let layout = from_hex(digits).and_then(|layout| <[u8; 32]>::try_from(layout).ok());
+    let Some(layout) = layout.filter(|layout| Hex(layout).to_string() == digits) else {
         return Err(format!("`{digits}` is no layout of 64 digits from 0 to f"));
-    }
+    };
     let opaque = layer_bytes.and_then(|layer_bytes| Opaque::new(layer_bytes, layout));
     opaque
         .map(Form::from)

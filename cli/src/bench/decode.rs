@@ -8,6 +8,7 @@ use kvtier_engine::machine::bandwidth;
 use kvtier_engine::run::request::{Progress, Request};
 use kvtier_engine::run::sampler::Sampling;
 use kvtier_engine::template::Message;
+use kvtier_sdk::hex::Hex;
 use serde_json::json;
 
 use crate::args::{BenchDecodeArgs, EngineArgs, LoadArg, PathArg};
@@ -81,7 +82,7 @@ pub fn run(args: &BenchDecodeArgs) -> Result<(), Failure> {
         weight_bytes: engine.model().bytes() as u64,
         kv_bytes: (last.attended_bytes - first.attended_bytes) / steps.len() as u64,
         read_rate: bandwidth::read_rate(threads),
-        logits_digest: output::hex(&answer.logits_digest),
+        logits_digest: Hex(&answer.logits_digest).to_string(),
         steps,
     };
     if args.json { output::print_line(&report.object().to_string()) } else { report.print() }

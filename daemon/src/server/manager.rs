@@ -11,6 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
+use cache_core::hex::{Hex, from_hex};
 use cache_core::payload::BlockShape;
 use kvtier_sdk::wire::Body;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
@@ -89,14 +90,14 @@ fn connect(path: OsString) -> io::Result<UnixDatagram> {
 pub(crate) fn extent_name(daemon: &[u8; 16], number: u64, shape: &BlockShape, slots: u32) -> Option<String> {
     let mut bytes = Vec::new();
     shape.encode(&mut bytes);
-    let name = format!("{PREFIX}.{}.{slots}.{}.{number}", hex(&bytes), hex(&daemon[..8]));
+    let name = format!("{PREFIX}.{}.{slots}.{}.{number}", Hex(&bytes), Hex(&daemon[..8]));
     (name.len() <= NAME_BYTES_MAX).then_some(name)
 }
 
 /// Shape and slots of an extent by its name; `None` when it is not the name of one.
 pub(crate) fn extent_of_name(name: &str) -> Option<(BlockShape, u32)> {
     let mut parts = name.strip_prefix(PREFIX)?.strip_prefix('.')?.split('.');
-    let bytes = unhex(parts.next()?)?;
+    let bytes = from_hex(parts.next()?)?;
     let shape = BlockShape::decode(&bytes).ok()?;
     let slots = parts.next()?.parse().ok().filter(|slots| *slots > 0)?;
     (parts.count() == 2).then_some((shape, slots))
@@ -105,16 +106,6 @@ pub(crate) fn extent_of_name(name: &str) -> Option<(BlockShape, u32)> {
 /// True for the names of extents of any version.
 pub(crate) fn is_extent(name: &str) -> bool {
     name.starts_with("kvtier-arena-")
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn unhex(text: &str) -> Option<Vec<u8>> {
-    let digits = text.as_bytes();
-    let byte = |pair: &[u8]| u8::from_str_radix(str::from_utf8(pair).ok()?, 16).ok();
-    digits.len().is_multiple_of(2).then(|| digits.chunks(2).map(byte).collect())?
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use cache_core::form::Form;
+use cache_core::hex::Hex;
 use cache_core::miss::MissReason;
 use cache_core::units::Tier;
 use disk_tier::{DiskState, DiskTier};
@@ -333,7 +334,7 @@ impl Counters {
         let present = self.present.read();
         Snapshot {
             version: VERSION,
-            daemon: now.daemon.iter().map(|byte| format!("{byte:02x}")).collect(),
+            daemon: Hex(now.daemon).to_string(),
             uptime_ms: u64::try_from(now.uptime.as_millis()).unwrap_or(u64::MAX),
             state: now.state,
             requested: self.requested.read(),
