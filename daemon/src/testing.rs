@@ -1,4 +1,4 @@
-//! Switches for tests: another medium in the place of the store's folder, and panics put in on purpose.
+//! Switches for tests: another medium in the place of the store's folder, panics put in on purpose, and parsers to be fed anything.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -6,6 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use disk_tier::io::Medium;
+
+#[cfg(feature = "testing")]
+pub mod parsers;
 
 #[cfg(feature = "testing")]
 pub use crate::server::serve_with;

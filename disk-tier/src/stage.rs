@@ -117,7 +117,7 @@ impl Encoder {
     }
 
     /// Encodes one section into the room for it; returns how many bytes it took. `None`: it is stored as it is.
-    fn section(&mut self, coding: Coding, bytes: &[u8], room: &mut [u8]) -> Option<usize> {
+    pub(crate) fn section(&mut self, coding: Coding, bytes: &[u8], room: &mut [u8]) -> Option<usize> {
         match coding {
             Coding::Plain => None,
             Coding::Sx12 => encode_sx12(&*self.codec, bytes, room),

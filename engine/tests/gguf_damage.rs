@@ -3,11 +3,16 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
 
+use bolero::{ValueGenerator, check, produce};
 use gguf_writer::{GgufWriter, array, text};
 use kvtier_engine::gguf::dequant::dequantize_row;
 use kvtier_engine::gguf::{GgufError, GgufFile, MetaArray, MetaValue, TensorType};
-use kvtier_engine::tokenizer::Tokenizer;
+use kvtier_engine::model::{Model, Path};
+use kvtier_engine::tokenizer::{SpecialTokens, Tokenizer};
 
 #[path = "common/gguf_writer.rs"]
 mod gguf_writer;
@@ -176,7 +181,7 @@ fn every_truncation_is_an_error_that_tells_the_sizes() {
 #[test]
 fn no_mutation_panics() {
     let whole = sound().finish();
-    let directory = whole.len() - TensorType::ALL.iter().map(|k| 2 * k.row_bytes(256).unwrap()).sum::<usize>();
+    let directory = directory_bytes(&whole);
     let (mut cases, mut survived) = (0u32, 0u32);
     // Every bit of the metadata and the directory, and hostile values in every place.
     let mut bytes = whole.clone();
@@ -195,33 +200,136 @@ fn no_mutation_panics() {
             cases += 1;
         }
     }
-    // Several random changes at once: bytes, runs copied elsewhere, cuts.
-    let mut random = Random(20);
-    for case in 0..120_000 {
-        let mut bytes = whole.clone();
-        for _ in 0..=random.below(6) {
-            let at = random.below(directory);
-            match random.below(4) {
-                0 => bytes[at] = random.next() as u8,
-                1 => bytes[at] = [0, 1, 9, 0x7F, 0x80, 0xFF][random.below(6)],
-                2 => {
-                    let length = random.below(24).min(whole.len() - at);
-                    let from = random.below(whole.len() - length);
-                    bytes.copy_within(from..from + length, at);
-                }
-                _ => {
-                    let length = random.below(9).min(bytes.len() - at);
-                    bytes.drain(at..at + length);
-                    bytes.resize(whole.len(), 0);
-                }
-            }
-        }
-        survived += u32::from(try_open(&bytes, &|| format!("random case {case}")));
-        cases += 1;
-    }
-    assert!(cases >= 100_000, "{cases}");
     // Both outcomes must occur, or the mutations test nothing.
     assert!(survived > 1000 && survived < cases / 2, "{survived} of {cases}");
+}
+
+/// Bytes of a file before its tensors.
+fn directory_bytes(whole: &[u8]) -> usize {
+    open(whole.to_vec()).unwrap().tensors().iter().map(|tensor| tensor.range.start).min().unwrap()
+}
+
+/// A change of a file's metadata and directory: its kind, its place, a value, and another place.
+type Change = (u8, u16, u8, u16);
+
+fn changes() -> impl ValueGenerator<Output = Vec<Change>> {
+    produce::<Vec<Change>>().with().len(1..=6usize)
+}
+
+/// Bytes changed, runs copied elsewhere, cuts.
+fn changed(whole: &[u8], directory: usize, changes: &[Change]) -> Vec<u8> {
+    let mut bytes = whole.to_vec();
+    for (kind, at, value, from) in changes {
+        let at = usize::from(*at) % directory;
+        match kind % 4 {
+            0 => bytes[at] = *value,
+            1 => bytes[at] = [0, 1, 9, 0x7F, 0x80, 0xFF][usize::from(value % 6)],
+            2 => {
+                let length = usize::from(value % 24).min(whole.len() - at);
+                let from = usize::from(*from) % (whole.len() - length);
+                bytes.copy_within(from..from + length, at);
+            }
+            _ => {
+                let length = usize::from(value % 9).min(bytes.len() - at);
+                bytes.drain(at..at + length);
+                bytes.resize(whole.len(), 0);
+            }
+        }
+    }
+    bytes
+}
+
+#[test]
+fn changed_files_are_read_or_refused() {
+    let whole = sound().finish();
+    let directory = directory_bytes(&whole);
+    let (opened, spoke) = (AtomicU32::new(0), AtomicU32::new(0));
+    check!().with_iterations(60_000).with_generator(changes()).for_each(|changes| {
+        let bytes = changed(&whole, directory, changes);
+        if !try_open(&bytes, &|| format!("{changes:?}")) {
+            return;
+        }
+        opened.fetch_add(1, Relaxed);
+        let file = open(bytes).expect("it opened before");
+        if let Ok(tokenizer) = Tokenizer::from_gguf(&file) {
+            spoke.fetch_add(1, Relaxed);
+            if let Ok(ids) = tokenizer.encode(b"ab ba<|im_end|>", SpecialTokens::Parse) {
+                assert!(ids.iter().all(|id| (*id as usize) < tokenizer.vocab_size()));
+                let _ = tokenizer.decode(&ids);
+            }
+        }
+    });
+    assert!(opened.into_inner() > 0 && spoke.into_inner() > 0, "all were refused");
+}
+
+/// A whole model of one layer.
+fn model() -> GgufWriter {
+    let number = |value: u32| value.to_le_bytes();
+    let mut writer = GgufWriter::new()
+        .meta("general.architecture", 8, &text("llama"))
+        .meta("llama.block_count", 4, &number(1))
+        .meta("llama.context_length", 4, &number(128))
+        .meta("llama.embedding_length", 4, &number(32))
+        .meta("llama.feed_forward_length", 4, &number(64))
+        .meta("llama.attention.head_count", 4, &number(2))
+        .meta("llama.attention.head_count_kv", 4, &number(1))
+        .meta("llama.attention.key_length", 4, &number(16))
+        .meta("llama.attention.value_length", 4, &number(16))
+        .meta("llama.attention.layer_norm_rms_epsilon", 6, &1e-5f32.to_le_bytes())
+        .meta("llama.rope.dimension_count", 4, &number(16))
+        .meta("llama.rope.freq_base", 6, &10_000f32.to_le_bytes())
+        .meta("llama.rope.scaling.type", 8, &text("yarn"))
+        .meta("llama.rope.scaling.factor", 6, &4f32.to_le_bytes())
+        .meta("llama.rope.scaling.original_context_length", 4, &number(32));
+    let tensors: [(&str, &[u64]); 12] = [
+        ("token_embd.weight", &[32, 4]),
+        ("output_norm.weight", &[32]),
+        ("rope_freqs.weight", &[8]),
+        ("blk.0.attn_norm.weight", &[32]),
+        ("blk.0.attn_q.weight", &[32, 32]),
+        ("blk.0.attn_k.weight", &[32, 16]),
+        ("blk.0.attn_v.weight", &[32, 16]),
+        ("blk.0.attn_output.weight", &[32, 32]),
+        ("blk.0.ffn_norm.weight", &[32]),
+        ("blk.0.ffn_gate.weight", &[32, 64]),
+        ("blk.0.ffn_up.weight", &[32, 64]),
+        ("blk.0.ffn_down.weight", &[64, 32]),
+    ];
+    for (name, dims) in tensors {
+        let ones = 1f32.to_le_bytes().repeat(dims.iter().product::<u64>() as usize);
+        writer = writer.tensor(name, dims, TensorType::F32.ggml_number(), &ones);
+    }
+    writer
+}
+
+#[test]
+fn changed_models_are_loaded_or_refused() {
+    let whole = model().finish();
+    let directory = directory_bytes(&whole);
+    let load = |bytes, path| Model::load(&Arc::new(open(bytes)?), path);
+    for path in [Path::Fast, Path::Reference] {
+        assert_eq!(load(whole.clone(), path).map(|model| model.config.kv_width()).unwrap(), 16);
+    }
+    let (loaded, refused) = (AtomicU32::new(0), AtomicU32::new(0));
+    check!().with_iterations(20_000).with_generator((changes(), produce::<bool>())).for_each(|(changes, is_fast)| {
+        let path = if *is_fast { Path::Fast } else { Path::Reference };
+        match load(changed(&whole, directory, changes), path) {
+            Ok(model) => {
+                loaded.fetch_add(1, Relaxed);
+                let config = &model.config;
+                assert!(config.query_width() > 0 && config.query_width().is_multiple_of(config.kv_width()));
+                assert!(
+                    model.layers.len() == config.layers as usize && model.output_norm.len() == config.width as usize
+                );
+            }
+            Err(error) => {
+                refused.fetch_add(1, Relaxed);
+                assert!(!error.to_string().is_empty());
+            }
+        }
+    });
+    let (loaded, refused) = (loaded.into_inner(), refused.into_inner());
+    assert!(loaded > refused / 100 && refused > loaded / 100, "{loaded} loaded, {refused} refused");
 }
 
 #[test]

@@ -13,22 +13,25 @@ use rustix::io::{FdFlags, fcntl_setfd};
 /// The first one.
 const FIRST: RawFd = 3;
 /// More are not believed.
-const MOST: RawFd = 1 << 16;
+const MOST: u32 = 1 << 16;
+
+/// The names of descriptors from 3 on that the variables promise to the process `pid`; empty ones where no name is said. What is no promise, or one to
+/// another process, promises nothing.
+pub fn promised(pid: u32, variable: impl Fn(&str) -> Option<String>) -> Vec<String> {
+    let number = |name: &str| variable(name)?.parse::<u32>().ok();
+    let count = number("LISTEN_FDS").filter(|count| *count <= MOST && number("LISTEN_PID") == Some(pid)).unwrap_or(0);
+    let names = variable("LISTEN_FDNAMES").unwrap_or_default();
+    names.split(':').map(str::to_owned).chain(std::iter::repeat(String::new())).take(count as usize).collect()
+}
 
 /// Takes them, with their names. Empty when there are none, or when they were taken before. They are closed on exec from now on.
 pub fn take_inherited() -> Vec<(String, OwnedFd)> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
-    let variable = |name: &str| std::env::var(name).ok();
-    let number = |name: &str| variable(name)?.parse::<RawFd>().ok();
-    let is_ours = number("LISTEN_PID").is_some_and(|pid| pid.unsigned_abs() == std::process::id());
-    let count = number("LISTEN_FDS").filter(|count| (0..=MOST).contains(count)).unwrap_or(0);
-    if !is_ours || TAKEN.swap(true, Ordering::SeqCst) {
+    let names = promised(std::process::id(), |name| std::env::var(name).ok());
+    if names.is_empty() || TAKEN.swap(true, Ordering::SeqCst) {
         return Vec::new();
     }
-    let names = variable("LISTEN_FDNAMES").unwrap_or_default();
-    let mut names = names.split(':').map(str::to_owned);
-    let take = |number: RawFd| {
-        let name = names.next().unwrap_or_default();
+    let take = |(number, name): (RawFd, String)| {
         // A promise that was not kept: what is not open is nobody's.
         std::fs::symlink_metadata(format!("/proc/self/fd/{number}")).ok()?;
         // SAFETY: it is open (just looked at), and this process's to own: see the top of this file.
@@ -37,7 +40,7 @@ pub fn take_inherited() -> Vec<(String, OwnedFd)> {
         let _ = fcntl_setfd(&file, FdFlags::CLOEXEC);
         Some((name, file))
     };
-    (FIRST..FIRST + count).filter_map(take).collect()
+    (FIRST..).zip(names).filter_map(take).collect()
 }
 
 #[cfg(test)]

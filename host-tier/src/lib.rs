@@ -23,7 +23,7 @@ mod sync {
 pub use adopted::{Adopted, AdoptedCopy};
 pub use error::HostError;
 pub use extent::Extent;
-pub use inherited::take_inherited;
+pub use inherited::{promised, take_inherited};
 pub use layout::{EXTENT_BYTES_MAX, Layout};
 pub use lent::LentExtent;
 pub use staging::Staging;

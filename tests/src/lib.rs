@@ -2,7 +2,6 @@
 
 pub mod daemons;
 pub mod disk;
-pub mod fuzz;
 pub mod golden;
 pub mod kill;
 pub mod nvfp4;

@@ -29,7 +29,7 @@ struct Arguments {
 enum Command {
     /// Formatting, lints and every test; skips are listed with their reasons.
     Test,
-    /// Long tests: runs the test target `soak_NAME` in release. Without NAME, lists them.
+    /// Long tests: runs the test target `soak_NAME` in release (`fuzz`: every parser for ten minutes). Without NAME, lists them.
     Soak {
         /// The part after `soak_`.
         name: Option<String>,

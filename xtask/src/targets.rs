@@ -14,15 +14,18 @@ struct Target {
 }
 
 /// Packages whose tests run at full scale (`KVTIER_SOAK=1`) as a part of a soak: name of the soak, package, test target or all of them.
-const SCALED: [(&str, &str, Option<&str>); 3] = [
+const SCALED: [(&str, &str, Option<&str>); 5] = [
     ("disk", "disk-tier", None),
     ("disk", "kvtier-sdk", Some("embedded_disk")),
     ("fuzz", "kvtier-sdk", Some("wire_fuzz")),
+    ("fuzz", "kvtier-engine", Some("gguf_damage")),
+    ("fuzz", "kvtier-tests", Some("fuzz")),
 ];
 /// Seconds that each fuzzed parser gets in a soak, and what they are without it.
 const FUZZ_SECONDS: (&str, &str) = ("KVTIER_FUZZ_SECONDS", "600");
 
-/// Runs the ignored tests of every test target `soak_<name>`, one at a time, output shown as it comes, and what is [`SCALED`] with it.
+/// Runs the ignored tests of every test target `soak_<name>`, output shown as it comes, and what is [`SCALED`] with it: one at a time, but as many
+/// parsers at once as there are cores (or `RUST_TEST_THREADS`).
 pub fn soak(name: Option<&str>, rest: &[String]) -> Result<(), String> {
     for target in find("soak", "test", name)? {
         let mut command = stage::cargo();
@@ -33,7 +36,8 @@ pub fn soak(name: Option<&str>, rest: &[String]) -> Result<(), String> {
     for (_, package, target) in SCALED.iter().filter(|(soak, ..)| Some(*soak) == name) {
         let mut command = stage::cargo();
         command.args(["test", "--release", "-p", package]).env("KVTIER_SOAK", "1");
-        if name == Some("fuzz") {
+        let is_fuzz = name == Some("fuzz");
+        if is_fuzz {
             let seconds = std::env::var(FUZZ_SECONDS.0).unwrap_or(FUZZ_SECONDS.1.to_owned());
             command.env("BOLERO_RANDOM_TEST_TIME_MS", format!("{seconds}000"));
             command.env("BOLERO_RANDOM_ITERATIONS", u64::MAX.to_string());
@@ -42,7 +46,7 @@ pub fn soak(name: Option<&str>, rest: &[String]) -> Result<(), String> {
             Some(target) => command.args(["--test", target]),
             None => command.arg("--tests"),
         };
-        command.args(["--", "--nocapture", "--test-threads=1"]).args(rest);
+        command.args(["--", "--nocapture"]).args((!is_fuzz).then_some("--test-threads=1")).args(rest);
         stage::run(&format!("{} at full scale ({package})", target.unwrap_or("tests")), &mut command)?;
     }
     Ok(())
@@ -67,25 +71,25 @@ pub fn bars(name: Option<&str>, rest: &[String]) -> Result<(), String> {
     Ok(())
 }
 
-/// The targets `<prefix>_<name>` of `kind` in the workspace. Without a name, or with an unknown one, an error that
+/// The targets `<prefix>_<name>` of `kind` in the workspace, none for what is [`SCALED`] or one of [`OWN_BARS`] alone. Without a name, or with an unknown one, an error that
 /// lists the names there are.
 fn find(prefix: &str, kind: &str, name: Option<&str>) -> Result<Vec<Target>, String> {
     let all = matching(&metadata()?, prefix, kind);
     let mut names: Vec<_> = all.iter().map(|target| target.name[prefix.len() + 1..].to_owned()).collect();
-    if prefix == "bars" {
-        names.extend(OWN_BARS.map(|(own, _)| own.to_owned()));
+    match prefix {
+        "bars" => names.extend(OWN_BARS.map(|(own, _)| own.to_owned())),
+        _ => names.extend(SCALED.map(|(soak, ..)| soak.to_owned())),
     }
     names.sort();
     names.dedup();
-    let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-    let Some(name) = name else {
-        return Err(format!("which {prefix}? there are: {names}"));
-    };
-    let found: Vec<_> = all.into_iter().filter(|target| target.name[prefix.len() + 1..] == *name).collect();
-    if found.is_empty() {
-        return Err(format!("no {prefix} is called {name}; there are: {names}"));
+    let listed = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+    match name {
+        None => Err(format!("which {prefix}? there are: {listed}")),
+        Some(name) if !names.iter().any(|known| known == name) => {
+            Err(format!("no {prefix} is called {name}; there are: {listed}"))
+        }
+        Some(name) => Ok(all.into_iter().filter(|target| target.name[prefix.len() + 1..] == *name).collect()),
     }
-    Ok(found)
 }
 
 /// What `cargo metadata` says about the workspace's own packages.

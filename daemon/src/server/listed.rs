@@ -19,13 +19,31 @@ pub(crate) struct List {
     file: File,
 }
 
-fn line(namespace: &Namespace, tenant: &TenantId) -> [u8; LINE_BYTES] {
+pub(crate) fn line(namespace: &Namespace, tenant: &TenantId) -> [u8; LINE_BYTES] {
     let mut line = [0; LINE_BYTES];
     line[..32].copy_from_slice(namespace.bytes());
     line[32..64].copy_from_slice(tenant.bytes());
     let digest = Sha256::digest(&line[..64]);
     line[64..].copy_from_slice(&digest[..8]);
     line
+}
+
+/// What a list says.
+pub(crate) struct Listed {
+    pub(crate) found: Vec<(Namespace, TenantId)>,
+    /// Whole lines that nobody wrote.
+    damaged: usize,
+    /// Bytes behind the last whole line.
+    torn: usize,
+}
+
+/// Reads a list, damaged or not.
+pub(crate) fn read(bytes: &[u8]) -> Listed {
+    let lines = bytes.chunks_exact(LINE_BYTES);
+    let torn = lines.remainder().len();
+    let count = lines.len();
+    let found: Vec<_> = lines.filter_map(parse).collect();
+    Listed { damaged: count - found.len(), found, torn }
 }
 
 fn parse(bytes: &[u8]) -> Option<(Namespace, TenantId)> {
@@ -45,10 +63,7 @@ impl List {
         let mut file = open(&path)?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
-        let lines = bytes.chunks_exact(LINE_BYTES);
-        let torn = lines.remainder().len();
-        let found: Vec<_> = lines.map(parse).collect();
-        let damaged = found.iter().filter(|line| line.is_none()).count();
+        let Listed { found, damaged, torn } = read(&bytes);
         if damaged > 0 {
             tracing::error!(damaged, path = %path.display(), "lines of the list of namespaces are damaged: those are not deleted with their tenant");
         }
@@ -56,7 +71,7 @@ impl List {
             // Nothing was stored under a line that was not whole.
             file.set_len((bytes.len() - torn) as u64)?;
         }
-        Ok((List { path, file }, found.into_iter().flatten().collect()))
+        Ok((List { path, file }, found))
     }
 
     /// Adds a line; it is there for good when this returns. Errors: the system's.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use cache_core::buffer::Buffer;
 use cache_core::chain::Link;
 use cache_core::codec::Scalar;
 use cache_core::form::{Form, FormMapId, Lineage};
@@ -18,7 +19,7 @@ use crate::io::ALIGN_BYTES;
 use crate::record::{self, RecordHeader};
 use crate::segment::{self, SegmentHeader};
 use crate::snapshot::{SegmentState, Snapshot};
-use crate::stage::{ByteStage, Encoder};
+use crate::stage::{self, ByteStage, Coding, Encoder};
 use crate::superblock::{self, Found, Superblock};
 
 const STORE: [u8; 16] = [7; 16];
@@ -148,6 +149,34 @@ fn sealed(shape: &BlockShape) -> Vec<u8> {
     image
 }
 
+/// Bytes of a section that is decoded here: bf16 values of one window and a half.
+const SECTION_BYTES: usize = 3 << 12;
+
+/// One section as it stands in a staged record.
+fn section(stage: ByteStage) -> Vec<u8> {
+    // Small numbers, some of them outside of the window.
+    let values = (0..SECTION_BYTES / 2).map(|at| if at % 100 == 99 { at as u16 } else { 0x3f80 + at as u16 % 64 });
+    let mut image = Buffer::zeroed(SECTION_BYTES);
+    image
+        .as_mut_slice()
+        .chunks_exact_mut(2)
+        .zip(values)
+        .for_each(|(pair, value)| pair.copy_from_slice(&value.to_ne_bytes()));
+    let mut room = vec![0; SECTION_BYTES];
+    let mut encoder = Encoder::new(stage, Arc::new(Scalar));
+    let bytes = encoder.section(stage.coding(FormMapId::RAW16), image.as_slice(), &mut room);
+    room.truncate(bytes.expect("it gets shorter"));
+    room
+}
+
+/// Decodes it as a section of the right length, and as a shorter and a longer one.
+fn parse_section(coding: Coding, bytes: &[u8]) -> bool {
+    let [shorter, right, longer] = [SECTION_BYTES - 64, SECTION_BYTES, SECTION_BYTES + 64]
+        .map(|count| stage::decode(&Scalar, coding, bytes, Buffer::zeroed(count).as_mut_slice()));
+    assert!(u8::from(shorter) + u8::from(right) + u8::from(longer) <= 1, "bytes of one length");
+    right
+}
+
 /// A record whose sections stand encoded.
 fn staged(stage: ByteStage) -> Vec<u8> {
     let image = sealed(&BlockShape { layers: 8, head_dim: 32, block_tokens: 32, ..SHAPE });
@@ -180,6 +209,7 @@ pub fn formats() -> Vec<Format> {
     let segments = (0..3).map(|segment| SegmentState { segment, is_sealed: true, generation: 8, epoch: 1 }).collect();
     let snapshot = Snapshot { store_id: STORE, sequence: 12, segments, records: (0..40).map(known).collect() };
     let record = |name, sample| Format { name, sample, seal: seal_record, parse: parse_record };
+    let section = |name, stage, parse: fn(&[u8]) -> bool| Format { name, sample: section(stage), seal: |_| {}, parse };
     vec![
         Format {
             name: "superblock",
@@ -204,5 +234,8 @@ pub fn formats() -> Vec<Format> {
         record("record in sx12", staged(ByteStage::Sx12)),
         record("record in lz4", staged(ByteStage::Lz4)),
         record("record in zstd", staged(ByteStage::Zstd)),
+        section("section in sx12", ByteStage::Sx12, |bytes| parse_section(Coding::Sx12, bytes)),
+        section("section in lz4", ByteStage::Lz4, |bytes| parse_section(Coding::Lz4, bytes)),
+        section("section in zstd", ByteStage::Zstd, |bytes| parse_section(Coding::Zstd, bytes)),
     ]
 }
