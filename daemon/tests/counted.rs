@@ -60,3 +60,32 @@ fn looking_counts_as_no_request() {
     drop(client);
     daemon.end();
 }
+
+#[test]
+fn what_makes_room_is_counted_in_bytes_and_its_age_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let daemon = start(folder.path(), |_| {});
+    let client = daemon.client();
+    let namespace = client.name(&manifest(), tenant("a"));
+    let runs: Vec<_> = (0..50).map(|first| links_from(namespace, first * 100_000, 100)).collect();
+    for run in &runs {
+        put(&client, namespace, run);
+    }
+    let (found, _) = check_run(&client, namespace, &runs[49]);
+    assert_eq!(found, 100);
+    let stats = daemon.stats();
+    let evicted = stats["evictions"]["host"].as_u64().unwrap();
+    assert!(evicted > 1000, "{stats}");
+    assert_eq!(stats["evicted_bytes"]["host"], evicted * SHAPE.slot_bytes());
+    let ages = |kind: &str| &stats["ages"][kind];
+    let count = |kind: &str| ages(kind)["count"].as_u64().unwrap();
+    // One in 64, by hashes that are the same in every run.
+    assert!((evicted / 128..=evicted / 32).contains(&count("lifetime")), "{evicted} evicted: {}", ages("lifetime"));
+    assert_eq!(count("idle_before_evict"), count("lifetime"));
+    let seconds = |kind: &str| ages(kind)["sum_us"].as_f64().unwrap() / 1e6;
+    assert!(seconds("idle_before_evict") <= seconds("lifetime"), "{stats}");
+    let watched = runs[49].iter().filter(|link| link.hash.0[0] % 64 == 0).count() as u64;
+    assert!(watched > 0 && count("reuse_gap") >= watched, "{watched} of the run are watched: {}", ages("reuse_gap"));
+    drop(client);
+    daemon.end();
+}

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use figures::Figures;
-use kvtier_daemon::stats::{BOUNDS_US, Explanation, Snapshot, Source};
+use kvtier_daemon::stats::{Explanation, Snapshot, Source};
 use serde_json::{Value, json};
 use served::Served;
 
@@ -82,7 +82,8 @@ fn parse(text: &str) -> BTreeMap<String, Family> {
     for line in text.lines() {
         if let Some(help) = line.strip_prefix("# HELP ") {
             let (name, what) = help.split_once(' ').expect(line);
-            assert!(is_name(name) && name.starts_with("kvtier_") && !what.is_empty(), "{line}");
+            let is_ours = ["kvtier_", "process_"].iter().any(|prefix| name.starts_with(prefix));
+            assert!(is_name(name) && is_ours && !what.is_empty(), "{line}");
             assert!(helped.insert(name.to_owned()), "{name} is told twice");
             current = name.to_owned();
         } else if let Some(kind) = line.strip_prefix("# TYPE ") {
@@ -147,6 +148,7 @@ fn prometheus_text_parses_and_agrees_with_the_snapshot() {
         ("kvtier_disk_io_bytes_total", vec![("op", "read")], "/tiers/disk/read_bytes"),
         ("kvtier_disk_io_bytes_total", vec![("op", "write")], "/tiers/disk/written_bytes"),
         ("kvtier_io_errors_total", vec![("tier", "disk")], "/tiers/disk/io_errors"),
+        ("kvtier_io_inflight", vec![("tier", "disk")], "/tiers/disk/io_inflight"),
         ("kvtier_clients", vec![], "/clients/count"),
         ("kvtier_clients_limit", vec![], "/clients/limit"),
         ("kvtier_leases", vec![], "/leases/count"),
@@ -155,6 +157,12 @@ fn prometheus_text_parses_and_agrees_with_the_snapshot() {
         ("kvtier_reservations", vec![], "/reservations"),
         ("kvtier_get_copied_bytes_total", vec![], "/copied_bytes"),
         ("kvtier_scrubbed_bytes_total", vec![], "/scrubbed_bytes"),
+        ("process_cpu_seconds_total", vec![], "/process/cpu_seconds"),
+        ("process_start_time_seconds", vec![], "/process/start_time_seconds"),
+        ("process_resident_memory_bytes", vec![], "/process/resident_bytes"),
+        ("process_virtual_memory_bytes", vec![], "/process/virtual_bytes"),
+        ("process_open_fds", vec![], "/process/open_fds"),
+        ("process_max_fds", vec![], "/process/max_fds"),
     ] {
         assert_eq!(value(&families, name, &labels), number(path), "{name}{labels:?}");
     }
@@ -163,6 +171,7 @@ fn prometheus_text_parses_and_agrees_with_the_snapshot() {
         ("kvtier_store_skipped_total", "reason", "/stores/refused"),
         ("kvtier_saved_bytes_total", "by", "/saved/form_bytes"),
         ("kvtier_evictions_total", "tier", "/evictions"),
+        ("kvtier_evicted_bytes_total", "tier", "/evicted_bytes"),
         ("kvtier_client_rejects_total", "reason", "/clients/rejected"),
         ("kvtier_leases_reclaimed_total", "reason", "/leases/reclaimed"),
         ("kvtier_integrity_failures_total", "tier", "/integrity_failures"),
@@ -182,19 +191,30 @@ fn histograms_are_cumulative_and_end_with_everything() {
     let figures = Figures::new(false);
     let served = Served::new(figures.clone());
     let families = parse(&get(&served, "/metrics").text);
-    let family = &families["kvtier_op_duration_seconds"];
-    for (operation, times) in figures.snapshot().latency.operations {
+    let Snapshot { latency, ages, .. } = figures.snapshot();
+    let operations = latency.operations.iter().map(|(operation, times)| {
+        ("kvtier_op_duration_seconds", ("op", operation.to_string()), times, &latency.bounds_us)
+    });
+    let of_host = |name, times| (name, ("tier", "host".to_owned()), times, &ages.bounds_us);
+    let all = operations.chain([
+        of_host("kvtier_block_lifetime_seconds", &ages.lifetime),
+        of_host("kvtier_block_idle_before_evict_seconds", &ages.idle_before_evict),
+        of_host("kvtier_block_reuse_gap_seconds", &ages.reuse_gap),
+    ]);
+    for (metric, (label, of), times, bounds_us) in all {
+        assert!(times.count > 0 || label == "op", "{metric}");
         let own = |name: &str| -> Vec<(Option<String>, f64)> {
-            let full = format!("kvtier_op_duration_seconds{name}");
-            let held = family.samples.iter().filter(|(found, labels, _)| *found == full && labels["op"] == operation);
+            let full = format!("{metric}{name}");
+            let samples = &families[metric].samples;
+            let held = samples.iter().filter(|(found, labels, _)| *found == full && labels[label] == of);
             held.map(|(_, labels, value)| (labels.get("le").cloned(), *value)).collect()
         };
         let buckets = own("_bucket");
         let ends: Vec<f64> =
             buckets.iter().map(|(end, _)| end.as_ref().unwrap().replace("+Inf", "inf").parse().unwrap()).collect();
-        let expected = BOUNDS_US.iter().map(|bound| *bound as f64 / 1e6).chain([f64::INFINITY]);
+        let expected = bounds_us.iter().map(|bound| *bound as f64 / 1e6).chain([f64::INFINITY]);
         assert_eq!(ends, expected.collect::<Vec<f64>>());
-        assert!(buckets.is_sorted_by(|one, next| one.1 <= next.1), "{operation}: {buckets:?}");
+        assert!(buckets.is_sorted_by(|one, next| one.1 <= next.1), "{metric} {of}: {buckets:?}");
         assert_eq!(buckets.last().unwrap().1, times.count as f64);
         assert_eq!(own("_count"), [(None, times.count as f64)]);
         assert!((own("_sum")[0].1 - times.sum_us / 1e6).abs() < 1e-9);
@@ -204,8 +224,10 @@ fn histograms_are_cumulative_and_end_with_everything() {
 #[test]
 fn the_operators_page_lists_every_metric_and_no_other() {
     let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/daemon.md")).unwrap();
-    let rows = page.lines().filter_map(|line| line.strip_prefix("| `kvtier_")?.split_once('`'));
-    let named: BTreeSet<String> = rows.map(|(name, _)| format!("kvtier_{}", name.split('{').next().unwrap())).collect();
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
+    let kinds = [" | counter |", " | gauge |", " | histogram |"];
+    let names = rows.filter(|(_, rest)| kinds.iter().any(|kind| rest.starts_with(kind)));
+    let named: BTreeSet<String> = names.map(|(name, _)| name.split('{').next().unwrap().to_owned()).collect();
     let served = Served::new(Figures::new(false));
     let found: BTreeSet<String> = parse(&get(&served, "/metrics").text).into_keys().collect();
     assert_eq!(named, found);

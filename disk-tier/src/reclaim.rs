@@ -132,6 +132,7 @@ impl Log {
                 self.forget(&known.fingerprint);
                 self.ghosts.add(&known.fingerprint, now_nanos);
                 self.counters.evicted += 1;
+                self.counters.evicted_bytes += u64::from(known.location.pages) * ALIGN_BYTES;
             }
             self.segments.at_mut(segment).phase = Phase::Reclaiming;
             return Some(Plan { segment, keep: pinned, dropped });

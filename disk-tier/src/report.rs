@@ -108,6 +108,8 @@ pub struct DiskCounters {
     pub reinserted: u64,
     /// Records dropped by reclaim.
     pub evicted: u64,
+    /// Bytes that they had there.
+    pub evicted_bytes: u64,
     /// Records, or segments of them, that were not taken over at recovery: torn, stale, foreign, of a deleted namespace.
     pub skipped_records: u64,
     /// Segments whose header was not sound at recovery.

@@ -3,14 +3,13 @@
 //! `docs/daemon.md` lists the names. Every figure comes from the snapshot, which counts each thing once; the text is written by the
 //! exporter's own formatting.
 
-use std::collections::BTreeMap;
 use std::fmt::Display;
 
 use metrics::{Key, Label};
 use metrics_exporter_prometheus::LabelSet;
 use metrics_exporter_prometheus::formatting::{write_help_line, write_metric_line, write_type_line};
 
-use crate::stats::{ByName, Latency, Name, Snapshot, State, TierUse};
+use crate::stats::{Ages, ByName, Latency, Process, Snapshot, State, TierUse};
 
 /// The media type of the text.
 pub(crate) const MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -24,13 +23,11 @@ pub(crate) fn render(snapshot: &Snapshot) -> String {
     tiers(&mut text, snapshot);
     clients(&mut text, snapshot);
     trust(&mut text, snapshot);
-    text.histograms(
-        "kvtier_op_duration_seconds",
-        "Duration of operations",
-        "op",
-        &snapshot.latency.bounds_us,
-        &snapshot.latency.operations,
-    );
+    let latency = &snapshot.latency;
+    let operations = latency.operations.iter().map(|(operation, times)| (vec![("op", &**operation)], times));
+    text.histogram("kvtier_op_duration_seconds", "Duration of operations", &latency.bounds_us, operations);
+    ages(&mut text, &snapshot.ages);
+    process(&mut text, &snapshot.process);
     text.0
 }
 
@@ -116,6 +113,7 @@ fn tiers(text: &mut Text, snapshot: &Snapshot) {
     gauge(text, "kvtier_tier_capacity_bytes", "The hard limit", |usage| usage.budget_bytes);
     gauge(text, "kvtier_tier_entries", "Blocks that can be found", |usage| usage.blocks);
     text.by_name("kvtier_evictions_total", "counter", "Copies dropped to make room", "tier", &snapshot.evictions);
+    text.by_name("kvtier_evicted_bytes_total", "counter", "Bytes of these copies", "tier", &snapshot.evicted_bytes);
     let Some(disk) = disk else { return };
     text.family("kvtier_tier_state", "gauge", "1 for the state that a tier is in");
     for state in ["recovering", "ready", "offline", "closed"] {
@@ -126,6 +124,8 @@ fn tiers(text: &mut Text, snapshot: &Snapshot) {
     text.line("kvtier_disk_io_bytes_total", &[("op", "write")], disk.written_bytes);
     text.family("kvtier_io_errors_total", "counter", "Operations that failed or were not ended in time");
     text.line("kvtier_io_errors_total", &[("tier", "disk")], disk.io_errors);
+    text.family("kvtier_io_inflight", "gauge", "Operations under way");
+    text.line("kvtier_io_inflight", &[("tier", "disk")], disk.io_inflight);
 }
 
 fn clients(text: &mut Text, snapshot: &Snapshot) {
@@ -153,6 +153,31 @@ fn trust(text: &mut Text, snapshot: &Snapshot) {
     text.single("kvtier_scrubbed_bytes_total", "counter", what, snapshot.scrubbed_bytes);
 }
 
+fn ages(text: &mut Text, ages: &Ages) {
+    for (name, what, times) in [
+        ("kvtier_block_lifetime_seconds", "From a copy's coming until it was evicted", &ages.lifetime),
+        (
+            "kvtier_block_idle_before_evict_seconds",
+            "From a copy's last use until it was evicted",
+            &ages.idle_before_evict,
+        ),
+        ("kvtier_block_reuse_gap_seconds", "From one use of a copy to the next", &ages.reuse_gap),
+    ] {
+        text.histogram(name, what, &ages.bounds_us, [(vec![("tier", "host")], times)]);
+    }
+}
+
+/// Under the names that every client of Prometheus gives them.
+fn process(text: &mut Text, process: &Process) {
+    let gauge = "gauge";
+    text.single("process_cpu_seconds_total", "counter", "Processor time, user and system", process.cpu_seconds);
+    text.single("process_start_time_seconds", gauge, "When the process was started", process.start_time_seconds);
+    text.single("process_resident_memory_bytes", gauge, "Memory that the process has", process.resident_bytes);
+    text.single("process_virtual_memory_bytes", gauge, "Address space of the process", process.virtual_bytes);
+    text.single("process_open_fds", gauge, "Descriptors that are open", process.open_fds);
+    text.single("process_max_fds", gauge, "Descriptors that may be", process.max_fds);
+}
+
 struct Text(String);
 
 impl Text {
@@ -178,17 +203,16 @@ impl Text {
     }
 
     /// Buckets count everything up to their end, which is given in seconds.
-    fn histograms(
+    fn histogram<'a>(
         &mut self,
         name: &str,
         what: &str,
-        label: &'static str,
         bounds_us: &[u64],
-        all: &BTreeMap<Name, Latency>,
+        all: impl IntoIterator<Item = (Vec<(&'static str, &'a str)>, &'a Latency)>,
     ) {
         self.family(name, "histogram", what);
-        for (value, times) in all {
-            let labels = set(&[(label, value)]);
+        for (labels, times) in all {
+            let labels = set(&labels);
             let mut total = 0;
             let ends = bounds_us.iter().map(|bound| (*bound as f64 / 1e6).to_string()).chain(["+Inf".to_owned()]);
             for (end, count) in ends.zip(&times.counts) {

@@ -42,13 +42,14 @@ use kvtier_sdk::wire::KeyParts;
 pub(crate) use adopt::Aside;
 pub(crate) use holdings::{Committed, Holdings, Leased, Reserved};
 
+use crate::server::ages::Watched;
 use crate::server::attic::Attic;
 use crate::server::cache::holdings::{Held, Reservation};
 use crate::server::cache::kept::Kept;
 use crate::server::class::{Class, ClassId, Pool};
 use crate::server::driver::{self, Brought, Driver, Load, Write};
 use crate::server::quota::{Left, Quotas};
-use crate::stats::{Amount, Counters, Reclaim};
+use crate::stats::{Ages, Amount, Counters, Reclaim};
 use crate::testing::{Planted, Point};
 
 /// How often the disk's thread looks whether it is to end, in milliseconds.
@@ -86,7 +87,7 @@ pub(crate) struct Cache {
 
 /// What the mutex guards.
 pub(crate) struct State {
-    classes: Vec<Class>,
+    pub(crate) classes: Vec<Class>,
     /// The class that was last opened, or written to.
     recent: ClassId,
     pub(crate) pool: Pool,
@@ -100,6 +101,7 @@ pub(crate) struct State {
     pub(crate) awaited: HashMap<Ticket, bool>,
     /// What came and went since somebody last asked.
     pub(crate) moved: Moved,
+    pub(crate) watched: Watched,
     /// Blocks that clients want kept, each with the reader that keeps it, until then.
     kept: HashMap<CopyKey, Kept>,
     pub(crate) quotas: Quotas,
@@ -180,7 +182,7 @@ impl Asked<'_> {
 /// Copies that came into the arena from the disk, and that were dropped from it.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Moved {
-    pub(crate) evicted: u64,
+    pub(crate) evicted: Amount,
     pub(crate) loaded: Amount,
     /// Copies in the attic that did not verify.
     pub(crate) damaged: u64,
@@ -231,6 +233,7 @@ impl Cache {
                 loads: HashMap::new(),
                 awaited: HashMap::new(),
                 moved: Moved::default(),
+                watched: Watched::default(),
                 kept: HashMap::new(),
                 quotas: Quotas::default(),
                 next: 0,
@@ -351,6 +354,11 @@ impl Cache {
     /// What came and went since this was last asked.
     pub(crate) fn take_moved(&self) -> Moved {
         std::mem::take(&mut self.state().moved)
+    }
+
+    /// How old copies get.
+    pub(crate) fn ages(&self) -> Ages {
+        self.state().watched.read()
     }
 
     pub(crate) fn used(&self) -> Used {

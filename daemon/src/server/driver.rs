@@ -20,7 +20,7 @@ use disk_tier::{DiskDone, DiskEnd, DiskOk, DiskTier, Refusal, WriteRequest};
 
 use crate::server::cache::State;
 use crate::server::class::ClassId;
-use crate::stats::Operation;
+use crate::stats::{Amount, Operation};
 
 /// A write under way.
 pub(crate) struct Write {
@@ -71,11 +71,25 @@ impl<'a> Driver<'a> {
 
     /// Feeds one event in, performs everything that follows from it, and returns the shard's answers.
     pub(crate) fn run(mut self, event: Event<'_>) -> Vec<Action> {
+        let loaded = match &event {
+            Event::Onboarded { entry, end: CopyEnd::Done } => Some(*entry),
+            _ => None,
+        };
         self.feed(event);
+        self.watch_coming(loaded);
         while let Some(action) = self.queue.pop_front() {
             self.perform(action);
         }
         self.answers
+    }
+
+    /// An entry has got a copy in the arena.
+    fn watch_coming(&mut self, entry: Option<EntryId>) {
+        let State { classes, watched, .. } = &mut *self.state;
+        let shard = &classes[self.class as usize].shard;
+        if let Some(key) = entry.and_then(|entry| shard.key(entry)) {
+            watched.came(key, self.now);
+        }
     }
 
     fn feed(&mut self, event: Event<'_>) {
@@ -86,14 +100,19 @@ impl<'a> Driver<'a> {
     fn perform(&mut self, action: Action) {
         match action {
             Action::Drop { key, tier: Tier::Device, .. } => {
-                self.state.moved.evicted += 1;
+                let shape = self.state.class(self.class).shape;
+                self.state.moved.evicted += Amount::of(1, &shape);
+                self.state.watched.evicted(&key, self.now);
                 // Leased only by a client that has vanished; the slot then rests.
                 let host = &self.state.class(self.class).host;
                 if host.remove(&key).is_err() {
                     host.revoke(&key);
                 }
             }
-            Action::Discard { key, tier: Tier::Device } => self.state.class(self.class).host.revoke(&key),
+            Action::Discard { key, tier: Tier::Device } => {
+                self.state.watched.lost(&key);
+                self.state.class(self.class).host.revoke(&key);
+            }
             // The disk tier has taken out a record that failed its check when it told of it.
             Action::Discard { tier: Tier::Disk, .. } => {}
             Action::Promote { entry, key } => {
@@ -120,8 +139,23 @@ impl<'a> Driver<'a> {
             Action::Demote { .. } | Action::Load { .. } | Action::Drop { .. } | Action::Discard { .. } => {
                 unreachable!("a lending shard has no second place of slots: {action:?}")
             }
-            answer => self.answers.push(answer),
+            answer => {
+                match &answer {
+                    Action::Committed { entry, inserted: true } => self.watch_coming(Some(*entry)),
+                    Action::Acquired { hits, .. } => self.watch_use(hits),
+                    _ => {}
+                }
+                self.answers.push(answer);
+            }
         }
+    }
+
+    /// Copies in the arena were asked for.
+    fn watch_use(&mut self, hits: &[(EntryId, Tier)]) {
+        let State { classes, watched, .. } = &mut *self.state;
+        let shard = &classes[self.class as usize].shard;
+        let in_arena = hits.iter().filter(|(_, tier)| *tier == Tier::Device);
+        in_arena.filter_map(|(entry, _)| shard.key(*entry)).for_each(|key| watched.used(key, self.now));
     }
 
     /// Starts to read a record into a slot.
@@ -215,10 +249,7 @@ impl Brought {
             drop(done.memory);
             if end == CopyEnd::Done {
                 let shape = state.class(load.class).shape;
-                let loaded = &mut state.moved.loaded;
-                loaded.blocks += 1;
-                loaded.tokens += u64::from(shape.block_tokens);
-                loaded.bytes += shape.slot_bytes();
+                state.moved.loaded += Amount::of(1, &shape);
             }
             Driver::new(Some(disk), state, load.class, now).run(Event::Onboarded { entry: load.entry, end });
             (end == CopyEnd::Done).then(|| (Operation::Load, load.since.elapsed()))

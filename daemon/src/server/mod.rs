@@ -26,6 +26,7 @@
 //! **Threads.** One for each connection, since its requests are answered in order and most take microseconds; one that takes in what the disk ends; one that
 //! keeps time (pins that expire) and scrubs; one that touches memory ahead of its use; the HTTP endpoint has a runtime of its own. A thread that works for all and panics ends the daemon.
 
+mod ages;
 mod attic;
 mod cache;
 mod class;
@@ -75,7 +76,9 @@ use crate::server::listen::Listener;
 use crate::server::manager::Manager;
 use crate::server::namespaces::Namespaces;
 use crate::server::requests::Requests;
-use crate::stats::{Amount, BlockStory, Client, Counters, Disk, Explanation, Gauges, Snapshot, Source, State, TierUse};
+use crate::stats::{
+    Amount, BlockStory, Client, Counters, Disk, Explanation, Gauges, Process, Snapshot, Source, State, TierUse,
+};
 use crate::testing::{Planted, Point, Testing};
 
 pub use error::ServeError;
@@ -404,8 +407,7 @@ impl Server {
     }
 
     pub(crate) fn amount(&self, class: ClassId, blocks: u64) -> Amount {
-        let shape = self.cache.state().class(class).shape;
-        Amount { blocks, tokens: blocks * u64::from(shape.block_tokens), bytes: blocks * shape.slot_bytes() }
+        Amount::of(blocks, &self.cache.state().class(class).shape)
     }
 
     /// A block of this class was taken in.

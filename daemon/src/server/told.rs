@@ -85,6 +85,8 @@ impl Source for Server {
             clients: lock(&self.connected).values().cloned().collect(),
             clients_max: u64::from(self.config.clients_max),
             leased_bytes: used.leased_bytes,
+            ages: self.cache.ages(),
+            process: Process::here(),
         })
     }
 

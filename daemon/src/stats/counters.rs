@@ -13,9 +13,10 @@ use cache_core::units::Tier;
 use disk_tier::{DiskState, DiskTier};
 
 use crate::stats::histogram::{BOUNDS_US, Histogram};
+use crate::stats::process::Process;
 use crate::stats::snapshot::{
-    Amount, ByName, Client, Clients, DiskUse, Latencies, Leases, Name, Saved, Snapshot, State, Stores, TierAmounts,
-    TierUse, Tiers, VERSION,
+    Ages, Amount, ByName, Client, Clients, DiskUse, Latencies, Leases, Name, Saved, Snapshot, State, Stores,
+    TierAmounts, TierUse, Tiers, VERSION,
 };
 
 /// Defines an enumeration of fixed names, each counted by its place.
@@ -174,7 +175,7 @@ pub struct Counters {
     present: Amounts,
     refused: [Count; StoreRefusal::NAMES.len()],
     loads: Amounts,
-    host_evictions: Count,
+    host_evictions: Amounts,
     form_bytes: [Count; FORMS.len()],
     latency: [Histogram; Operation::NAMES.len()],
     rejected: [Count; Rejection::NAMES.len()],
@@ -205,6 +206,10 @@ pub struct Gauges {
     pub clients_max: u64,
     /// Bytes of the slots that leases hold. A slot with two leases counts once.
     pub leased_bytes: u64,
+    /// How old copies in the arena get.
+    pub ages: Ages,
+    /// The daemon's process.
+    pub process: Process,
 }
 
 /// What a disk tier tells of itself.
@@ -212,6 +217,7 @@ pub struct Gauges {
 pub struct Disk {
     usage: DiskUse,
     evictions: u64,
+    evicted_bytes: u64,
     integrity_failures: u64,
 }
 
@@ -235,8 +241,10 @@ impl Disk {
                 read_bytes: counters.read_bytes,
                 written_bytes: counters.written_bytes,
                 io_errors: counters.io_errors,
+                io_inflight: tier.under_way() as u64,
             },
             evictions: counters.evicted,
+            evicted_bytes: counters.evicted_bytes,
             integrity_failures: counters.failed_checks,
         }
     }
@@ -282,9 +290,9 @@ impl Counters {
         self.loads.add(amount);
     }
 
-    /// So many copies were dropped from the arena to make room.
-    pub fn evicted(&self, blocks: u64) {
-        self.host_evictions.add(blocks);
+    /// So much was dropped from the arena to make room.
+    pub fn evicted(&self, amount: Amount) {
+        self.host_evictions.add(amount);
     }
 
     /// An operation took so long.
@@ -331,7 +339,7 @@ impl Counters {
     pub fn snapshot(&self, now: Gauges) -> Snapshot {
         let disk = now.disk.clone().unwrap_or_default();
         let sum = |of: fn(&Client) -> u64| now.clients.iter().map(of).sum();
-        let present = self.present.read();
+        let (present, evicted) = (self.present.read(), self.host_evictions.read());
         Snapshot {
             version: VERSION,
             daemon: Hex(now.daemon).to_string(),
@@ -350,7 +358,9 @@ impl Counters {
                 refused: by_name(StoreRefusal::NAMES, &self.refused),
             },
             loads: self.loads.read(),
-            evictions: by_tier([self.host_evictions.read(), disk.evictions]),
+            evictions: by_tier([evicted.blocks, disk.evictions]),
+            evicted_bytes: by_tier([evicted.bytes, disk.evicted_bytes]),
+            ages: now.ages,
             saved: Saved { sharing_bytes: present.bytes, form_bytes: by_name(&FORMS, &self.form_bytes) },
             latency: Latencies {
                 bounds_us: BOUNDS_US.to_vec(),
@@ -377,6 +387,7 @@ impl Counters {
             protocol_errors: by_name(ProtocolError::NAMES, &self.protocol_errors),
             copied_bytes: self.copied_bytes.read(),
             scrubbed_bytes: self.scrubbed_bytes.read(),
+            process: now.process,
             tiers: Tiers { host: now.host, disk: now.disk.map(|disk| disk.usage) },
         }
     }

@@ -12,18 +12,50 @@ pub const BOUNDS_US: [u64; 27] = [
     200_000, 500_000, 1_000_000, 2_000_000, 5_000_000, 10_000_000,
 ];
 
+/// The same for how long blocks stay: 10 ms to a week.
+pub const AGE_BOUNDS_US: [u64; 14] = [
+    10_000,
+    100_000,
+    1_000_000,
+    5_000_000,
+    15_000_000,
+    60_000_000,
+    300_000_000,
+    900_000_000,
+    3_600_000_000,
+    10_800_000_000,
+    43_200_000_000,
+    86_400_000_000,
+    259_200_000_000,
+    604_800_000_000,
+];
+
 /// Durations by bucket. Any number of threads record; a reader sees each of them once, sooner or later.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Histogram {
-    counts: [AtomicU64; BOUNDS_US.len() + 1],
+    bounds_us: &'static [u64],
+    counts: Box<[AtomicU64]>,
     sum_nanos: AtomicU64,
 }
 
+/// Of operations: up to [`BOUNDS_US`].
+impl Default for Histogram {
+    fn default() -> Histogram {
+        Histogram::new(&BOUNDS_US)
+    }
+}
+
 impl Histogram {
-    /// Counts one operation.
+    /// With these upper ends, and a bucket without one. The ends rise.
+    pub fn new(bounds_us: &'static [u64]) -> Histogram {
+        let counts = (0..=bounds_us.len()).map(|_| AtomicU64::new(0)).collect();
+        Histogram { bounds_us, counts, sum_nanos: AtomicU64::new(0) }
+    }
+
+    /// Counts one duration.
     pub fn record(&self, took: Duration) {
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        let bucket = BOUNDS_US.partition_point(|bound| bound * 1000 < nanos);
+        let bucket = self.bounds_us.partition_point(|bound| bound * 1000 < nanos);
         self.counts[bucket].fetch_add(1, Ordering::Relaxed);
         self.sum_nanos.fetch_add(nanos, Ordering::Relaxed);
     }
@@ -32,22 +64,22 @@ impl Histogram {
     pub fn read(&self) -> Latency {
         let counts: Vec<u64> = self.counts.iter().map(|count| count.load(Ordering::Relaxed)).collect();
         let sum_us = self.sum_nanos.load(Ordering::Relaxed) as f64 / 1e3;
-        let [p50_us, p90_us, p99_us] = [0.5, 0.9, 0.99].map(|share| quantile(&counts, share));
+        let [p50_us, p90_us, p99_us] = [0.5, 0.9, 0.99].map(|share| quantile(self.bounds_us, &counts, share));
         Latency { count: counts.iter().sum(), sum_us, counts, p50_us, p90_us, p99_us }
     }
 }
 
-/// The duration in microseconds that `share` of the operations did not exceed, taking those of a bucket as spread evenly over it; the last
-/// end for the bucket without one. `None` without operations.
-fn quantile(counts: &[u64], share: f64) -> Option<f64> {
+/// The duration in microseconds that `share` of them did not exceed, taking those of a bucket as spread evenly over it; the last
+/// end for the bucket without one. `None` when nothing was counted.
+fn quantile(bounds_us: &[u64], counts: &[u64], share: f64) -> Option<f64> {
     let total: u64 = counts.iter().sum();
     let wanted = share * total as f64;
     let mut before = 0.0;
     for (bucket, count) in counts.iter().enumerate().filter(|(_, count)| **count > 0) {
         let count = *count as f64;
         if before + count >= wanted {
-            let low = bucket.checked_sub(1).map_or(0, |below| BOUNDS_US[below]) as f64;
-            let high = BOUNDS_US.get(bucket).copied().unwrap_or(BOUNDS_US[BOUNDS_US.len() - 1]) as f64;
+            let low = bucket.checked_sub(1).map_or(0, |below| bounds_us[below]) as f64;
+            let high = bounds_us.get(bucket).or(bounds_us.last()).copied().unwrap_or(0) as f64;
             return Some(low + (high - low).max(0.0) * (wanted - before) / count);
         }
         before += count;

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `counters` | what the server counts, and the snapshot made of it |
 //! | `histogram` | durations in fixed buckets |
+//! | `process` | what the kernel tells of the process |
 //! | `snapshot` | the answer of `/stats` |
 //! | `explanation` | the answer of `/explain` |
 //!
@@ -12,13 +13,15 @@
 mod counters;
 mod explanation;
 mod histogram;
+mod process;
 mod snapshot;
 
 pub use counters::{Counters, Disk, Gauges, Operation, ProtocolError, Reclaim, Rejection, StoreRefusal};
 pub use explanation::{BlockStory, Explanation};
-pub use histogram::{BOUNDS_US, Histogram};
+pub use histogram::{AGE_BOUNDS_US, BOUNDS_US, Histogram};
+pub use process::Process;
 pub use snapshot::{
-    Amount, ByName, Client, Clients, DiskUse, Latencies, Latency, Leases, Name, Saved, Snapshot, State, Stores,
+    Ages, Amount, ByName, Client, Clients, DiskUse, Latencies, Latency, Leases, Name, Saved, Snapshot, State, Stores,
     TierAmounts, TierUse, Tiers, VERSION,
 };
 

@@ -2,8 +2,13 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::ops::AddAssign;
 
+use cache_core::payload::BlockShape;
 use serde::{Deserialize, Serialize};
+
+use crate::stats::histogram::{AGE_BOUNDS_US, Histogram};
+use crate::stats::process::Process;
 
 /// The version of the format. Fields may be added under one version; none is removed or gets another meaning.
 pub const VERSION: u32 = 1;
@@ -68,6 +73,10 @@ pub struct Snapshot {
     pub loads: Amount,
     /// Copies dropped to make room, by tier.
     pub evictions: ByName,
+    /// Their bytes.
+    pub evicted_bytes: ByName,
+    /// How old copies in the host arena get.
+    pub ages: Ages,
     /// Bytes that were not needed.
     pub saved: Saved,
     /// How long operations took.
@@ -86,6 +95,8 @@ pub struct Snapshot {
     pub copied_bytes: u64,
     /// Bytes in memory that the scrubber has checked again.
     pub scrubbed_bytes: u64,
+    /// The daemon's process.
+    pub process: Process,
 }
 
 /// The tiers of the daemon.
@@ -134,6 +145,8 @@ pub struct DiskUse {
     pub written_bytes: u64,
     /// Operations that failed or were not ended in time.
     pub io_errors: u64,
+    /// Operations under way.
+    pub io_inflight: u64,
 }
 
 /// So much of something.
@@ -145,6 +158,21 @@ pub struct Amount {
     pub tokens: u64,
     /// Bytes.
     pub bytes: u64,
+}
+
+impl Amount {
+    /// So many blocks of this shape.
+    pub fn of(blocks: u64, shape: &BlockShape) -> Amount {
+        Amount { blocks, tokens: blocks * u64::from(shape.block_tokens), bytes: blocks * shape.slot_bytes() }
+    }
+}
+
+impl AddAssign for Amount {
+    fn add_assign(&mut self, other: Amount) {
+        self.blocks += other.blocks;
+        self.tokens += other.tokens;
+        self.bytes += other.bytes;
+    }
 }
 
 /// So much of something in each tier.
@@ -185,7 +213,28 @@ pub struct Latencies {
     pub operations: BTreeMap<Name, Latency>,
 }
 
-/// Durations of one operation.
+/// How old copies in the host arena get: of one in 64, told by its hash.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Ages {
+    /// Upper ends of the buckets in microseconds; a last bucket has none.
+    pub bounds_us: Vec<u64>,
+    /// From a copy's coming until it was evicted.
+    pub lifetime: Latency,
+    /// From the last time that it was asked for, or its coming, until it was evicted.
+    pub idle_before_evict: Latency,
+    /// From one time that it was asked for, or its coming, to the next.
+    pub reuse_gap: Latency,
+}
+
+/// Nothing seen so far.
+impl Default for Ages {
+    fn default() -> Ages {
+        let [lifetime, idle_before_evict, reuse_gap] = [(); 3].map(|()| Histogram::new(&AGE_BOUNDS_US).read());
+        Ages { bounds_us: AGE_BOUNDS_US.to_vec(), lifetime, idle_before_evict, reuse_gap }
+    }
+}
+
+/// Durations of one operation, or of one kind.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Latency {
     /// Operations.

@@ -9,8 +9,8 @@ use cache_core::form::Form;
 use cache_core::miss::MissReason;
 use cache_core::units::Tier;
 use kvtier_daemon::stats::{
-    Amount, BlockStory, Client, Counters, Disk, Explanation, Gauges, Operation, ProtocolError, Reclaim, Rejection,
-    Snapshot, Source, State, StoreRefusal, TierUse,
+    AGE_BOUNDS_US, Ages, Amount, BlockStory, Client, Counters, Disk, Explanation, Gauges, Histogram, Operation,
+    Process, ProtocolError, Reclaim, Rejection, Snapshot, Source, State, StoreRefusal, TierUse,
 };
 
 /// Figures that go on with every answer, when `moves`; all of them differ, so that one in another's place is noticed.
@@ -58,7 +58,7 @@ impl Figures {
             counters.refused(refusal, 41 + place as u64);
         }
         counters.loaded(amount(4));
-        counters.evicted(23);
+        counters.evicted(amount(23));
         for (place, operation) in
             [Operation::Lookup, Operation::Acquire, Operation::Commit, Operation::Load].into_iter().enumerate()
         {
@@ -91,8 +91,26 @@ impl Figures {
             clients: (1..=3).map(client).collect(),
             clients_max: 256,
             leased_bytes: 123_456_789,
+            ages: ages(),
+            process: Process {
+                cpu_seconds: 12.25,
+                start_time_seconds: 1.75e9,
+                resident_bytes: 345_678_912,
+                virtual_bytes: 4_567_891_236,
+                open_fds: 43,
+                max_fds: 1024,
+            },
         }
     }
+}
+
+fn ages() -> Ages {
+    let times = |count: u64| {
+        let histogram = Histogram::new(&AGE_BOUNDS_US);
+        (0..count).for_each(|step| histogram.record(Duration::from_millis(7 * step.pow(4))));
+        histogram.read()
+    };
+    Ages { bounds_us: AGE_BOUNDS_US.to_vec(), lifetime: times(37), idle_before_evict: times(61), reuse_gap: times(90) }
 }
 
 impl Source for Figures {
@@ -106,7 +124,7 @@ impl Source for Figures {
         disk.usage = TierUse::new(5_000_000_000, 8 << 30, 3100);
         disk.state = "offline".into();
         disk.reason = Some("write: No space left on device".to_owned());
-        (disk.read_bytes, disk.written_bytes, disk.io_errors) = (1_000_003, 2_000_005, 6);
+        (disk.read_bytes, disk.written_bytes, disk.io_errors, disk.io_inflight) = (1_000_003, 2_000_005, 6, 3);
         self.given.lock().unwrap().insert(snapshot.uptime_ms, snapshot.clone());
         snapshot
     }

@@ -61,13 +61,8 @@ impl Session {
     }
 
     pub(super) fn count_found(&self, asked: &Asked<'_>, leased: &[cache::Leased], miss: Option<MissReason>) {
-        let shape = asked.shape;
         let counters = &self.server.counters;
-        let amount = |blocks: u64| Amount {
-            blocks,
-            tokens: blocks * u64::from(shape.block_tokens),
-            bytes: blocks * shape.slot_bytes(),
-        };
+        let amount = |blocks: u64| Amount::of(blocks, &asked.shape);
         counters.requested(amount(asked.links.len() as u64));
         for tier in [cache_core::units::Tier::Host, cache_core::units::Tier::Disk] {
             counters.hit(tier, amount(leased.iter().filter(|leased| leased.tier == tier).count() as u64));
