@@ -33,6 +33,7 @@ pub fn answer_json(answer: &Answer, tokenizer: &Tokenizer, engine: &Engine) -> V
         .collect();
     json!({
         "request_id": answer.id,
+        "namespace": Hex(answer.namespace.bytes()).to_string(),
         "tokens": answer.tokens,
         "logits_digest": Hex(&answer.logits_digest).to_string(),
         "text": text(tokenizer, &answer.tokens),

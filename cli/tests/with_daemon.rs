@@ -108,6 +108,8 @@ fn an_answer_says_the_same_with_a_daemon_and_without() {
         for equal in ["logits_digest", "tokens", "text", "prompt_tokens"] {
             assert_eq!(other[equal], alone[equal], "{equal}: {other} {alone}");
         }
+        // The one of salt a, whatever keeps the blocks.
+        assert!(other["namespace"] == first["namespace"] && other["namespace"] != alone["namespace"], "{other}");
     }
 }
 
@@ -126,11 +128,15 @@ fn what_a_salt_had_is_gone_and_nobody_elses_is() {
     daemon.end();
     let daemon = Daemon::start(folder.path());
     assert_eq!(cached(&shared(folder.path(), &daemon, "a")), 0);
-    assert!(cached(&shared(folder.path(), &daemon, "b")) >= 128);
+    let theirs = shared(folder.path(), &daemon, "b");
+    assert!(cached(&theirs) >= 128);
     let output = daemon.delete(&["--salt", "nobody"]);
     assert_eq!(String::from_utf8_lossy(&output.stdout), "deleted 0 namespaces\n");
-    let output = daemon.delete(&["--namespace", &"0".repeat(64)]);
+    // By the name that an answer tells.
+    let namespace = theirs["namespace"].as_str().expect("64 digits");
+    let output = daemon.delete(&["--namespace", namespace]);
     assert_eq!(String::from_utf8_lossy(&output.stdout), "deleted 1 namespace\n");
+    assert_eq!(cached(&shared(folder.path(), &daemon, "b")), 0);
     daemon.end();
 }
 

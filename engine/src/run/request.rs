@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use cache_core::hash::Namespace;
+
 use crate::run::paging::LoadedBytes;
 use crate::run::sampler::Sampling;
 
@@ -42,6 +44,8 @@ pub struct CachedTokens {
 pub struct Answer {
     /// The request's.
     pub id: String,
+    /// Whose blocks it shares: everything that makes them compatible, and the tenant.
+    pub namespace: Namespace,
     /// Generated token ids.
     pub tokens: Vec<u32>,
     /// SHA-256 over the f32 little-endian logits of every generated token.

@@ -189,6 +189,7 @@ impl Sequence {
         let first = self.first_token.unwrap_or_else(Instant::now);
         Answer {
             id: self.request.id,
+            namespace: self.namespace,
             tokens: self.tokens[self.request.prompt.len()..].to_vec(),
             logits_digest: self.digest.finalize().into(),
             prompt_tokens: self.request.prompt.len() as u32,
