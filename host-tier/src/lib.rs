@@ -5,6 +5,7 @@
 #![deny(unsafe_code)]
 
 mod adopted;
+mod arena;
 mod error;
 mod extent;
 mod generation;
