@@ -1,25 +1,23 @@
-//! The wire protocol: bytes that never change, what comes back of what was sent, and what is refused.
+//! The wire protocol: bytes that never change, and what is refused. What comes back of what was sent is in `roundtrip`, what is said of memory and blocks in
+//! `shapes`.
 
 use std::collections::BTreeSet;
 use std::io::{self, Read};
 
 use cache_core::chain::Link;
-use cache_core::form::{Accept, Form, FormMapId, Opaque, Provenance};
-use cache_core::hash::{BlockHash, Namespace, TenantId, WeightsId};
+use cache_core::form::{Accept, Form, FormMapId, Provenance};
+use cache_core::hash::{BlockHash, Namespace, TenantId};
 use cache_core::key::GroupId;
-use cache_core::manifest::{GroupKind, HeadSlice, LayerGroup, Manifest, RopeIdentity};
 use cache_core::miss::MissReason;
-use cache_core::payload::BlockShape;
-use cache_core::units::{SlotIndex, Tier};
+use cache_core::units::Tier;
 use kvtier_sdk::wire::*;
-use proptest::collection::vec;
-use proptest::prelude::*;
-use samples::{Parts, sample};
+use samples::sample;
 use sha2::{Digest, Sha256};
-use zerocopy::byteorder::little_endian::{U32, U64};
 
-#[path = "common/wire_samples.rs"]
+mod roundtrip;
+#[path = "../common/wire_samples.rs"]
 mod samples;
+mod shapes;
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -34,7 +32,7 @@ fn header(frame: &[u8]) -> (FrameHeader, &[u8]) {
 /// `golden/wire_frames.py` made them with Python's `struct` alone, from `docs/protocol.md`.
 #[test]
 fn every_frame_has_the_bytes_that_the_documentation_says() {
-    let golden: Vec<&str> = include_str!("golden/wire_frames.txt").lines().collect();
+    let golden: Vec<&str> = include_str!("../golden/wire_frames.txt").lines().collect();
     let parts = sample();
     let frames = parts.frames();
     assert_eq!(frames.len(), golden.len());
@@ -350,154 +348,6 @@ fn reserved_bytes_are_zero_and_codes_are_known() {
     assert_eq!(spoilt(replies[7].clone(), 4, 0), value("CommitReply.answers"));
 }
 
-fn extent() -> MapExtentReply {
-    let (bytes, words_bytes, slots_offset) = (3 * 4096 + 10 * 8192, 4096, 2 * 4096);
-    MapExtentReply { bytes, words_offset: 4096, words_bytes, slots_offset, first_slot: SlotIndex(100), slots: 10 }
-}
-
-#[test]
-fn an_extent_tells_where_its_slots_are_and_of_no_others() {
-    let place = |slot| extent().place(SlotIndex(slot), 8192).map(|place| (place.word_offset, place.image_offset));
-    assert_eq!(place(100), Some((4096, 8192)));
-    assert_eq!(place(109), Some((4096 + 72, 8192 + 9 * 8192)));
-    assert_eq!([place(99), place(110), place(u32::MAX)], [None; 3]);
-    assert_eq!(extent().place(SlotIndex(109), 8704), None, "the image would end behind the extent");
-    assert_eq!(extent().place(SlotIndex(101), u64::MAX), None);
-}
-
-#[test]
-fn extents_that_contradict_themselves_are_refused() {
-    let mut body = Vec::new();
-    extent().encode(&mut body);
-    assert_eq!(MapExtentReply::decode(&body), Ok(extent()));
-    type Change = fn(&mut MapExtentReply);
-    let changes: [Change; 9] = [
-        |reply| reply.bytes += 1,
-        |reply| reply.bytes = 4096,
-        |reply| reply.words_offset = 8,
-        |reply| reply.words_offset = 8192,
-        |reply| reply.words_bytes = 8192,
-        |reply| reply.words_offset = u64::MAX - 4095,
-        |reply| reply.slots_offset += 8,
-        |reply| reply.slots = 513,
-        |reply| reply.first_slot = SlotIndex(u32::MAX - 1),
-    ];
-    for (index, change) in changes.into_iter().enumerate() {
-        let mut reply = extent();
-        change(&mut reply);
-        body.clear();
-        reply.encode(&mut body);
-        assert!(matches!(MapExtentReply::decode(&body), Err(WireError::Contradiction { .. })), "{index}");
-    }
-}
-
-#[test]
-fn shapes_are_bounded_before_anyone_computes_with_them() {
-    let sound = BlockShape { layers: 30, kv_heads: 3, head_dim: 64, block_tokens: 64, form: Form::Raw16 };
-    let decoded = |shape: BlockShape| {
-        let mut body = Vec::new();
-        shape.encode(&mut body);
-        BlockShape::decode(&body)
-    };
-    for name in ["raw16", "raw32", "sx12", "i8h", "kc4vt4", "kc4vt4:k8=0-3+29:v8=0"] {
-        let shape = sound.with_form(name.parse().unwrap());
-        assert_eq!(decoded(shape), Ok(shape));
-    }
-    let whole = sound.with_form("kc4vt4:k8=all:v8=0-29".parse().unwrap());
-    assert_eq!(decoded(whole), Ok(sound.with_form(Form::I8h)), "a map is taken as one of its model");
-    let too_many = |field, found, most| Err(WireError::TooMany { field, found, most });
-    assert_eq!(decoded(BlockShape { layers: 1025, ..sound }), too_many("shape.layers", 1025, 1024));
-    assert_eq!(
-        decoded(BlockShape { head_dim: u32::MAX, ..sound }),
-        too_many("shape.head_dim", u64::from(u32::MAX), 1 << 14)
-    );
-    assert_eq!(decoded(BlockShape { kv_heads: 0, ..sound }), Err(WireError::Value { field: "shape.kv_heads" }));
-    assert_eq!(
-        decoded(BlockShape { layers: 29, ..sound.with_form("kc4vt4:k8=29".parse().unwrap()) }),
-        Err(WireError::Value { field: "shape.form" })
-    );
-    let odd = BlockShape { head_dim: 60, form: Form::I8h, ..sound };
-    assert!(matches!(decoded(odd), Err(WireError::Contradiction { .. })));
-    let largest =
-        BlockShape { layers: 1024, kv_heads: 1 << 12, head_dim: 1 << 14, block_tokens: 1 << 14, form: Form::Raw32 };
-    assert!(matches!(decoded(largest), Err(WireError::TooMany { field: "shape", most: SLOT_BYTES_MAX, .. })));
-}
-
-#[test]
-fn a_shape_that_is_not_the_manifests_is_refused() {
-    let parts = sample();
-    let Request::OpenNamespace(sound) = parts.requests().swap_remove(1) else { panic!("the second kind") };
-    type Change = fn(&mut OpenNamespace);
-    let changes: [Change; 6] = [
-        |open| open.shape.layers = 3,
-        |open| open.shape.kv_heads = 4,
-        |open| open.shape.head_dim = 128,
-        |open| open.shape.block_tokens = 32,
-        |open| open.group = GroupId(1),
-        |open| open.group = GroupId(5),
-    ];
-    for (index, change) in changes.into_iter().enumerate() {
-        let (mut open, mut body) = (sound.clone(), Vec::new());
-        change(&mut open);
-        open.encode(&mut body);
-        let refused = OpenNamespace::decode(&body).unwrap_err();
-        let group = WireError::Value { field: "OpenNamespace.group" };
-        assert!(matches!(refused, WireError::Contradiction { .. }) || refused == group, "{index}: {refused}");
-    }
-}
-
-/// The layout of opaque bytes is part of the namespace: a manifest that does not name it, or another one, is no manifest of such blocks.
-#[test]
-fn an_opaque_form_is_named_by_its_manifest() {
-    let parts = sample();
-    let Request::OpenNamespace(sound) = parts.requests().swap_remove(1) else { panic!("the second kind") };
-    let [form, other] = ["NHD", "HND"].map(|layout| Form::from(Opaque::new(4097, Opaque::digest(layout)).unwrap()));
-    let longer = Form::from(Opaque::new(4098, Opaque::digest("NHD")).unwrap());
-    let opened = |dtype: String, form: Form| {
-        let mut open = sound.clone();
-        (open.manifest.dtype, open.shape.form) = (dtype, form);
-        // Heads of any size, since they say nothing of the bytes.
-        (open.manifest.groups[0].head_dim, open.shape.head_dim) = (57, 57);
-        let mut body = Vec::new();
-        open.encode(&mut body);
-        OpenNamespace::decode(&body).map(|found| assert_eq!(found, *open))
-    };
-    assert_eq!(opened(form.name(), form), Ok(()));
-    assert_eq!(opened("bf16".to_owned(), Form::Raw16), Ok(()));
-    for (dtype, form) in [
-        ("bf16".to_owned(), form),
-        (other.name(), form),
-        (longer.name(), form),
-        (form.name(), Form::Raw16),
-        ("opaque:4097".to_owned(), Form::Raw16),
-    ] {
-        let refused = opened(dtype.clone(), form);
-        assert!(matches!(refused, Err(WireError::Contradiction { .. })), "{dtype} and {form}: {refused:?}");
-    }
-    let huge = Form::from(Opaque::new(Opaque::LAYER_BYTES_MAX, [0; 32]).unwrap());
-    assert!(matches!(opened(huge.name(), huge), Err(WireError::TooMany { field: "shape", .. })));
-}
-
-#[test]
-fn manifests_end_at_their_limits() {
-    let sound = sample().manifest;
-    let decoded = |change: &dyn Fn(&mut Manifest)| {
-        let (mut manifest, mut body) = (sound.clone(), Vec::new());
-        change(&mut manifest);
-        manifest.encode(&mut body);
-        Manifest::decode(&body).map(|decoded| assert_eq!(decoded, manifest))
-    };
-    assert_eq!(decoded(&|_| {}), Ok(()));
-    assert_eq!(decoded(&|manifest| manifest.adapter = "x".repeat(1024)), Ok(()));
-    let too_many = |field, found, most| Err(WireError::TooMany { field, found, most });
-    assert_eq!(decoded(&|manifest| manifest.adapter = "x".repeat(1025)), too_many("manifest.adapter", 1025, 1024));
-    assert_eq!(decoded(&|manifest| manifest.groups[0].layers = vec![1; 1024]), Ok(()));
-    assert_eq!(decoded(&|manifest| manifest.groups[0].layers = vec![1; 1025]), too_many("manifest.layers", 4100, 4096));
-    let groups = |count| vec![sound.groups[0].clone(); count];
-    assert_eq!(decoded(&|manifest| manifest.groups = groups(64)), Ok(()));
-    assert_eq!(decoded(&|manifest| manifest.groups = groups(65)), too_many("manifest.groups", 65, 64));
-}
-
 #[test]
 fn errors_read_after_failed_to() {
     let errors = [
@@ -513,147 +363,6 @@ fn errors_read_after_failed_to() {
         "take a body of 9 bytes: 8 are the most",
     ];
     assert_eq!(errors.map(|error| error.to_string()), expected);
-}
-
-fn group() -> impl Strategy<Value = LayerGroup> {
-    let kind = prop_oneof![
-        Just(GroupKind::Full),
-        any::<u32>().prop_map(|tokens| GroupKind::Window { tokens }),
-        any::<u64>().prop_map(|snapshot_bytes| GroupKind::Recurrent { snapshot_bytes }),
-        any::<u32>().prop_map(|width| GroupKind::Latent { width }),
-        ".{0,20}".prop_map(|name| GroupKind::Side { name }),
-    ];
-    (kind, vec(any::<u32>(), 1..40), 1u32..16, 1u32..16).prop_map(|(kind, layers, kv_heads, eights)| LayerGroup {
-        kind,
-        layers,
-        kv_heads,
-        head_dim: 8 * eights,
-    })
-}
-
-fn manifest() -> impl Strategy<Value = Manifest> {
-    let ranks = any::<(u32, u32, u32, u32)>()
-        .prop_map(|(rank, size, stage, stages)| HeadSlice { tensor_parallel: (rank, size), pipeline: (stage, stages) });
-    (
-        any::<[u8; 32]>(),
-        [".{0,20}", ".{0,9}", ".{0,9}", ".{0,9}", ".{0,9}"],
-        1u32..16,
-        vec(group(), 1..4),
-        ranks,
-        any::<(u32, u32)>(),
-    )
-        .prop_map(
-            |(weights, [architecture, dtype, scaling, adapter, numerics], eights, groups, head_slice, rope)| {
-                let rope = RopeIdentity { dimensions: rope.0, base_bits: rope.1, scaling };
-                let weights = WeightsId(weights);
-                let block_tokens = 8 * eights;
-                Manifest { weights, architecture, dtype, block_tokens, groups, head_slice, rope, adapter, numerics }
-            },
-        )
-}
-
-fn hit() -> impl Strategy<Value = Hit> {
-    (any::<[u64; 4]>(), any::<[u32; 3]>(), tier()).prop_map(|(long, short, tier)| Hit {
-        lease: LeaseId(U64::new(long[0])),
-        offset: U64::new(long[1]),
-        generation: U64::new(long[2]),
-        provenance: U64::new(long[3]),
-        slot: U32::new(short[0]),
-        extent: U32::new(short[1]),
-        form: U32::new(short[2]),
-        tier,
-        reserved: Zero::BYTES,
-    })
-}
-
-fn tier() -> impl Strategy<Value = TierCode> {
-    prop::sample::select(vec![TierCode::Device, TierCode::Host, TierCode::Disk, TierCode::Remote])
-}
-
-fn answer() -> impl Strategy<Value = Reserved> {
-    let codes = vec![ReserveCode::Reserved, ReserveCode::Present, ReserveCode::PendingElsewhere, ReserveCode::Full];
-    (any::<(u64, u64)>(), prop::sample::select(codes)).prop_map(|((reservation, offset), answer)| Reserved {
-        reservation: ReservationId(U64::new(reservation)),
-        staging_offset: U64::new(offset),
-        answer,
-        reserved: Zero::BYTES,
-    })
-}
-
-fn parts() -> impl Strategy<Value = Parts> {
-    let forms = ["raw16", "raw32", "sx12", "i8h", "kc4vt4", "kc4vt4:k8=0", "kc4vt4:k8=all", "kc4vt4:v8=0-1+3"];
-    let forms: Vec<Form> = forms.iter().map(|name| name.parse().unwrap()).collect();
-    let commits = vec![CommitCode::Inserted, CommitCode::Present, CommitCode::FailedCheck, CommitCode::Unknown];
-    let accept = prop::option::of(1u32..).prop_map(|form| match form {
-        None => AcceptId::Exact,
-        Some(form) => AcceptId::AtLeast(FormMapId(form)),
-    });
-    let lists = (
-        vec(any::<[u8; 32]>().prop_map(BlockHash), 0..40),
-        vec(any::<u64>(), 0..40),
-        vec(tier(), 0..40),
-        vec(prop::sample::select(commits), 0..40),
-        vec(hit(), 0..20),
-        vec(answer(), 0..20),
-    );
-    let names = ("[^\\p{Cc}]{0,16}", ".{0,100}", prop::option::of(prop::sample::select(MissReason::ALL.to_vec())));
-    let depth = prop_oneof![Just(0), 0..u32::MAX - 40];
-    (lists, names, accept, manifest(), prop::sample::select(forms), depth, any::<([u8; 32], [u64; 6])>()).prop_map(
-        |((hashes, ids, tiers, commits, hits, answers), (name, json, miss), accept, manifest, form, depth, own)| {
-            Parts {
-                hashes,
-                depth,
-                ids: own.0,
-                numbers: own.1,
-                name,
-                json,
-                miss,
-                accept,
-                manifest,
-                form,
-                leases: ids.iter().map(|id| LeaseId(U64::new(*id))).collect(),
-                reservations: ids.iter().map(|id| ReservationId(U64::new(*id))).collect(),
-                tiers,
-                commits,
-                hits,
-                answers,
-            }
-        },
-    )
-}
-
-/// JSON bodies are text that may end anywhere.
-fn may_end_anywhere(header: &FrameHeader) -> bool {
-    header.is_reply && [Kind::Stats.number(), Kind::Explain.number()].contains(&header.kind)
-}
-
-proptest! {
-    #[test]
-    fn what_is_sent_is_what_is_read_and_nothing_less_or_more(parts in parts()) {
-        let (requests, replies, frames) = (parts.requests(), parts.replies(), parts.frames());
-        for (frame, request) in frames.iter().zip(&requests) {
-            let (header, body) = header(frame);
-            prop_assert_eq!(&Request::parse(&header, body).unwrap(), request);
-        }
-        for (frame, reply) in frames[requests.len()..].iter().zip(&replies) {
-            let (header, body) = header(frame);
-            prop_assert_eq!(&Reply::parse(&header, body).unwrap().unwrap(), reply);
-        }
-        for frame in &frames[..frames.len() - 1] {
-            let (header, body) = header(frame);
-            let is_read = |body: &[u8]| match header.is_reply {
-                true => Reply::parse(&header, body).is_ok(),
-                false => Request::parse(&header, body).is_ok(),
-            };
-            if !may_end_anywhere(&header) {
-                // Every end of a short body, some of a long one.
-                for end in (0..body.len()).step_by(1 + body.len() / 64) {
-                    prop_assert!(!is_read(&body[..end]), "{:?} cut at {}", header, end);
-                }
-                prop_assert!(!is_read(&[body, &[0]].concat()), "{:?} with a byte more", header);
-            }
-        }
-    }
 }
 
 #[test]
