@@ -1,5 +1,6 @@
 //! What the whole-system scenarios share: the default model, prompts from a real text, and engines over it.
 
+pub mod closing;
 pub mod daemons;
 pub mod disk;
 pub mod golden;

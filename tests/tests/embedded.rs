@@ -3,8 +3,14 @@
 mod scenarios;
 
 use kvtier_engine::run::engine::{Engine, EngineOptions};
+use kvtier_tests::{disk, fixture};
 
 /// An engine with tiers of its own.
 fn open(options: EngineOptions) -> Engine {
-    kvtier_tests::fixture().engine(options)
+    if options.disk.is_some() { disk::open(options) } else { fixture().engine(options) }
+}
+
+/// Everything of an engine with a disk is on it afterwards.
+fn close(engine: Engine) {
+    disk::close(engine);
 }
