@@ -71,8 +71,7 @@ fn what_makes_room_is_counted_in_bytes_and_its_age_is_told() {
     for run in &runs {
         put(&client, namespace, run);
     }
-    let (found, _) = check_run(&client, namespace, &runs[49]);
-    assert_eq!(found, 100);
+    let read: usize = runs.iter().map(|run| check_run(&client, namespace, run).0).sum();
     let stats = daemon.stats();
     let evicted = stats["evictions"]["host"].as_u64().unwrap();
     assert!(evicted > 1000, "{stats}");
@@ -80,12 +79,13 @@ fn what_makes_room_is_counted_in_bytes_and_its_age_is_told() {
     let ages = |kind: &str| &stats["ages"][kind];
     let count = |kind: &str| ages(kind)["count"].as_u64().unwrap();
     // One in 64, by hashes that are the same in every run.
-    assert!((evicted / 128..=evicted / 32).contains(&count("lifetime")), "{evicted} evicted: {}", ages("lifetime"));
+    let watched = count("lifetime");
+    assert!((evicted / 128..=evicted / 32).contains(&watched), "{evicted} evicted: {}", ages("lifetime"));
     assert_eq!(count("idle_before_evict"), count("lifetime"));
     let seconds = |kind: &str| ages(kind)["sum_us"].as_f64().unwrap() / 1e6;
     assert!(seconds("idle_before_evict") <= seconds("lifetime"), "{stats}");
-    let watched = runs[49].iter().filter(|link| link.hash.0[0] % 64 == 0).count() as u64;
-    assert!(watched > 0 && count("reuse_gap") >= watched, "{watched} of the run are watched: {}", ages("reuse_gap"));
+    let reused = count("reuse_gap") as usize;
+    assert!((read / 128..=read / 32).contains(&reused), "{read} read: {}", ages("reuse_gap"));
     drop(client);
     daemon.end();
 }

@@ -272,6 +272,7 @@ impl Cache {
             }
         };
         state.attic.hand_over(&shape, class.host.extents());
+        state.watched.grow(class.host.layout().slots());
         state.classes.push(class);
         state.recent = state.classes.len() as ClassId - 1;
         Ok(state.recent)

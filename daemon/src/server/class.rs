@@ -13,6 +13,8 @@ use disk_tier::io::Region;
 use host_tier::{HostConfig, HostError, HostTier};
 use kvtier_sdk::embedded::ArenaExtent;
 
+use crate::server::ages::Watched;
+
 /// Live blocks that may be without a slot at once: those that requests wait for while they come from the disk.
 const LOADING_MAX: u32 = 4096;
 /// How long the slot of a vanished client rests, in milliseconds.
@@ -109,8 +111,9 @@ impl Class {
         let slots = host.layout().slots();
         let below_entries = if has_disk { LOADING_MAX } else { 0 };
         let budgets = Budgets { device_slots: slots, host_slots: 0, below_entries };
-        let metadata_bytes =
-            host.layout().metadata_bytes() + budgets.metadata_bytes() + u64::from(slots) * Census::BYTES_PER_SLOT;
+        let metadata_bytes = host.layout().metadata_bytes()
+            + budgets.metadata_bytes()
+            + u64::from(slots) * (Census::BYTES_PER_SLOT + Watched::BYTES_PER_SLOT);
         if metadata_bytes + slot_bytes > pool.left() {
             let minimum_bytes = metadata_bytes + slot_bytes;
             return Err(HostError::Budget { budget_bytes: pool.left(), slot_bytes, minimum_bytes });

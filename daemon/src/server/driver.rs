@@ -140,22 +140,12 @@ impl<'a> Driver<'a> {
                 unreachable!("a lending shard has no second place of slots: {action:?}")
             }
             answer => {
-                match &answer {
-                    Action::Committed { entry, inserted: true } => self.watch_coming(Some(*entry)),
-                    Action::Acquired { hits, .. } => self.watch_use(hits),
-                    _ => {}
+                if let Action::Committed { entry, inserted: true } = answer {
+                    self.watch_coming(Some(entry));
                 }
                 self.answers.push(answer);
             }
         }
-    }
-
-    /// Copies in the arena were asked for.
-    fn watch_use(&mut self, hits: &[(EntryId, Tier)]) {
-        let State { classes, watched, .. } = &mut *self.state;
-        let shard = &classes[self.class as usize].shard;
-        let in_arena = hits.iter().filter(|(_, tier)| *tier == Tier::Device);
-        in_arena.filter_map(|(entry, _)| shard.key(*entry)).for_each(|key| watched.used(key, self.now));
     }
 
     /// Starts to read a record into a slot.

@@ -220,9 +220,9 @@ pub struct Ages {
     pub bounds_us: Vec<u64>,
     /// From a copy's coming until it was evicted.
     pub lifetime: Latency,
-    /// From the last time that it was asked for, or its coming, until it was evicted.
+    /// From the last time that it was leased, or its coming, until it was evicted.
     pub idle_before_evict: Latency,
-    /// From one time that it was asked for, or its coming, to the next.
+    /// From one time that it was leased, or its coming, to the next.
     pub reuse_gap: Latency,
 }
 

@@ -36,6 +36,9 @@ impl Cache {
             (state, is_late) = self.load(state, class, &wanted, patience);
         }
         let (leased, missed) = lease(&state, holdings, class, &hits, is_late);
+        let now = self.now();
+        let in_arena = leased.iter().filter(|leased| leased.tier == Tier::Host);
+        in_arena.for_each(|leased| state.watched.used(&leased.key, now));
         let left: Vec<EntryId> = hits[leased.len()..].iter().map(|(entry, _)| *entry).collect();
         if !left.is_empty() {
             self.drive(&mut state, class, Event::Release { entries: &left });
