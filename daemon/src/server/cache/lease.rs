@@ -35,10 +35,7 @@ impl Cache {
         if !wanted.is_empty() {
             (state, is_late) = self.load(state, class, &wanted, patience);
         }
-        let (leased, missed) = lease(&state, holdings, class, &hits, is_late);
-        let now = self.now();
-        let in_arena = leased.iter().filter(|leased| leased.tier == Tier::Host);
-        in_arena.for_each(|leased| state.watched.used(&leased.key, now));
+        let (leased, missed) = lease(&mut state, holdings, class, &hits, is_late, self.now());
         let left: Vec<EntryId> = hits[leased.len()..].iter().map(|(entry, _)| *entry).collect();
         if !left.is_empty() {
             self.drive(&mut state, class, Event::Release { entries: &left });
@@ -169,13 +166,15 @@ impl Cache {
 
 /// Leases the slots of live blocks, up to the first that has none.
 fn lease(
-    state: &State,
+    state: &mut State,
     holdings: &mut Holdings,
     class: ClassId,
     hits: &[(EntryId, Tier)],
     is_late: bool,
+    now: Now,
 ) -> (Vec<Leased>, Option<MissReason>) {
-    let Class { host, shard, .. } = state.class(class);
+    let State { classes, watched, .. } = state;
+    let Class { host, shard, .. } = &classes[class as usize];
     let key = |entry: EntryId| shard.key(entry).expect("it was made live just now");
     let leases = host.lease_run(hits.iter().map(|(entry, _)| key(*entry)));
     let mut leased = Vec::with_capacity(hits.len());
@@ -184,9 +183,14 @@ fn lease(
     for (lease, (entry, tier)) in leases.into_iter().zip(hits) {
         let place = lease.place();
         let (slot, generation) = (lease.slot().0, lease.generation().0);
+        let key = *key(*entry);
+        // What was loaded for this very lease has come just now.
+        if *tier == Tier::Device {
+            watched.used(&key, now);
+        }
         leased.push(Leased {
             lease: holdings.lease(Held { class, entry: *entry, lease, since }),
-            key: *key(*entry),
+            key,
             extent: place.extent,
             slot,
             offset: place.offset,
