@@ -126,7 +126,7 @@ fn evicted_from_memory_and_how_long_ago() {
 
 #[test]
 fn evicted_from_the_disk() {
-    // A block that is dropped while the scrubber looks at it leaves its slot at rest, and the next one is turned away.
+    // A block that is dropped while the scrubber looks at it leaves its slot at rest, and of a dozen slots too few may be left.
     let mut bench = Bench::new(LARGE, true, |config| {
         small(config);
         config.scrub_bytes_s = 0;

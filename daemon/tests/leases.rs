@@ -7,7 +7,9 @@ use std::time::Instant;
 
 use cache_core::form::Lineage;
 use cache_core::miss::MissReason;
-use kvtier_sdk::wire::{Abort, AcceptId, Await, Batch, Empty, KeyParts, LeaseId, Lookup, Reply, Request, Reserve, Run};
+use kvtier_sdk::wire::{
+    Abort, AcceptId, Await, Batch, CommitCode, Empty, KeyParts, LeaseId, Lookup, Reply, Request, Reserve, Run,
+};
 use rig::raw::Raw;
 use rig::*;
 use serde_json::Value;
@@ -96,5 +98,29 @@ fn a_lease_ends_while_its_holder_waits() {
     assert_eq!(awaited.miss, Some(MissReason::NeverStored), "the wait went on");
     assert_eq!(raw.release(&leases), (0, BLOCKS as u32), "all have ended");
     drop((raw, writer));
+    daemon.end();
+}
+
+/// A slot that a vanished client may still read rests when its block goes: another one goes for who wanted it.
+#[test]
+fn what_a_vanished_client_has_read_keeps_nobody_from_storing() {
+    let folder = tempfile::tempdir().unwrap();
+    let daemon = start(folder.path(), |config| config.scrub_bytes_s = 0);
+    let client = daemon.client();
+    let namespace = client.name(&manifest(), tenant("a"));
+    let alone = |number: u32| links_from(namespace, number * 1000, 1)[0];
+    let is_put = |number: u32| put(&client, namespace, &[alone(number)]) == [Put::Committed(CommitCode::Inserted)];
+    let (mut raw, ..) = Raw::open(&daemon.socket);
+    let parts = raw.open_namespace(&manifest(), tenant("a"));
+    assert!(is_put(0));
+    assert_eq!(raw.acquire(parts, &[alone(0).hash]).0.len(), 1);
+    drop(raw);
+    daemon.settles("hanging up", |stats| stats["leases"]["count"] == 0 && stats["clients"]["count"] == 1);
+    // The first that goes is the one that was read.
+    let puts: Vec<bool> = (1..6000).map(is_put).collect();
+    let evicted = daemon.stats()["evictions"]["host"].as_u64().unwrap();
+    let refused = puts.iter().filter(|is_put| !*is_put).count();
+    assert!(refused == 0 && evicted > 1, "{refused} puts were refused, {evicted} blocks evicted");
+    drop(client);
     daemon.end();
 }

@@ -33,7 +33,7 @@ use cache_core::key::CopyKey;
 use cache_core::manager::{Action, Below, Census, CopyState, EntryId, Event, Owner, Ticket};
 use cache_core::miss::MissReason;
 use cache_core::payload::BlockShape;
-use cache_core::store::{OpId, Resident, Sealed, StoreError};
+use cache_core::store::{OpId, Resident, Sealed, Slot, StoreError};
 use cache_core::units::{Generation, Now, SlotIndex, Tier};
 use disk_tier::{DiskError, DiskState, DiskTier, Pin};
 use host_tier::{HostError, HostTier, Staging};
@@ -369,8 +369,7 @@ impl Cache {
             let live = class.shard.live_entries();
             used.blocks += u64::from(class.shard.resident());
             used.leased_bytes += live.len() as u64 * class.shape.slot_bytes();
-            let granted = u64::from(class.shard.budgets().device_slots - class.shard.device_used());
-            used.bytes -= granted * class.shape.slot_bytes();
+            used.bytes -= u64::from(class.unused()) * class.shape.slot_bytes();
         }
         used
     }

@@ -29,6 +29,8 @@ pub(crate) struct Class {
     pub(crate) shard: Shard,
     /// The arena's extents, as the disk reads into and writes from them.
     pub(crate) regions: Vec<Arc<dyn Region>>,
+    /// Slots that it was granted. The shard may use fewer, since it does not know of those that rest.
+    granted: u32,
 }
 
 /// The host budget, in bytes. A part of it is set aside for the staging memory of clients: classes keep what they were granted, so without it a
@@ -125,7 +127,7 @@ impl Class {
         let region =
             |extent: &Arc<host_tier::Extent>| Arc::new(ArenaExtent::new(Arc::clone(extent))) as Arc<dyn Region>;
         let regions = host.extents().iter().map(region).collect();
-        Ok(Class { shape, host, shard, regions })
+        Ok(Class { shape, host, shard, regions, granted: 0 })
     }
 
     /// Whether slots are to be touched ahead of their use: fewer than `ahead_bytes` of free ones have been. Grants one more where all have, out of what the
@@ -135,7 +137,7 @@ impl Class {
         if self.host.touched_free() * slot_bytes >= ahead_bytes {
             return false;
         }
-        let (granted, used) = (self.shard.budgets().device_slots, self.shard.device_used());
+        let (granted, used) = (self.granted, self.shard.device_used());
         if self.host.has_untouched() || granted == self.host.layout().slots() {
             return self.host.has_untouched();
         }
@@ -148,22 +150,30 @@ impl Class {
 
     /// True when fewer than `wanted` slots are free and the class could take more than it was granted.
     pub(crate) fn is_short_of(&self, wanted: u32) -> bool {
-        let granted = self.shard.budgets().device_slots;
-        granted - self.shard.device_used() < wanted && granted < self.host.layout().slots()
+        self.free() < wanted && self.granted < self.host.layout().slots()
     }
 
-    /// Sees to it that `wanted` slots are free, as far as the pool goes and without evicting anything.
+    /// Granted slots with nothing in them.
+    pub(crate) fn unused(&self) -> u32 {
+        self.granted - self.shard.device_used()
+    }
+
+    /// Of those, the ones that can be had now.
+    fn free(&self) -> u32 {
+        self.unused().saturating_sub(self.host.resting())
+    }
+
+    /// Sees to it that `wanted` slots are free, as far as the pool goes and without evicting anything. Where it does not go so far, the shard evicts: it is
+    /// told of the free slots alone, since a block that was promised one that rests would be turned away when it is there.
     pub(crate) fn grow(&mut self, wanted: u32, pool: &mut Pool) {
-        let granted = self.shard.budgets().device_slots;
-        // The shard takes slots that rest for free ones; a block that was promised one would be turned away when it is there.
-        let free = (granted - self.shard.device_used()).saturating_sub(self.host.resting());
         let affordable = u32::try_from(pool.left() / self.shape.slot_bytes()).unwrap_or(u32::MAX);
-        let more = wanted.saturating_sub(free).min(affordable).min(self.host.layout().slots() - granted);
+        let more = wanted.saturating_sub(self.free()).min(affordable).min(self.host.layout().slots() - self.granted);
         if more > 0 {
             pool.granted_bytes += u64::from(more) * self.shape.slot_bytes();
-            self.shard.set_device_slots(granted + more);
-            self.host.limit_touched(u64::from(granted + more));
+            self.granted += more;
+            self.host.limit_touched(u64::from(self.granted));
         }
+        self.shard.set_device_slots(self.shard.device_used() + self.free());
     }
 }
 
