@@ -22,12 +22,13 @@ enum State {
     Writing {
         key: Option<CopyKey>,
     },
-    /// `leased_at`: when the youngest lease was given; `rests`: a reader may still be at it, so the slot rests after removal.
+    /// `leased_at`: when the youngest lease was given; `reader_until`: until then a reader that vanished may still be at it, so the slot rests when it
+    /// is removed before.
     Committed {
         key: CopyKey,
         leases: u32,
         leased_at: Now,
-        rests: bool,
+        reader_until: Now,
     },
     Resting,
 }
@@ -170,7 +171,7 @@ impl SlotTable {
         }
         let generation = Generation(generation.0 + 1);
         *self.entry(slot) =
-            Entry { generation, state: State::Committed { key, leases: 0, leased_at: self.now, rests: false } };
+            Entry { generation, state: State::Committed { key, leases: 0, leased_at: self.now, reader_until: Now(0) } };
         Ok(generation)
     }
 
@@ -214,13 +215,14 @@ impl SlotTable {
         }
     }
 
-    /// Notes that a reader vanished and may still be reading: the copy stays, but its slot rests once it is removed.
+    /// Notes that a reader vanished and may still be reading, for as long as a revoked slot rests: the copy stays, but its slot rests if it is removed
+    /// meanwhile.
     pub fn rest_after_removal(&mut self, slot: SlotIndex, generation: Generation) {
-        if let Some(Entry { generation: held, state: State::Committed { rests, .. } }) =
+        if let Some(Entry { generation: held, state: State::Committed { reader_until, .. } }) =
             self.entries.get_mut(slot.0 as usize)
             && *held == generation
         {
-            *rests = true;
+            *reader_until = self.now.after_millis(self.rest_millis);
         }
     }
 
@@ -274,16 +276,7 @@ impl SlotTable {
         match self.committed(key) {
             None => Ok(None),
             Some((_, leases)) if leases > 0 => Err(StoreError::Leased { leases }),
-            Some((slot, _)) if matches!(self.entries[slot.0 as usize].state, State::Committed { rests: true, .. }) => {
-                Ok(self.revoke(key))
-            }
-            Some((slot, _)) => {
-                self.by_key.remove(key);
-                let entry = self.entry(slot);
-                *entry = Entry { generation: Generation(entry.generation.0 + 1), state: State::Free };
-                self.free.push(slot);
-                Ok(Some(slot))
-            }
+            Some(_) => Ok(self.revoke(key)),
         }
     }
 
@@ -291,10 +284,10 @@ impl SlotTable {
     pub fn revoke(&mut self, key: &CopyKey) -> Option<SlotIndex> {
         let slot = *self.by_key.get(key)?;
         let entry = &mut self.entries[slot.0 as usize];
-        let State::Committed { leases, rests, .. } = entry.state else {
+        let State::Committed { leases, reader_until, .. } = entry.state else {
             return None;
         };
-        let has_readers = leases > 0 || rests;
+        let has_readers = leases > 0 || reader_until > self.now;
         let state = if has_readers { State::Resting } else { State::Free };
         *entry = Entry { generation: Generation(entry.generation.0 + 1), state };
         self.by_key.remove(key);
@@ -404,7 +397,13 @@ mod tests {
         assert!(table.generation(slot).is_unstable());
         assert!(table.reserve(Some(key(2))).is_err(), "it rests");
         table.advance(Now(0).after_millis(2000));
-        assert!(table.reserve(Some(key(2))).is_ok());
+        let (slot, generation) = table.reserve(Some(key(2))).unwrap();
+        // Long after the reader has vanished nobody is at it any more.
+        let generation = table.commit(slot, generation, key(2)).unwrap();
+        table.rest_after_removal(slot, generation);
+        table.advance(Now(0).after_millis(4000));
+        assert_eq!(table.remove(&key(2)), Ok(Some(slot)));
+        assert!(table.reserve(Some(key(3))).is_ok(), "it does not rest");
     }
 
     #[test]

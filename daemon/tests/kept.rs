@@ -96,7 +96,8 @@ fn what_is_pinned_for_a_moment_goes_when_that_is_over() {
 #[test]
 fn when_all_is_pinned_new_blocks_are_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let daemon = start(folder.path(), |_| {});
+    // What it looks at just then could not go.
+    let daemon = start(folder.path(), |config| config.scrub_bytes_s = 0);
     let client = daemon.client();
     let namespace = client.name(&manifest(), tenant("a"));
     let (mut raw, ..) = Raw::open(&daemon.socket);

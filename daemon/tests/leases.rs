@@ -101,9 +101,10 @@ fn a_lease_ends_while_its_holder_waits() {
     daemon.end();
 }
 
-/// A slot that a vanished client may still read rests when its block goes: another one goes for who wanted it.
+/// For a moment, slots that a vanished client may still read rest when their blocks go. Each of them turns one put away, and no other.
 #[test]
-fn what_a_vanished_client_has_read_keeps_nobody_from_storing() {
+fn what_a_vanished_client_has_read_is_soon_room_for_others() {
+    const READ: u32 = 100;
     let folder = tempfile::tempdir().unwrap();
     let daemon = start(folder.path(), |config| config.scrub_bytes_s = 0);
     let client = daemon.client();
@@ -112,15 +113,17 @@ fn what_a_vanished_client_has_read_keeps_nobody_from_storing() {
     let is_put = |number: u32| put(&client, namespace, &[alone(number)]) == [Put::Committed(CommitCode::Inserted)];
     let (mut raw, ..) = Raw::open(&daemon.socket);
     let parts = raw.open_namespace(&manifest(), tenant("a"));
-    assert!(is_put(0));
-    assert_eq!(raw.acquire(parts, &[alone(0).hash]).0.len(), 1);
+    for number in 0..READ {
+        assert!(is_put(number));
+        assert_eq!(raw.acquire(parts, &[alone(number).hash]).0.len(), 1);
+    }
     drop(raw);
     daemon.settles("hanging up", |stats| stats["leases"]["count"] == 0 && stats["clients"]["count"] == 1);
-    // The first that goes is the one that was read.
-    let puts: Vec<bool> = (1..6000).map(is_put).collect();
+    // The first that go are those that were read.
+    let refused = (READ..6000).filter(|number| !is_put(*number)).count();
     let evicted = daemon.stats()["evictions"]["host"].as_u64().unwrap();
-    let refused = puts.iter().filter(|is_put| !*is_put).count();
-    assert!(refused == 0 && evicted > 1, "{refused} puts were refused, {evicted} blocks evicted");
+    assert!(refused <= READ as usize && evicted > 1000, "{refused} puts were refused, {evicted} blocks evicted");
+    assert!((6000..6100).all(is_put), "every one of them was refused at most once");
     drop(client);
     daemon.end();
 }

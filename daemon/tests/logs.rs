@@ -71,7 +71,7 @@ fn start_logging(folder: &Path, log: &str) -> Child {
 
 /// How 32 bytes would show in a log: as hexadecimal digits, short or in full, or as a list of numbers.
 fn traces(bytes: &[u8; 32]) -> [String; 3] {
-    let hex: String = bytes[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex = cache_core::hex::Hex(&bytes[..4]).to_string();
     let list: Vec<String> = bytes[..6].iter().map(u8::to_string).collect();
     [hex.clone(), hex.to_uppercase(), list.join(", ")]
 }

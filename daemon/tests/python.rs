@@ -29,7 +29,7 @@ fn a_client_of_150_lines_speaks_the_whole_protocol() {
     put_all(&client, namespace, &links[..4]);
     let mut bytes = Vec::new();
     manifest().encode(&mut bytes);
-    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex = cache_core::hex::Hex(&bytes).to_string();
     let output = Command::new("python3")
         .arg("-B")
         .arg(python.join("scenario.py"))

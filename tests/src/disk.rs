@@ -151,8 +151,3 @@ fn segments(directory: &Path) -> Vec<PathBuf> {
     paths.sort();
     paths
 }
-
-/// As hexadecimal digits.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}

@@ -7,7 +7,8 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-use kvtier_tests::disk::{expected, hex};
+use cache_core::hex::Hex;
+use kvtier_tests::disk::expected;
 use kvtier_tests::{fixture, turn};
 
 const START: usize = 5000;
@@ -39,7 +40,7 @@ fn answer(wrapper: &[String], directory: &Path, denied: fn() -> io::Result<()>) 
 
 /// Both answers, cold and after a restart, are those of a run without any cache.
 fn is_right(said: &Said) {
-    let expected = hex(&expected(&fixture().prompt(START, LENGTH), 8));
+    let expected = Hex(expected(&fixture().prompt(START, LENGTH), 8)).to_string();
     assert_eq!(said["digest"], [expected.clone(), expected], "{said:?}");
 }
 

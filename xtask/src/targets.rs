@@ -22,7 +22,7 @@ const SCALED: [(&str, &str, Option<&str>); 5] = [
     ("fuzz", "kvtier-tests", Some("fuzz")),
 ];
 /// Seconds that each fuzzed parser gets in a soak, and what they are without it.
-const FUZZ_SECONDS: (&str, &str) = ("KVTIER_FUZZ_SECONDS", "600");
+const FUZZ_SECONDS: (&str, u64) = ("KVTIER_FUZZ_SECONDS", 600);
 
 /// Runs the ignored tests of every test target `soak_<name>`, output shown as it comes, and what is [`SCALED`] with it: one at a time, but as many
 /// parsers at once as there are cores (or `RUST_TEST_THREADS`).
@@ -38,8 +38,7 @@ pub fn soak(name: Option<&str>, rest: &[String]) -> Result<(), String> {
         command.args(["test", "--release", "-p", package]).env("KVTIER_SOAK", "1");
         let is_fuzz = name == Some("fuzz");
         if is_fuzz {
-            let seconds = std::env::var(FUZZ_SECONDS.0).unwrap_or(FUZZ_SECONDS.1.to_owned());
-            command.env("BOLERO_RANDOM_TEST_TIME_MS", format!("{seconds}000"));
+            command.env("BOLERO_RANDOM_TEST_TIME_MS", (1000 * fuzz_seconds()?).to_string());
             command.env("BOLERO_RANDOM_ITERATIONS", u64::MAX.to_string());
         }
         match target {
@@ -50,6 +49,15 @@ pub fn soak(name: Option<&str>, rest: &[String]) -> Result<(), String> {
         stage::run(&format!("{} at full scale ({package})", target.unwrap_or("tests")), &mut command)?;
     }
     Ok(())
+}
+
+/// Errors: what is set is no number of seconds. What bolero cannot read it leaves out, and then never ends.
+fn fuzz_seconds() -> Result<u64, String> {
+    let (name, default) = FUZZ_SECONDS;
+    std::env::var_os(name).map_or(Ok(default), |text| {
+        let seconds = text.to_str().and_then(|text| text.parse().ok()).filter(|seconds| (1..=86_400).contains(seconds));
+        seconds.ok_or_else(|| format!("{name} is {text:?}, not a number of seconds from 1 to 86400"))
+    })
 }
 
 /// Bars that are part of xtask itself: they run `kvtier` and its peers.

@@ -33,7 +33,7 @@ use cache_core::key::CopyKey;
 use cache_core::manager::{Action, Below, Census, CopyState, EntryId, Event, Owner, Ticket};
 use cache_core::miss::MissReason;
 use cache_core::payload::BlockShape;
-use cache_core::store::{OpId, Resident, Sealed, Slot, StoreError};
+use cache_core::store::{OpId, Resident, Sealed, StoreError};
 use cache_core::units::{Generation, Now, SlotIndex, Tier};
 use disk_tier::{DiskError, DiskState, DiskTier, Pin};
 use host_tier::{HostError, HostTier, Staging};

@@ -103,7 +103,7 @@ impl<'a> Driver<'a> {
                 let shape = self.state.class(self.class).shape;
                 self.state.moved.evicted += Amount::of(1, &shape);
                 self.state.watched.evicted(&key, self.now);
-                // Leased only by a client that has vanished; the slot then rests.
+                // Under a reader of the daemon's own, the scrubber, or one that has just vanished, the slot rests.
                 let host = &self.state.class(self.class).host;
                 if host.remove(&key).is_err() {
                     host.revoke(&key);

@@ -1,10 +1,12 @@
 //! What the kernel tells of the daemon's own process, under the names that Prometheus' clients give it.
 
+use std::sync::{Mutex, PoisonError};
+
 use procfs::WithCurrentSystemInfo;
-use procfs::process::LimitValue;
+use rustix::process::{Resource, getrlimit};
 use serde::{Deserialize, Serialize};
 
-/// The process; 0 for what cannot be read.
+/// The process: as it was when it could last be read, 0 for what never could.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Process {
     /// Seconds of processor time, user and system.
@@ -24,26 +26,41 @@ pub struct Process {
 impl Process {
     /// This process, now.
     pub fn here() -> Process {
-        read().unwrap_or_default()
+        // When no descriptor is left its files cannot be read; what is known stays.
+        static KNOWN: Mutex<Process> = Mutex::new(Process::NONE);
+        let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+        known.read();
+        *known
     }
-}
 
-fn read() -> procfs::ProcResult<Process> {
-    let this = procfs::process::Process::myself()?;
-    let stat = this.stat()?;
-    let ticks = procfs::ticks_per_second() as f64;
-    let max_fds = match this.limits()?.max_open_files.soft_limit {
-        LimitValue::Unlimited => u64::MAX,
-        LimitValue::Value(limit) => limit,
+    const NONE: Process = Process {
+        cpu_seconds: 0.0,
+        start_time_seconds: 0.0,
+        resident_bytes: 0,
+        virtual_bytes: 0,
+        open_fds: 0,
+        max_fds: 0,
     };
-    Ok(Process {
-        cpu_seconds: (stat.utime + stat.stime) as f64 / ticks,
-        start_time_seconds: procfs::boot_time_secs()? as f64 + stat.starttime as f64 / ticks,
-        resident_bytes: stat.rss_bytes().get(),
-        virtual_bytes: stat.vsize,
-        open_fds: this.fd_count()? as u64,
-        max_fds,
-    })
+
+    /// Reads what can be read; the other figures stay.
+    fn read(&mut self) {
+        self.max_fds = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        let Ok(this) = procfs::process::Process::myself() else {
+            return;
+        };
+        let ticks = procfs::ticks_per_second() as f64;
+        if let Ok(stat) = this.stat() {
+            self.cpu_seconds = (stat.utime + stat.stime) as f64 / ticks;
+            self.resident_bytes = stat.rss_bytes().get();
+            self.virtual_bytes = stat.vsize;
+            if let (Ok(boot), true) = (procfs::boot_time_secs(), self.start_time_seconds == 0.0) {
+                self.start_time_seconds = boot as f64 + stat.starttime as f64 / ticks;
+            }
+        }
+        if let Ok(count) = this.fd_count() {
+            self.open_fds = count as u64;
+        }
+    }
 }
 
 #[cfg(test)]

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use crate::stats::histogram::{AGE_BOUNDS_US, Histogram};
 use crate::stats::process::Process;
 
-/// The version of the format. Fields may be added under one version; none is removed or gets another meaning.
+/// The version of the format. Fields may be added under one version, and a reader has their defaults from a daemon that does not know them; none is
+/// removed or gets another meaning.
 pub const VERSION: u32 = 1;
 
 /// A name out of a fixed list.
@@ -50,6 +51,7 @@ impl State {
 
 /// The whole answer. Counters count since the daemon was started.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Snapshot {
     /// [`VERSION`].
     pub version: u32,
@@ -131,6 +133,7 @@ impl TierUse {
 
 /// The disk's use and health.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct DiskUse {
     /// How full it is.
     #[serde(flatten)]
@@ -290,4 +293,23 @@ pub struct Leases {
     pub lost: u64,
     /// Ended by the daemon, by reason.
     pub reclaimed: ByName,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_older_daemon_tells_less_under_the_same_version() {
+        let disk = Some(DiskUse { io_errors: 7, io_inflight: 3, ..DiskUse::default() });
+        let told = Snapshot { uptime_ms: 5, tiers: Tiers { disk, ..Tiers::default() }, ..Snapshot::default() };
+        let mut value = serde_json::to_value(&told).unwrap();
+        for added in ["evicted_bytes", "ages", "process"] {
+            assert!(value.as_object_mut().unwrap().remove(added).is_some(), "{added}");
+        }
+        assert!(value["tiers"]["disk"].as_object_mut().unwrap().remove("io_inflight").is_some());
+        let read: Snapshot = serde_json::from_value(value).unwrap();
+        let disk = Some(DiskUse { io_errors: 7, ..DiskUse::default() });
+        assert_eq!(read, Snapshot { tiers: Tiers { disk, ..Tiers::default() }, ..told });
+    }
 }

@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
+use cache_core::hex::Hex;
 use disk_tier::testing::PlantedBug;
 use kvtier_engine::run::engine::EngineOptions;
 use kvtier_sdk::embedded::DiskStatus;
-use kvtier_tests::disk::{hex, with_disk_of};
+use kvtier_tests::disk::with_disk_of;
 use kvtier_tests::{ask, fixture, kill, options};
 
 fn main() {
@@ -33,7 +34,7 @@ fn answer(directory: &Path, start: usize, length: usize) {
             println!("medium {}", tier.describe());
         }
         let answer = ask(&mut engine, &prompt, 8);
-        println!("digest {}", hex(&answer.logits_digest));
+        println!("digest {}", Hex(&answer.logits_digest));
         println!("disk {}", answer.cached_tokens.disk);
         if let Some(notice) = cache.disk_tier().and_then(|tier| tier.notice()) {
             println!("notice {notice}");

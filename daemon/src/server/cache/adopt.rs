@@ -100,7 +100,7 @@ impl Cache {
         state.quotas.reserve(sealed.key.namespace, slot_bytes);
         let host = state.class(class).host.clone();
         drop(state);
-        let filled = self.promised_slot(&host, class, ATTIC, sealed.key).and_then(|mut slot| {
+        let filled = host.reserve(sealed.key).and_then(|mut slot| {
             found.copy(|offset, bytes| host.write(&mut slot, offset, bytes))?;
             slot.commit(&sealed).map_err(|(_, error)| error)
         });

@@ -157,7 +157,8 @@ impl Cache {
     /// Ends leases whose slots may still be read: once they are taken from their blocks, they rest before they are used again.
     fn take_back(&self, held: Vec<Held>) {
         {
-            let state = self.state();
+            let (state, now) = (self.state(), self.now());
+            held.iter().for_each(|held| state.class(held.class).host.advance(now));
             held.iter().for_each(|held| state.class(held.class).host.rest_after_removal(&held.lease));
         }
         self.let_go(held);

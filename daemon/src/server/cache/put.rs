@@ -2,9 +2,6 @@
 
 use super::*;
 
-/// Copies that go for one block at most, one after the other, while the slots of those before rest.
-const RESTING_MAX: usize = 8;
-
 impl Cache {
     /// Reserves a slot for one block, whose image the client will write to staging memory from `offset` on.
     pub(crate) fn reserve(
@@ -58,8 +55,8 @@ impl Cache {
         };
         let host = self.state().class(class).host.clone();
         self.planted.strike(Point::Commit);
-        let filled = self
-            .promised_slot(&host, class, owner, sealed.key)
+        let filled = host
+            .reserve(sealed.key)
             .and_then(|slot| host.commit_from(slot, staging, offset, &sealed).map_err(|(_, error)| error));
         let opened_for = Some(sealed.key);
         let mut state = self.state();
@@ -97,38 +94,6 @@ impl Cache {
         drop(state);
         self.ended.notify_all();
         (answer, Some(offset))
-    }
-
-    /// The slot of a block that the shard has promised one. It is not there when the copy that went for it had been read by somebody who has vanished: then
-    /// its slot rests, and another copy goes.
-    pub(super) fn promised_slot(
-        &self,
-        host: &HostTier,
-        class: ClassId,
-        owner: Owner,
-        key: CopyKey,
-    ) -> Result<Slot, StoreError> {
-        for _ in 0..RESTING_MAX {
-            match host.reserve(key) {
-                Err(StoreError::Full { .. }) if self.evict_one(class, owner) => {}
-                ended => return ended,
-            }
-        }
-        host.reserve(key)
-    }
-
-    /// Frees a slot by evicting, unless one is free; false when nothing may go.
-    fn evict_one(&self, class: ClassId, owner: Owner) -> bool {
-        let mut state = self.state();
-        state.grow(class, 1);
-        let ticket = Ticket(state.number());
-        let unnamed = [None];
-        let room = Event::Room { ticket, owner, keys: &unnamed, held: 0 };
-        let is_granted = matches!(self.drive(&mut state, class, room).first(), Some(Action::Granted { .. }));
-        if is_granted {
-            self.drive(&mut state, class, Event::Abandon { owner, keys: &unnamed, held: 0 });
-        }
-        is_granted
     }
 
     /// Gives a reservation up; returns where it was in staging memory, `None` when there was none.
