@@ -137,8 +137,8 @@ impl HostTier {
         overdue.len() as u32
     }
 
-    /// Notes that the reader of a lease vanished without saying whether it still reads: the copy stays, but its slot rests before it is used
-    /// for another.
+    /// Notes that the reader of a lease vanished without saying whether it still reads: the copy stays, but if it goes within
+    /// `rest_millis` its slot rests before it is used for another.
     pub fn rest_after_removal(&self, lease: &Lease) {
         self.arena.table().slots.rest_after_removal(lease.slot(), lease.generation());
     }
