@@ -2,9 +2,9 @@
 //!
 //! Only of one copy in [`SHARE`], told by its hash, so that a hit costs next to nothing more and the table stays small.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
+use cache_core::hasher::{self, DigestMap};
 use cache_core::key::CopyKey;
 use cache_core::units::Now;
 
@@ -23,7 +23,7 @@ struct Age {
 
 /// Guarded by the state's lock.
 pub(crate) struct Watched {
-    copies: HashMap<CopyKey, Age>,
+    copies: DigestMap<CopyKey, Age>,
     copies_max: usize,
     lifetime: Histogram,
     idle: Histogram,
@@ -33,7 +33,7 @@ pub(crate) struct Watched {
 impl Default for Watched {
     fn default() -> Watched {
         let [lifetime, idle, reuse] = [(); 3].map(|()| Histogram::new(&AGE_BOUNDS_US));
-        Watched { copies: HashMap::new(), copies_max: 0, lifetime, idle, reuse }
+        Watched { copies: hasher::map(0), copies_max: 0, lifetime, idle, reuse }
     }
 }
 

@@ -87,7 +87,7 @@ pub(crate) struct Cache {
 
 /// What the mutex guards.
 pub(crate) struct State {
-    pub(crate) classes: Vec<Class>,
+    classes: Vec<Class>,
     /// The class that was last opened, or written to.
     recent: ClassId,
     pub(crate) pool: Pool,

@@ -85,10 +85,9 @@ impl<'a> Driver<'a> {
 
     /// An entry has got a copy in the arena.
     fn watch_coming(&mut self, entry: Option<EntryId>) {
-        let State { classes, watched, .. } = &mut *self.state;
-        let shard = &classes[self.class as usize].shard;
-        if let Some(key) = entry.and_then(|entry| shard.key(entry)) {
-            watched.came(key, self.now);
+        let shard = &self.state.class(self.class).shard;
+        if let Some(key) = entry.and_then(|entry| shard.key(entry)).copied() {
+            self.state.watched.came(&key, self.now);
         }
     }
 

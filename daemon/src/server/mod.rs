@@ -8,6 +8,7 @@
 //! | `session` | one connection: requests in, answers out, everything given back at its end |
 //! | `staging` | a connection's memory for blocks on their way in |
 //! | `cache` | classes over arena and disk behind one mutex: what requests do |
+//! | `ages` | how old copies in the arena get, for operators |
 //! | `attic` | extents of the daemon before, whose blocks are brought back |
 //! | `manager` | the service manager, which keeps them in between |
 //! | `class` | the blocks of one shape: slots, shard, share of the budget |

@@ -27,20 +27,12 @@ impl Process {
     /// This process, now.
     pub fn here() -> Process {
         // When no descriptor is left its files cannot be read; what is known stays.
-        static KNOWN: Mutex<Process> = Mutex::new(Process::NONE);
+        static KNOWN: Mutex<Option<Process>> = Mutex::new(None);
         let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = known.get_or_insert_default();
         known.read();
         *known
     }
-
-    const NONE: Process = Process {
-        cpu_seconds: 0.0,
-        start_time_seconds: 0.0,
-        resident_bytes: 0,
-        virtual_bytes: 0,
-        open_fds: 0,
-        max_fds: 0,
-    };
 
     /// Reads what can be read; the other figures stay.
     fn read(&mut self) {
